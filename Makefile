@@ -1,0 +1,54 @@
+# Everything is one command; the build itself is CMake's (see CMakePresets.json).
+#   make build   set-up, and the command at build/release/bin/weir
+#   make test    set-up, and all tests but the long ones
+#   make demo    set-up, build, and the main job shown
+JOBS ?= 2
+RUN_TESTS := python3 scripts/run_tests.py --jobs $(JOBS)
+
+.DEFAULT_GOAL := build
+.PHONY: build setup test test-long conformance asan tsan demo bench lint lint-changed clean
+
+setup:
+	@bash scripts/setup.sh
+
+# Only once; after that the generated build looks after itself.
+build/%/build.ninja: CMakePresets.json | setup
+	cmake --preset $*
+	@touch $@
+
+build: setup build/release/build.ninja
+	cmake --build build/release -j$(JOBS) --target product
+
+# Units, flows and the model run with lockdep and verify on; what is live runs as it is shipped.
+test: setup build/debug/build.ninja build/release/build.ninja
+	cmake --build build/debug -j$(JOBS) --target tests_unit tests_flows tests_model
+	cmake --build build/release -j$(JOBS) --target product tests_live
+	$(RUN_TESTS) --python build/debug=unit,flows,model build/release=live
+
+# The same with WEIR_LONG=1 (all seeds, all repetitions), in the release build as well.
+test-long: setup build/debug/build.ninja build/release/build.ninja
+	cmake --build build/debug -j$(JOBS) --target tests_unit tests_flows tests_model
+	cmake --build build/release -j$(JOBS) --target product tests_all
+	WEIR_LONG=1 $(RUN_TESTS) --time-limit 7200 --python build/debug=unit,flows,model build/release=unit,flows,model,live
+
+conformance: setup build/debug/build.ninja
+	cmake --build build/debug -j$(JOBS) --target tests_flows
+	$(RUN_TESTS) build/debug=flows
+
+asan tsan: %: setup build/%/build.ninja
+	cmake --build build/$@ -j$(JOBS) --target tests_unit tests_flows tests_model
+	$(RUN_TESTS) --time-limit 1800 build/$@=unit,flows,model
+
+demo: build
+	bash scripts/demo.sh
+
+bench: setup build/release/build.ninja
+	cmake --build build/release -j$(JOBS) --target product bench
+	bash scripts/bench.sh build/release
+
+lint lint-changed: build/debug/build.ninja
+	@bash scripts/setup.sh lint
+	bash scripts/lint.sh $(if $(filter lint-changed,$@),--changed) $(FILES)
+
+clean:
+	rm -rf build

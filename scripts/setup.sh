@@ -1,0 +1,49 @@
+#!/bin/bash
+# Installs what weir is built and tested with, only what is missing, without a question.
+#   scripts/setup.sh [lint]     with "lint" also clang-format and clang-tidy
+# Without root and with something missing: prints the one line to run and exits 2.
+set -euo pipefail
+
+packages=(
+  g++ cmake ninja-build make ccache python3
+  libboost-context-dev libboost-dev libfmt-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev
+  libxxhash-dev liblz4-dev libzstd-dev liburing-dev libjemalloc-dev
+  libgtest-dev libgmock-dev libbenchmark-dev
+  sqlite3 stress-ng
+)
+if [[ "${1:-}" == lint ]]; then
+  packages+=(clang-format clang-tidy)
+fi
+
+if ! command -v dpkg-query >/dev/null; then
+  echo "setup: this is not a Debian system; weir needs what Debian 12 calls: ${packages[*]}" >&2
+  exit 2
+fi
+
+declare -A installed=()
+while read -r name state; do
+  [[ "$state" == installed ]] && installed[$name]=1
+done < <(dpkg-query -W -f '${Package} ${db:Status-Status}\n' "${packages[@]}" 2>/dev/null || true)
+
+missing=()
+for package in "${packages[@]}"; do
+  [[ -n "${installed[$package]:-}" ]] || missing+=("$package")
+done
+[[ ${#missing[@]} -eq 0 ]] && exit 0
+
+if [[ $(id -u) -ne 0 ]]; then
+  echo "sudo apt-get install -y ${missing[*]}"
+  exit 2
+fi
+
+export DEBIAN_FRONTEND=noninteractive
+echo "setup: installing ${missing[*]}"
+install() { apt-get install -y -q --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}" </dev/null; }
+# The package lists may be absent or stale on a fresh machine.
+if ! log=$(install 2>&1); then
+  if ! log=$(apt-get update -q 2>&1 </dev/null && install 2>&1); then
+    echo "$log" | tail -20 >&2
+    echo "setup: could not install ${missing[*]}" >&2
+    exit 2
+  fi
+fi

@@ -1,0 +1,89 @@
+"""Names: no path of somebody's machine in the sources, and the functions of the held flows exist under their names."""
+
+import re
+import tomllib
+import unittest
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOWS = ROOT / "tests" / "flows" / "flows.toml"
+HELD = ROOT / "tests" / "flows" / "held.txt"  # ids of the flows that are held, one a line, # starts a comment
+MACHINE_PATHS = ("/work/", "/root/")
+
+
+def sources(*suffixes: str) -> dict[str, str]:
+    return {
+        path.relative_to(ROOT).as_posix(): path.read_text(errors="replace")
+        for path in sorted((ROOT / "src").rglob("*")) if path.suffix in suffixes and path.is_file()
+    }
+
+
+def defined(name: str, text: str) -> bool:
+    """Whether `text` defines a function of this name: name(...) ... { with nothing that ends a declaration between."""
+    for match in re.finditer(rf"(?<![\w.>]){re.escape(name)}\s*\(", text):
+        depth, at = 1, match.end()
+        while depth and at < len(text):
+            depth += {"(": 1, ")": -1}.get(text[at], 0)
+            at += 1
+        # const, noexcept, a return type, a constructor's list; not the rest of an `if (name(...)) {`
+        if re.match(r"[^;{}()=]*\{", text[at:at + 500]):
+            return True
+    return False
+
+
+def required_names(flow: dict, no_effect: set[str]) -> list[str]:
+    """The functions that every run of the flow has, under the names of its era's kernel."""
+    absent = set(flow.get("not_in_kernel", ()))
+    names = []
+    for step in flow.get("steps", ()):
+        if "fn" not in step or step.get("optional") or "when" in step or "callee_any" in step:
+            continue
+        name = step.get("callee", step["fn"])
+        if step["fn"] in absent or name in absent:
+            name = step.get("kernel_name")
+        if name and name not in no_effect and re.fullmatch(r"\w+", name):
+            names.append(name)
+    return names
+
+
+class Names(unittest.TestCase):
+    def test_no_path_of_a_machine_in_the_sources(self):
+        found = [
+            f"{name}:{number}: {path}"
+            for name, text in sources(".hpp", ".h", ".cpp", ".c", ".map", ".js", ".ts", ".html", ".css").items()
+            for number, line in enumerate(text.splitlines(), 1)
+            for path in MACHINE_PATHS if path in line
+        ]
+        self.assertEqual(found, [], "\n" + "\n".join(found))
+
+    def test_functions_of_held_flows_exist(self):
+        if not HELD.exists():
+            return  # no flow is held
+        table = tomllib.loads(FLOWS.read_text())
+        flows = {flow["id"]: flow for flow in table["flow"]}
+        no_effect = {entry["fn"] for entry in table["no_effect"]}
+        text = "\n".join(sources(".hpp", ".cpp").values())
+        text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+        missing = []
+        for line in HELD.read_text().splitlines():
+            flow_id = line.partition("#")[0].strip()
+            if not flow_id:
+                continue
+            self.assertIn(flow_id, flows, "held.txt names a flow that flows.toml does not have")
+            for name in required_names(flows[flow_id], no_effect):
+                if not defined(name, text):
+                    missing.append(f"{flow_id}: {name} is defined nowhere in src/")
+        self.assertEqual(missing, [], "\n" + "\n".join(missing))
+
+    def test_what_counts_as_a_definition(self):
+        self.assertTrue(defined("kswapd", "void Vmscan::kswapd(Node& node) {\n}"))
+        self.assertTrue(defined("__free_page", "inline void\n__free_page(Page* page) const noexcept { }"))
+        self.assertTrue(defined("pte", "auto pte(int a) -> Result<Pte> {"))
+        self.assertFalse(defined("kswapd", "void kswapd(Node& node);"))
+        self.assertFalse(defined("kswapd", "void wakeup_kswapd(Node& node) {}"))
+        self.assertFalse(defined("kswapd", "machine.kswapd(node);"))
+        self.assertFalse(defined("kswapd", "if (kswapd(node)) {"))
+
+
+if __name__ == "__main__":
+    unittest.main()
