@@ -6,7 +6,7 @@ JOBS ?= 2
 RUN_TESTS := python3 scripts/run_tests.py --jobs $(JOBS)
 
 .DEFAULT_GOAL := build
-.PHONY: build setup test test-long conformance asan tsan demo bench lint lint-changed clean
+.PHONY: build setup test test-long conformance asan tsan demo bench lint lint-changed format clean
 
 setup:
 	@bash scripts/setup.sh
@@ -49,6 +49,10 @@ bench: setup build/release/build.ninja
 lint lint-changed: build/debug/build.ninja
 	@bash scripts/setup.sh lint
 	bash scripts/lint.sh $(if $(filter lint-changed,$@),--changed) $(FILES)
+
+format:
+	@bash scripts/setup.sh lint
+	git ls-files '*.cpp' '*.hpp' '*.h' '*.c' | xargs -r clang-format -i
 
 clean:
 	rm -rf build
