@@ -1,0 +1,33 @@
+// src/mm/vmstat.hpp
+//
+// Counters. Events per CPU, gauges per node; read as /proc/vmstat. Linux: mm/vmstat.c.
+// One node: gauges are plain atomics (exact); per-CPU deltas come with the row of their own.
+#pragma once
+
+#include "mm/types.hpp"
+
+namespace weir {
+
+class VmStat {
+ public:
+  void mod_node_page_state(NodeStat s, int64_t delta) {
+    gauges_[static_cast<unsigned>(s)].fetch_add(delta, std::memory_order_relaxed);
+  }
+  void inc_node_page_state(NodeStat s) { mod_node_page_state(s, 1); }
+  void dec_node_page_state(NodeStat s) { mod_node_page_state(s, -1); }
+  [[nodiscard]] int64_t node_page_state(NodeStat s) const {
+    return gauges_[static_cast<unsigned>(s)].load(std::memory_order_relaxed);
+  }
+  void count_vm_event(VmEvent e) { count_vm_events(e, 1); }
+  void count_vm_events(VmEvent e, uint64_t n) { events_[static_cast<unsigned>(e)].fetch_add(n, std::memory_order_relaxed); }
+  [[nodiscard]] uint64_t event(VmEvent e) const { return events_[static_cast<unsigned>(e)].load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<int64_t> gauges_[static_cast<unsigned>(NodeStat::count)] = {};
+  std::atomic<uint64_t> events_[static_cast<unsigned>(VmEvent::count)] = {};
+};
+
+[[nodiscard]] const char* stat_name(NodeStat s);
+[[nodiscard]] const char* event_name(VmEvent e);
+
+}  // namespace weir
