@@ -16,6 +16,9 @@
 
 namespace weir {
 
+/// Whether a freed page's bytes are likely still in the CPU's cache.
+enum class Temperature : uint8_t { hot, cold };
+
 class PageAllocator {
  public:
   /// `pressure` may be null until set_pressure: then the slow path fails instead of reclaiming.
@@ -34,10 +37,10 @@ class PageAllocator {
 
   // ---- freeing
   void __free_pages(Page& page, Order order);
-  /// Order 0, count already 0, off every list, no mapping.
-  void free_unref_page(Page& page);
+  /// Order 0, count already 0, off every list, no mapping. Hot pages are handed out again first, cold ones last.
+  void free_hot_cold_page(Page& page, Temperature temperature = Temperature::hot);
   /// A batch of such pages, linked by lru; the list is empty afterwards.
-  void free_unref_page_list(PageList& pages);
+  void free_hot_cold_page_list(PageList& pages, Temperature temperature = Temperature::hot);
   /// A frame that arch_free_page held back is free now.
   void free_quarantined(Page& page);
 
