@@ -3,20 +3,20 @@
 // Closed intervals [start, last], found by what they overlap: which mappings of this file cover its page 7?
 // A binary tree ordered by start whose nodes also know the largest `last` below them:
 //
-//                     [4, 9] largest 20                  query [10, 12]:
-//                    /                 \                   [4, 9]: largest 20 >= 10, so something may be here
-//        [1, 20] largest 20        [6, 7] largest 8        left:   [1, 20] overlaps
-//                                       \                  itself: 9 < 10, no; right: largest 8 < 10, whole side skipped
-//                                     [8, 8] largest 8
+//                  [4, 9] largest 20                 query [10, 12]:
+//                 /                 \                  [4, 9]: largest 20 >= 10, so something may be here
+//       [1, 20] largest 20      [6, 7] largest 8       its left:  [1, 20] overlaps
+//                                    \                 itself:    9 < 10, no
+//                                  [8, 8] largest 8    its right: largest 8 < 10, the whole side is skipped
 //
-// Intrusive: a node holds an IntervalLink, the tree allocates nothing. Balanced by height (AVL), so it is never higher than
-// 1.45 log2(n) and its shape depends on the order of calls alone, never on addresses.
+// Intrusive: a node holds an IntervalTreeLink, the tree allocates nothing. Balanced by height (AVL), so it is never
+// higher than 1.45 log2(n), and its shape depends on the order of calls alone, never on addresses.
 //
 //   struct VmaTraits {
 //     using Node = VmArea;
 //     static uint64_t start(const VmArea& vma) { return vma.vm_pgoff; }
 //     static uint64_t last(const VmArea& vma) { return vma.vm_pgoff + vma.pages() - 1; }
-//     static IntervalLink<VmArea>& link(VmArea& vma) { return vma.shared; }
+//     static IntervalTreeLink<VmArea>& link(VmArea& vma) { return vma.shared; }
 //   };
 //   IntervalTree<VmaTraits> i_mmap;
 //   for (VmArea* vma = i_mmap.iter_first(7, 7); vma != nullptr; vma = i_mmap.iter_next(vma, 7, 7)) ...
@@ -39,9 +39,10 @@ namespace weir {
 ///
 /// In a tree:  height = 1 + max(left's, right's), where "no child" has 0; |left's - right's| <= 1
 ///             subtree_last = max(last of this node, left's, right's)
-///             left subtree: start <= this node's start <= start of the right subtree; in-order = order of equals' insertion
+///             starts in the left subtree <= this node's start <= starts in the right one; those that start alike are
+///             in the order of their insertion
 template <class T>
-struct IntervalLink {
+struct IntervalTreeLink {
   T* parent = nullptr;
   T* left = nullptr;
   T* right = nullptr;
@@ -75,8 +76,8 @@ class IntervalTree {
     attach(node, parent, to_left);
   }
 
-  /// Puts `node`, which starts where `prev` starts, directly after it. A fork uses it: the child's mapping comes after the
-  /// parent's, so a walk that races with the copy of page tables meets the copy last.
+  /// Puts `node`, which starts where `prev` starts, directly after it. A fork uses it: the child's mapping comes after
+  /// the parent's, so a walk that races with the copy of page tables meets the copy last.
   void insert_after(Node* node, Node* prev) {
     WEIR_BUG_ON(Traits::start(*node) != Traits::start(*prev));
     if (link(prev).right == nullptr)
@@ -124,7 +125,8 @@ class IntervalTree {
     return first_below(root_, start, last);
   }
 
-  /// The next one after `node`, which iter_first or iter_next returned for the same [start, last] and is still in the tree.
+  /// The next one after `node`, which iter_first or iter_next returned for the same [start, last] and which is still in
+  /// the tree.
   [[nodiscard]] Node* iter_next(Node* node, uint64_t start, uint64_t last) const {
     Node* right = link(node).right;
     if (right != nullptr && link(right).subtree_last >= start) return first_below(right, start, last);
@@ -154,7 +156,7 @@ class IntervalTree {
     }
   }
 
-  /// The first rule of IntervalLink's that does not hold; null when all do. For verify().
+  /// The first rule of IntervalTreeLink's that does not hold; null when all do. For verify().
   [[nodiscard]] const char* broken_rule() const {
     if (root_ != nullptr && link(root_).parent != nullptr) return "interval: the root has a parent";
     Node* before = nullptr;
@@ -174,7 +176,7 @@ class IntervalTree {
   }
 
  private:
-  using Link = IntervalLink<Node>;
+  using Link = IntervalTreeLink<Node>;
 
   static Link& link(Node* node) { return Traits::link(*node); }
   static int height(Node* node) { return node == nullptr ? 0 : link(node).height; }
@@ -278,8 +280,8 @@ class IntervalTree {
     return node;
   }
 
-  /// Repairs `node` and its ancestors after a change below, at least up to `through` (null: no such), and no further than the
-  /// change is seen.
+  /// Repairs `node` and its ancestors after a change below, at least up to `through` (null: no such node), and no
+  /// further than the change is seen.
   void fix_up(Node* node, Node* through) {
     while (node != nullptr) {
       const uint8_t height_before = link(node).height;

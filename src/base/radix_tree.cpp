@@ -92,7 +92,7 @@ unsigned radix_tree_preload_size(unsigned order, uint64_t max_index) {
   if (height == 0) return 0;
   // The worst tree holds one item at index 0, in the root: a chain of nodes down to it ...
   unsigned nodes = height;
-  // ... and beside it, below the same root, a path down to the run of new entries, which broadens where it is wider than a node.
+  // ... and below the same root a path to the new entries, as many nodes wide as they are.
   for (unsigned level = 0; level + 1 < height; ++level) {
     const unsigned bits = (level + 1) * RADIX_TREE_MAP_SHIFT;
     nodes += order > bits ? 1U << (order - bits) : 1U;
@@ -100,16 +100,20 @@ unsigned radix_tree_preload_size(unsigned order, uint64_t max_index) {
   return nodes;
 }
 
+Result<void> RadixPreload::reserve(unsigned order) {
+  if (fill(radix_tree_preload_size(order, max_index_))) return {};
+  give_back();
+  return Errno::nomem;
+}
+
 Result<void> radix_tree_maybe_preload_order(RadixPreload& preload, unsigned order) {
   WEIR_FLOW(order);
-  if (preload.fill(radix_tree_preload_size(order, preload.max_index_))) return {};
-  preload.give_back();
-  return Errno::nomem;
+  return preload.reserve(order);
 }
 
 Result<void> radix_tree_maybe_preload(RadixPreload& preload) {
   WEIR_FLOW();
-  return radix_tree_maybe_preload_order(preload, 0);
+  return preload.reserve(0);
 }
 
 void radix_tree_preload_end(RadixPreload& preload) {
@@ -131,23 +135,6 @@ Result<void> RadixTree::__radix_tree_insert(uint64_t index, void* item, RadixPre
   return insert_entries(place, item);
 }
 
-/// How many nodes the way to `index` lacks.
-unsigned RadixTree::nodes_missing(uint64_t index) const {
-  const unsigned wanted = height_for(index);
-  if (root_ == nullptr) return wanted;
-  const unsigned have = height();
-  // The new root's slot for `index` is not slot 0, below which the old tree comes to lie: only the root is shared.
-  if (wanted > have) return (wanted - have) + (wanted - 1);
-  const RadixTreeNode* node = root_node();
-  if (node == nullptr) return 0;
-  while (node->shift != 0) {
-    const unsigned slot = slot_of(index, node->shift);
-    if (!present(node, slot)) return node->shift / RADIX_TREE_MAP_SHIFT;
-    node = child(node, slot);
-  }
-  return 0;
-}
-
 RadixTreeNode* RadixTree::make_node(RadixPreload& preload, unsigned shift, RadixTreeNode* parent, unsigned offset) {
   RadixTreeNode* node = preload.take();
   std::memset(static_cast<void*>(node), 0, sizeof *node);
@@ -158,32 +145,33 @@ RadixTreeNode* RadixTree::make_node(RadixPreload& preload, unsigned shift, Radix
   return node;
 }
 
-/// The slot of `index`, in use or not, with every node on the way to it. All nodes are at hand before the first is linked,
-/// so a failure leaves no empty path behind.
+/// The slot of `index`, in use or not, with every node on the way to it. All that it takes is at hand before the first
+/// node is linked, so a failure leaves no empty path behind.
 Result<RadixTree::Place> RadixTree::__radix_tree_create(uint64_t index, RadixPreload& preload) {
   WEIR_FLOW(index);
-  if (!preload.fill(nodes_missing(index))) return Errno::nomem;
+  const unsigned have = height();
+  const unsigned wanted = root_ == nullptr || height_for(index) > have ? height_for(index) : have;
 
-  const unsigned wanted = height_for(index);
-  if (root_ == nullptr) {
-    if (wanted == 0) return Place{nullptr, &root_, 0};
-    root_ = node_to_entry(make_node(preload, shift_of_height(wanted), nullptr, 0));
-  }
-  // Grow: what the tree held goes below slot 0 of a new root.
-  for (unsigned have = height(); have < wanted; ++have) {
-    RadixTreeNode* root = make_node(preload, have * RADIX_TREE_MAP_SHIFT, nullptr, 0);
-    root->slots[0] = root_;
-    root->marks[PRESENT] = bit(0);
-    for (unsigned tag = 0; tag < RADIX_TREE_MAX_TAGS; ++tag) root->marks[tag] = root_tags_ >> tag & 1;
-    if (RadixTreeNode* old = root_node())
-      old->parent = root;
-    else
-      root->exceptional = is_exceptional_entry(root_) ? bit(0) : 0;
-    root_ = node_to_entry(root);
-  }
+  // The way as far as it is there.
+  RadixTreeNode* node = wanted == have ? root_node() : nullptr;
+  while (node != nullptr && node->shift != 0 && present(node, slot_of(index, node->shift)))
+    node = child(node, slot_of(index, node->shift));
 
-  RadixTreeNode* node = root_node();
-  if (node == nullptr) return Place{nullptr, &root_, 0};
+  unsigned missing = 0;
+  if (node != nullptr)
+    missing = node->shift / RADIX_TREE_MAP_SHIFT;
+  else if (root_ == nullptr)
+    missing = wanted;
+  else if (wanted > have)
+    // The old tree comes to lie below slot 0 of the new root, and `index` below another: they share the root alone.
+    missing = (wanted - have) + (wanted - 1);
+  if (!preload.fill(missing)) return Errno::nomem;
+
+  if (node == nullptr) {
+    if (wanted != have) grow(wanted, preload);
+    node = root_node();
+    if (node == nullptr) return Place{nullptr, &root_, 0};
+  }
   while (node->shift != 0) {
     const unsigned slot = slot_of(index, node->shift);
     if (!present(node, slot)) {
@@ -194,6 +182,25 @@ Result<RadixTree::Place> RadixTree::__radix_tree_create(uint64_t index, RadixPre
   }
   const unsigned slot = slot_of(index, 0);
   return Place{node, &node->slots[slot], slot};
+}
+
+/// Makes the tree `wanted` levels high. What it held goes below slot 0 of the new root.
+void RadixTree::grow(unsigned wanted, RadixPreload& preload) {
+  if (root_ == nullptr) {
+    root_ = node_to_entry(make_node(preload, shift_of_height(wanted), nullptr, 0));
+    return;
+  }
+  for (unsigned have = height(); have < wanted; ++have) {
+    RadixTreeNode* root = make_node(preload, shift_of_height(have + 1), nullptr, 0);
+    root->slots[0] = root_;
+    root->marks[PRESENT] = bit(0);
+    for (unsigned tag = 0; tag < RADIX_TREE_MAX_TAGS; ++tag) root->marks[tag] = root_tags_ >> tag & 1;
+    if (RadixTreeNode* below = root_node())
+      below->parent = root;
+    else
+      root->exceptional = is_exceptional_entry(root_) ? bit(0) : 0;
+    root_ = node_to_entry(root);
+  }
 }
 
 Result<void> RadixTree::insert_entries(const Place& place, void* item) {
@@ -470,7 +477,8 @@ const char* broken_rule_of(const RadixTreeNode& node) {
   for (unsigned i = 0; i < RADIX_TREE_MAP_SIZE; ++i) {
     if (present(&node, i) != (node.slots[i] != nullptr)) return "radix: a slot in use is not marked present";
     if (!present(&node, i)) continue;
-    if (is_internal_node(node.slots[i]) != (node.shift != 0)) return "radix: an item above the leaves, or a node in one";
+    if (is_internal_node(node.slots[i]) != (node.shift != 0))
+      return "radix: an item above the leaves, or a node in a leaf";
     if (node.shift == 0) {
       if (is_exceptional_entry(node.slots[i]) != ((node.exceptional & bit(i)) != 0))
         return "radix: an exceptional bit does not say what is stored";
@@ -480,7 +488,8 @@ const char* broken_rule_of(const RadixTreeNode& node) {
     if (below.parent != &node || below.offset != i) return "radix: a child does not know its place";
     if (below.shift + RADIX_TREE_MAP_SHIFT != node.shift) return "radix: a child is at the wrong height";
     for (unsigned tag = 0; tag < RADIX_TREE_MAX_TAGS; ++tag)
-      if (((node.marks[tag] & bit(i)) != 0) != (below.marks[tag] != 0)) return "radix: a tag does not say what is below";
+      if (((node.marks[tag] & bit(i)) != 0) != (below.marks[tag] != 0))
+        return "radix: a tag does not say what is below";
   }
   return nullptr;
 }
@@ -497,7 +506,8 @@ const char* RadixTree::broken_rule() const {
     return "radix: no such height";
   if (root->marks[PRESENT] == bit(0)) return "radix: the root only leads to slot 0";
   for (unsigned tag = 0; tag < RADIX_TREE_MAX_TAGS; ++tag)
-    if (((root_tags_ >> tag & 1) != 0) != (root->marks[tag] != 0)) return "radix: the root's tags differ from its node's";
+    if (((root_tags_ >> tag & 1) != 0) != (root->marks[tag] != 0))
+      return "radix: the tree's tags differ from its root's";
   uint32_t count = 0;
   for (const RadixTreeNode* node = root; node != nullptr; node = node_after(node)) {
     if (const char* broken = broken_rule_of(*node)) return broken;

@@ -3,16 +3,16 @@
 // An array of pointers with 64-bit indices of which few are in use: the page cache of a file, the swap cache.
 // Six bits of the index choose a slot in each node; the tree is as high as its largest index asks for.
 //
-//   root -> node shift 6        index 0…4095           root --item-->                only index 0 in use: no node
-//             slots[0]  -> node shift 0  index 0…63    root -> node shift 0          largest index 1…63
-//             slots[63] -> node shift 0  …4032…4095    root -> node shift 60         largest index 2^60 or more: height 11
+//   root -> node, shift 6, index 0...4095              root -> item              only index 0 is in use: height 0
+//             slots[0]  -> node, shift 0, 0...63       root -> node, shift 0     the largest index is 1...63: height 1
+//             slots[63] -> node, shift 0, 4032...4095  root -> node, shift 60    ... is 2^60 or more: height 11
 //
 //   a slot:    ...00  item (a pointer to something aligned to 4)
 //              ....10 exceptional entry: a value, not a pointer (a shadow of an evicted page, a swap entry)
 //              .....1 internal: a node. Never an item.
 //
-//   marks:     one bit a slot. `present` says that the slot is in use, three tags say what the user says. A tag's bit is
-//              set for a node's slot if and only if it is set somewhere below, so "the next dirty page" skips clean subtrees.
+//   marks:     one bit a slot. PRESENT says that the slot is in use, three tags say what the user says. A tag is set
+//              for a child if and only if it is set somewhere below it: "the next dirty page" skips clean subtrees.
 //
 // Nodes come from a RadixNodeSource, beforehand if the insert must not fail under a lock:
 //
@@ -21,9 +21,10 @@
 //   lock();  tree.radix_tree_insert(index, item, preload);  unlock();
 //   radix_tree_preload_end(preload);                    // what was not needed goes back
 //
-// Locking: none here. The caller's tree lock guards a tree and its nodes, for reading too: an erase frees nodes at once.
-// Linux: lib/radix-tree.c and include/linux/radix-tree.h, 4.14. Departures: no multi-order entries (a huge page is one entry
-// a subpage, as in 4.14's swap cache), and an insert that fails has changed nothing.
+// Locking: none here. The caller's tree lock guards a tree and its nodes, for reading too: erase frees nodes at once.
+//
+// Linux: lib/radix-tree.c and include/linux/radix-tree.h, 4.14. Departures: no multi-order entries (a huge page takes
+// one entry for each subpage, as in 4.14's swap cache), and an insert that fails has changed nothing.
 #pragma once
 
 #include <bit>
@@ -40,7 +41,7 @@ inline constexpr unsigned RADIX_TREE_MAP_SIZE = 1U << RADIX_TREE_MAP_SHIFT;
 inline constexpr unsigned RADIX_TREE_MAX_PATH = (64 + RADIX_TREE_MAP_SHIFT - 1) / RADIX_TREE_MAP_SHIFT;
 inline constexpr unsigned RADIX_TREE_MAX_TAGS = 3;
 
-/// What the page cache says of a page. TOWRITE is a snapshot of DIRTY, so that a sync of a file that is being written ends.
+/// What the page cache says of a page. TOWRITE is a snapshot of DIRTY: a sync ends though the file is written to.
 enum RadixTag : uint8_t { PAGECACHE_TAG_DIRTY = 0, PAGECACHE_TAG_WRITEBACK = 1, PAGECACHE_TAG_TOWRITE = 2 };
 
 /// The two low bits of an entry.
@@ -62,7 +63,7 @@ enum class RadixHole : uint8_t {
 ///   shift > 0:  every slot in use is a child, child->shift = shift - 6, child->parent = this, child->offset = i,
 ///               marks[tag] bit i = (child->marks[tag] != 0), exceptional = 0
 ///   shift = 0:  every slot in use is an item, exceptional bit i = (slots[i] is an exceptional entry)
-///   parent = nullptr  <=>  this is the root; then marks[PRESENT] != 1: it would have been shrunk away
+///   parent = nullptr  <=>  this is the root; then marks[PRESENT] != 1: a root that only leads to slot 0 is not kept
 struct RadixTreeNode {
   static constexpr unsigned PRESENT = RADIX_TREE_MAX_TAGS;
   static constexpr unsigned MARKS = RADIX_TREE_MAX_TAGS + 1;
@@ -92,8 +93,8 @@ class RadixNodeSource {
 /// Nodes taken beforehand, so that an insert under a lock cannot fail. On the stack of who inserts.
 class RadixPreload {
  public:
-  /// `source` outlives this. `max_index` is the largest index that the tree will hold at the time of the insert, over all
-  /// its entries: a tree known to be low needs few nodes (5 instead of 21 for the 16384 slots of a swap address space).
+  /// `source` outlives this. No entry of the tree, old or new, may be above `max_index` at the time of the insert. A
+  /// tree known to be low needs few nodes: 5 instead of 21 for the 16384 slots of a swap address space.
   explicit RadixPreload(RadixNodeSource& source, uint64_t max_index = ~uint64_t{0})
       : source_(source), max_index_(max_index) {}
   RadixPreload(const RadixPreload&) = delete;
@@ -106,10 +107,12 @@ class RadixPreload {
  private:
   friend class RadixTree;
   friend Result<void> radix_tree_maybe_preload_order(RadixPreload& preload, unsigned order);
+  friend Result<void> radix_tree_maybe_preload(RadixPreload& preload);
   friend void radix_tree_preload_end(RadixPreload& preload);
 
-  /// Takes from the source until `count` are held; false when it has none (what was got stays).
+  /// Takes from the source until `count` are held; false when it has no more (what was got stays).
   bool fill(unsigned count);
+  Result<void> reserve(unsigned order);
   RadixTreeNode* take();
   void give_back();
 
@@ -119,7 +122,8 @@ class RadixPreload {
   unsigned held_ = 0;
 };
 
-/// Nodes that inserting 2^order entries at a naturally aligned index can take at most, in a tree whose indices are <= max_index.
+/// Nodes that inserting 2^order entries at a naturally aligned index can take at most, if no index of the tree, the new
+/// ones included, is above max_index.
 [[nodiscard]] unsigned radix_tree_preload_size(unsigned order, uint64_t max_index);
 
 /// Fills `preload` for inserting 2^order entries at a naturally aligned index. May sleep, as its source does.
@@ -152,8 +156,8 @@ void radix_tree_preload_end(RadixPreload& preload);
   return reinterpret_cast<uintptr_t>(entry) >> RADIX_TREE_EXCEPTIONAL_SHIFT;
 }
 
-/// All-zero is the empty tree. Nothing here sleeps, but radix_tree_insert when its preload is short and its source sleeps.
-/// A tree that goes away must be empty or destroyed: only the user knows what its nodes came from.
+/// All-zero is the empty tree. Nothing here sleeps, except that an insert whose preload is short asks the source.
+/// A tree that goes away must be empty: only its user knows where its nodes came from.
 class RadixTree {
  public:
   RadixTree() = default;
@@ -167,10 +171,10 @@ class RadixTree {
   /// The item at `index`, null when there is none.
   [[nodiscard]] void* lookup(uint64_t index) const;
 
-  /// Takes the item out with its tags and returns it; null when there was none. Nodes that are empty then go to `source`.
+  /// Takes the item out with its tags and returns it; null when there was none. Empty nodes then go to `source`.
   void* erase(uint64_t index, RadixNodeSource& source);
 
-  /// Puts `item` in the place of the one at `index`, whose tags stay, and returns that; null when there was none, and
+  /// Puts `item` in the place of the one at `index`, whose tags stay, and returns that one. Null when there was none;
   /// then nothing is stored. Needs no node.
   void* replace(uint64_t index, void* item);
 
@@ -196,10 +200,11 @@ class RadixTree {
   [[nodiscard]] bool empty() const { return root_ == nullptr; }
   /// Nodes the tree holds.
   [[nodiscard]] uint32_t node_count() const { return nodes_; }
-  /// Levels of nodes: 0 (nothing, or an item at index 0) to RADIX_TREE_MAX_PATH.
+  /// Levels of nodes: 0 (nothing, or one item at index 0) to RADIX_TREE_MAX_PATH.
   [[nodiscard]] unsigned height() const;
 
-  /// Calls on_item(index, item, tags) for every item by ascending index; bit t of `tags` is tag t. The tree must not change.
+  /// Calls on_item(index, item, tags) for every item by ascending index; bit t of `tags` is tag t. It must not change
+  /// the tree.
   template <class OnItem>
   void walk(OnItem&& on_item) const {
     if (root_ == nullptr) return;
@@ -214,7 +219,8 @@ class RadixTree {
       for (uint64_t left = leaf->marks[RadixTreeNode::PRESENT]; left != 0; left &= left - 1) {
         const unsigned slot = static_cast<unsigned>(std::countr_zero(left));
         unsigned tags = 0;
-        for (unsigned t = 0; t < RADIX_TREE_MAX_TAGS; ++t) tags |= static_cast<unsigned>(leaf->marks[t] >> slot & 1) << t;
+        for (unsigned tag = 0; tag < RADIX_TREE_MAX_TAGS; ++tag)
+          tags |= static_cast<unsigned>(leaf->marks[tag] >> slot & 1) << tag;
         on_item(base + slot, leaf->slots[slot], tags);
       }
       index = base + RADIX_TREE_MAP_SIZE;
@@ -251,8 +257,8 @@ class RadixTree {
   [[nodiscard]] RadixTreeNode* find_leaf(uint64_t index) const;
   [[nodiscard]] const RadixTreeNode* seek(uint64_t& index, unsigned mark) const;
   [[nodiscard]] static const RadixTreeNode* node_after(const RadixTreeNode* node);
-  [[nodiscard]] unsigned nodes_missing(uint64_t index) const;
   unsigned gang(void** results, uint64_t* indices, uint64_t first, unsigned max, unsigned mark) const;
+  void grow(unsigned wanted, RadixPreload& preload);
   RadixTreeNode* make_node(RadixPreload& preload, unsigned shift, RadixTreeNode* parent, unsigned offset);
   void clear_tag_upwards(RadixTreeNode* leaf, unsigned offset, unsigned tag);
   void give_up_empty(RadixTreeNode* node, RadixNodeSource& source);
