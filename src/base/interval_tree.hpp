@@ -16,7 +16,7 @@
 //     using Node = VmArea;
 //     static uint64_t start(const VmArea& vma) { return vma.vm_pgoff; }
 //     static uint64_t last(const VmArea& vma) { return vma.vm_pgoff + vma.pages() - 1; }
-//     static IntervalTreeLink<VmArea>& link(VmArea& vma) { return vma.shared; }
+//     static IntervalTreeLink& link(VmArea& vma) { return vma.shared; }
 //   };
 //   IntervalTree<VmaTraits> i_mmap;
 //   for (VmArea* vma = i_mmap.iter_first(7, 7); vma != nullptr; vma = i_mmap.iter_next(vma, 7, 7)) ...
@@ -41,11 +41,11 @@ namespace weir {
 ///             subtree_last = max(last of this node, left's, right's)
 ///             starts in the left subtree <= this node's start <= starts in the right one; those that start alike are
 ///             in the order of their insertion
-template <class T>
+/// The pointers are to nodes, of the type that the tree's Traits say.
 struct IntervalTreeLink {
-  T* parent = nullptr;
-  T* left = nullptr;
-  T* right = nullptr;
+  void* parent = nullptr;
+  void* left = nullptr;
+  void* right = nullptr;
   uint64_t subtree_last = 0;
   uint8_t height = 0;
 
@@ -67,216 +67,209 @@ class IntervalTree {
 
   /// Puts `node` in, after those that start where it starts.
   void insert(Node* node) {
-    Node* parent = nullptr;
+    Node* above = nullptr;
     bool to_left = false;
-    for (Node* at = root_; at != nullptr; at = to_left ? link(at).left : link(at).right) {
-      parent = at;
+    for (Node* at = root_; at != nullptr; at = to_left ? left(at) : right(at)) {
+      above = at;
       to_left = Traits::start(*node) < Traits::start(*at);
     }
-    attach(node, parent, to_left);
+    attach(node, above, to_left);
   }
 
   /// Puts `node`, which starts where `prev` starts, directly after it. A fork uses it: the child's mapping comes after
   /// the parent's, so a walk that races with the copy of page tables meets the copy last.
   void insert_after(Node* node, Node* prev) {
     WEIR_BUG_ON(Traits::start(*node) != Traits::start(*prev));
-    if (link(prev).right == nullptr)
+    if (right(prev) == nullptr)
       attach(node, prev, false);
     else
-      attach(node, leftmost(link(prev).right), true);
+      attach(node, leftmost(right(prev)), true);
   }
 
   /// Takes `node`, which is in this tree, out. Its link is all-zero afterwards.
   void erase(Node* node) {
-    Link& gone = link(node);
-    WEIR_BUG_ON(!gone.linked());
-    if (gone.left == nullptr || gone.right == nullptr) {
-      Node* below = gone.left != nullptr ? gone.left : gone.right;
-      Node* parent = gone.parent;
-      replace_child(parent, node, below);
-      if (below != nullptr) link(below).parent = parent;
-      fix_up(parent, nullptr);
+    WEIR_BUG_ON(!link(node).linked());
+    if (left(node) == nullptr || right(node) == nullptr) {
+      Node* below = left(node) != nullptr ? left(node) : right(node);
+      Node* above = parent(node);
+      replace_child(above, node, below);
+      fix_up(above, nullptr);
     } else {
       // The next in order has no left child: it leaves its place and takes this one's.
-      Node* next = leftmost(gone.right);
+      Node* next = leftmost(right(node));
       Node* changed = next;
-      if (next != gone.right) {
-        changed = link(next).parent;
-        link(changed).left = link(next).right;
-        if (link(next).right != nullptr) link(link(next).right).parent = changed;
-        link(next).right = gone.right;
-        link(gone.right).parent = next;
+      if (next != right(node)) {
+        changed = parent(next);
+        set_left(changed, right(next));
+        set_right(next, right(node));
       }
-      link(next).left = gone.left;
-      link(gone.left).parent = next;
-      link(next).parent = gone.parent;
+      set_left(next, left(node));
+      replace_child(parent(node), node, next);
       // What the ancestors saw at this place, for fix_up to compare with.
-      link(next).height = gone.height;
-      link(next).subtree_last = gone.subtree_last;
-      replace_child(gone.parent, node, next);
+      link(next).height = link(node).height;
+      link(next).subtree_last = link(node).subtree_last;
       fix_up(changed, next);
     }
-    gone = Link{};
+    link(node) = IntervalTreeLink{};
   }
 
   /// The first node, by start, that overlaps [start, last]; null when none does.
   [[nodiscard]] Node* iter_first(uint64_t start, uint64_t last) const {
-    if (root_ == nullptr || link(root_).subtree_last < start) return nullptr;
-    return first_below(root_, start, last);
+    return ends_at_or_after(root_, start) ? first_below(root_, start, last) : nullptr;
   }
 
   /// The next one after `node`, which iter_first or iter_next returned for the same [start, last] and which is still in
   /// the tree.
   [[nodiscard]] Node* iter_next(Node* node, uint64_t start, uint64_t last) const {
-    Node* right = link(node).right;
-    if (right != nullptr && link(right).subtree_last >= start) return first_below(right, start, last);
     for (;;) {
-      // Upwards until we come from the left; what is there comes next in order.
-      Node* from;
-      do {
-        from = node;
-        node = link(from).parent;
-        if (node == nullptr) return nullptr;
-      } while (link(node).right == from);
-      if (Traits::start(*node) > last) return nullptr;
+      if (ends_at_or_after(right(node), start)) return first_below(right(node), start, last);
+      node = next_above(node);
+      if (node == nullptr || Traits::start(*node) > last) return nullptr;
       if (Traits::last(*node) >= start) return node;
-      right = link(node).right;
-      if (right != nullptr && link(right).subtree_last >= start) return first_below(right, start, last);
     }
   }
 
   /// All nodes in order, for verify().
   [[nodiscard]] Node* first() const { return root_ == nullptr ? nullptr : leftmost(root_); }
   [[nodiscard]] Node* next(Node* node) const {
-    if (link(node).right != nullptr) return leftmost(link(node).right);
-    for (;;) {
-      Node* from = node;
-      node = link(from).parent;
-      if (node == nullptr || link(node).left == from) return node;
-    }
+    return right(node) != nullptr ? leftmost(right(node)) : next_above(node);
   }
 
   /// The first rule of IntervalTreeLink's that does not hold; null when all do. For verify().
   [[nodiscard]] const char* broken_rule() const {
-    if (root_ != nullptr && link(root_).parent != nullptr) return "interval: the root has a parent";
+    if (root_ != nullptr && parent(root_) != nullptr) return "interval: the root has a parent";
     Node* before = nullptr;
     for (Node* node = first(); node != nullptr; before = node, node = next(node)) {
-      const Link& at = link(node);
       if (Traits::start(*node) > Traits::last(*node)) return "interval: last lies before start";
       if (before != nullptr && Traits::start(*before) > Traits::start(*node)) return "interval: out of order";
-      for (Node* below : {at.left, at.right})
-        if (below != nullptr && link(below).parent != node) return "interval: a child has another parent";
-      const int left = height(at.left);
-      const int right = height(at.right);
-      if (at.height != 1 + std::max(left, right)) return "interval: height is wrong";
-      if (left - right > 1 || right - left > 1) return "interval: out of balance";
-      if (at.subtree_last != last_below(node)) return "interval: subtree_last is wrong";
+      for (Node* below : {left(node), right(node)})
+        if (below != nullptr && parent(below) != node) return "interval: a child has another parent";
+      const int tilt = height(left(node)) - height(right(node));
+      if (tilt < -1 || tilt > 1) return "interval: out of balance";
+      if (height(node) != height_below(node)) return "interval: height is wrong";
+      if (link(node).subtree_last != last_below(node)) return "interval: subtree_last is wrong";
     }
     return nullptr;
   }
 
  private:
-  using Link = IntervalTreeLink<Node>;
-
-  static Link& link(Node* node) { return Traits::link(*node); }
+  static IntervalTreeLink& link(Node* node) { return Traits::link(*node); }
+  static Node* parent(Node* node) { return static_cast<Node*>(link(node).parent); }
+  static Node* left(Node* node) { return static_cast<Node*>(link(node).left); }
+  static Node* right(Node* node) { return static_cast<Node*>(link(node).right); }
   static int height(Node* node) { return node == nullptr ? 0 : link(node).height; }
 
+  static void set_left(Node* node, Node* child) {
+    link(node).left = child;
+    if (child != nullptr) link(child).parent = node;
+  }
+  static void set_right(Node* node, Node* child) {
+    link(node).right = child;
+    if (child != nullptr) link(child).parent = node;
+  }
+  /// `new_child`, if there is one, hangs where `old_child` hung; a null `above` is the place above the root.
+  void replace_child(Node* above, Node* old_child, Node* new_child) {
+    if (above == nullptr) {
+      root_ = new_child;
+      if (new_child != nullptr) link(new_child).parent = nullptr;
+    } else if (left(above) == old_child) {
+      set_left(above, new_child);
+    } else {
+      set_right(above, new_child);
+    }
+  }
+
   static Node* leftmost(Node* node) {
-    while (link(node).left != nullptr) node = link(node).left;
+    while (left(node) != nullptr) node = left(node);
     return node;
   }
-
-  /// subtree_last as it should be.
-  static uint64_t last_below(Node* node) {
-    uint64_t last = Traits::last(*node);
-    for (Node* below : {link(node).left, link(node).right})
-      if (below != nullptr) last = std::max(last, link(below).subtree_last);
-    return last;
+  /// The nearest ancestor on whose left side `node` lies: what follows when everything to its right is done.
+  static Node* next_above(Node* node) {
+    for (;;) {
+      Node* from = node;
+      node = parent(from);
+      if (node == nullptr || left(node) == from) return node;
+    }
   }
 
+  static bool ends_at_or_after(Node* subtree, uint64_t start) {
+    return subtree != nullptr && link(subtree).subtree_last >= start;
+  }
   /// The first node at or below `node` that overlaps, given that something there ends at or after `start`.
   static Node* first_below(Node* node, uint64_t start, uint64_t last) {
     for (;;) {
-      const Link& at = link(node);
-      if (at.left != nullptr && link(at.left).subtree_last >= start) {
+      if (ends_at_or_after(left(node), start)) {
         // Something on the left ends late enough. If that starts too late, so does everything to the right of it.
-        node = at.left;
+        node = left(node);
         continue;
       }
       if (Traits::start(*node) > last) return nullptr;
       if (Traits::last(*node) >= start) return node;
-      if (at.right == nullptr || link(at.right).subtree_last < start) return nullptr;
-      node = at.right;
+      node = right(node);
+      if (!ends_at_or_after(node, start)) return nullptr;
     }
   }
 
-  void replace_child(Node* parent, Node* old_child, Node* new_child) {
-    if (parent == nullptr)
-      root_ = new_child;
-    else if (link(parent).left == old_child)
-      link(parent).left = new_child;
-    else
-      link(parent).right = new_child;
-  }
-
-  void attach(Node* node, Node* parent, bool to_left) {
-    Link& at = link(node);
-    WEIR_BUG_ON(at.linked());
+  void attach(Node* node, Node* above, bool to_left) {
+    WEIR_BUG_ON(link(node).linked());
     WEIR_BUG_ON(Traits::start(*node) > Traits::last(*node));
-    at = Link{parent, nullptr, nullptr, Traits::last(*node), 1};
-    if (parent == nullptr)
+    link(node) = {above, nullptr, nullptr, Traits::last(*node), 1};
+    if (above == nullptr)
       root_ = node;
+    else if (to_left)
+      set_left(above, node);
     else
-      (to_left ? link(parent).left : link(parent).right) = node;
-    fix_up(parent, nullptr);
+      set_right(above, node);
+    fix_up(above, nullptr);
   }
 
-  /// Height and subtree_last of `node` from its children.
+  // What a node's fields should be, given that its children's are right.
+  static int height_below(Node* node) { return 1 + std::max(height(left(node)), height(right(node))); }
+  static uint64_t last_below(Node* node) {
+    uint64_t last = Traits::last(*node);
+    if (left(node) != nullptr) last = std::max(last, link(left(node)).subtree_last);
+    if (right(node) != nullptr) last = std::max(last, link(right(node)).subtree_last);
+    return last;
+  }
   static void update(Node* node) {
-    Link& at = link(node);
-    at.height = static_cast<uint8_t>(1 + std::max(height(at.left), height(at.right)));
-    at.subtree_last = last_below(node);
+    link(node).height = static_cast<uint8_t>(height_below(node));
+    link(node).subtree_last = last_below(node);
   }
 
-  /// `node` goes below its right child, which is returned in its place; its own fields are right afterwards.
+  /// `node` goes below its right (left) child, which is returned in its place.
   Node* rotate_left(Node* node) {
-    Node* up = link(node).right;
-    link(node).right = link(up).left;
-    if (link(up).left != nullptr) link(link(up).left).parent = node;
-    link(up).left = node;
-    put_above(up, node);
+    Node* up = right(node);
+    replace_child(parent(node), node, up);
+    set_right(node, left(up));
+    set_left(up, node);
+    update(node);
+    update(up);
     return up;
   }
   Node* rotate_right(Node* node) {
-    Node* up = link(node).left;
-    link(node).left = link(up).right;
-    if (link(up).right != nullptr) link(link(up).right).parent = node;
-    link(up).right = node;
-    put_above(up, node);
-    return up;
-  }
-  void put_above(Node* up, Node* node) {
-    Node* parent = link(node).parent;
-    link(up).parent = parent;
-    replace_child(parent, node, up);
-    link(node).parent = up;
+    Node* up = left(node);
+    replace_child(parent(node), node, up);
+    set_left(node, right(up));
+    set_right(up, node);
     update(node);
     update(up);
+    return up;
   }
 
   /// Makes `node`'s fields right and the subtree balanced; returns who is its root then.
   Node* rebalance(Node* node) {
-    update(node);
-    const Link& at = link(node);
-    const int tilt = height(at.left) - height(at.right);
+    const int tilt = height(left(node)) - height(right(node));
     if (tilt > 1) {
-      if (height(link(at.left).left) < height(link(at.left).right)) rotate_left(at.left);
+      Node* side = left(node);
+      if (height(left(side)) < height(right(side))) rotate_left(side);
       return rotate_right(node);
     }
     if (tilt < -1) {
-      if (height(link(at.right).right) < height(link(at.right).left)) rotate_right(at.right);
+      Node* side = right(node);
+      if (height(right(side)) < height(left(side))) rotate_right(side);
       return rotate_left(node);
     }
+    update(node);
     return node;
   }
 
@@ -284,12 +277,12 @@ class IntervalTree {
   /// further than the change is seen.
   void fix_up(Node* node, Node* through) {
     while (node != nullptr) {
-      const uint8_t height_before = link(node).height;
+      const int height_before = height(node);
       const uint64_t last_before = link(node).subtree_last;
       if (node == through) through = nullptr;
-      Node* top = rebalance(node);
-      if (through == nullptr && link(top).height == height_before && link(top).subtree_last == last_before) return;
-      node = link(top).parent;
+      node = rebalance(node);
+      if (through == nullptr && height(node) == height_before && link(node).subtree_last == last_before) return;
+      node = parent(node);
     }
   }
 
