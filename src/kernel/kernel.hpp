@@ -32,12 +32,13 @@ enum ThreadFlag : uint32_t {
   PF_MEMALLOC_NOIO = 1u << 6,
   TIF_MEMDIE = 1u << 8,     ///< chosen by the OOM killer: may use the reserves to die
   PF_STAGING = 1u << 9,     ///< inside the arch's own work: no fault may be taken
+  PF_NOFREEZE = 1u << 10,   ///< the freezer leaves it alone
 };
 
 inline constexpr int MAX_HELD_LOCKS = 24;
 
 /// One flow of engine execution: a simulated task's fiber, a kthread, or a program's thread that entered through the door.
-/// Owned by its world. Only the thread itself writes it, but for `pending`.
+/// Owned by its world. Only the thread itself writes it, but for the atomics.
 struct Thread {
   World* world = nullptr;
   EngineThread* stack = nullptr;
@@ -52,6 +53,7 @@ struct Thread {
     LockRank rank;
   } held[MAX_HELD_LOCKS] = {};   ///< lockdep: what it holds, in order of acquisition (debug builds)
   uint8_t held_count = 0;
+  std::atomic<int32_t> page_locks{0};  ///< lockdep: page locks held; they are not in `held`, another thread may release them
   uint8_t spin_depth = 0;        ///< spinning locks held: sleeping is a bug while not 0 (debug builds)
   void* journal_info = nullptr;  ///< reclaim_state, as in the kernel: who runs reclaim hangs its counts here
 };
@@ -61,7 +63,9 @@ struct Timer {
   void (*function)(void* data) = nullptr;
   void* data = nullptr;
   Nanos expires{};
+  bool deferrable = false;     ///< virtual: never the reason why an idle machine wakes up; runs when something else does
   Timer* next = nullptr;       ///< world's own
+  uint64_t id = 0;             ///< world's own
   bool armed = false;          ///< world's own
 };
 
@@ -106,10 +110,6 @@ class World {
 [[nodiscard]] inline Thread& current() { return *engine_thread().thread; }
 [[nodiscard]] inline World& world() { return *engine_thread().world; }
 
-/// kthread_run as in linux/kthread.h: create and start. (The worlds' kthread_create starts at once.)
-Thread* kthread_run(World& world, void (*fn)(void*), void* data, const char* name);
-[[nodiscard]] inline bool kthread_should_stop() { return current().should_stop.load(std::memory_order_acquire); }
-
 /// Puts flags on the current thread for a scope and restores those that were not there: PF_MEMALLOC as a right with an end.
 class ThreadFlagScope {
  public:
@@ -126,3 +126,6 @@ class ThreadFlagScope {
 };
 
 }  // namespace weir
+
+// kthread_run, kthread_should_stop
+#include "kernel/kthread.hpp"

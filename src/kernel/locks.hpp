@@ -13,6 +13,11 @@
 namespace weir {
 
 /// Lockdep's doors; empty unless WEIR_DEBUG. For locks that are not of these classes (the page lock is a bit) too.
+///
+/// The page lock has no owner in the kernel's sense: whoever completes the read unlocks. So lockdep_acquire(page) only checks;
+/// the lock counts as held from lockdep_acquire_try(), which lock_page() calls when it has the bit, until
+/// lockdep_release_any(). Who submits a locked page for reading hands it to the I/O: lockdep_release_any() there, and once
+/// more (then without effect) when the completion unlocks.
 #ifdef WEIR_DEBUG
 void lockdep_acquire(const void* lock, LockRank rank);      ///< before blocking on it
 void lockdep_acquire_try(const void* lock, LockRank rank);  ///< after a successful trylock: no order check
@@ -21,6 +26,8 @@ void lockdep_release(const void* lock, LockRank rank);
 void lockdep_release_any(const void* lock, LockRank rank);
 void might_sleep();                                          ///< a bug while a spinning lock is held
 [[nodiscard]] bool lockdep_holds(const void* lock);
+void lockdep_thread_idle(Thread& thread);                    ///< a bug while it holds anything: it ends or leaves the engine
+void lockdep_forget(Thread& thread);                         ///< it is dropped as it is: whatever it holds is forgotten
 #else
 inline void lockdep_acquire(const void*, LockRank) {}
 inline void lockdep_acquire_try(const void*, LockRank) {}
@@ -28,7 +35,11 @@ inline void lockdep_release(const void*, LockRank) {}
 inline void lockdep_release_any(const void*, LockRank) {}
 inline void might_sleep() {}
 [[nodiscard]] inline bool lockdep_holds(const void*) { return true; }
+inline void lockdep_thread_idle(Thread&) {}
+inline void lockdep_forget(Thread&) {}
 #endif
+/// The rank's name in the lock table.
+[[nodiscard]] const char* lock_rank_name(LockRank rank);
 
 /// Held for a few instructions; never across sleeping, I/O, compression or host calls. 4 bytes: it fits into a Page.
 /// 0 free, 1 held, 2 held and somebody waits.
@@ -95,7 +106,7 @@ class WaitQueue {
       if (pred()) break;
       world().schedule();
     }
-    finish(waiter);
+    finish(waiter, key);
   }
   /// The same with an end; false when the time passed and pred is still false.
   template <class Pred>
@@ -112,18 +123,21 @@ class WaitQueue {
       if (done || now >= end) break;
       world().schedule_timeout(end - now);
     }
-    finish(waiter);
+    finish(waiter, key);
     return done;
   }
   /// Wakes all, or those that wait for `key`. Cheap when nobody waits.
   void wake_all(const void* key = nullptr);
   void wake_one(const void* key = nullptr);
   [[nodiscard]] bool empty() const { return head_.load(std::memory_order_acquire) == nullptr; }
+  /// In the child of a fork, where only the caller runs: the waiters were threads that are not here. Forgets them.
+  void forget_waiters();
 
  private:
   void prepare(Waiter& waiter, const void* key);
-  void finish(Waiter& waiter);
+  void finish(Waiter& waiter, const void* key);
   void unlink(Waiter& waiter);
+  unsigned wake(const void* key, unsigned at_most);
   SpinLock lock_{LockRank::wait_queue};
   std::atomic<Waiter*> head_{nullptr};
   Waiter* tail_ = nullptr;
@@ -143,35 +157,64 @@ class WaitTable {
 class WEIR_CAPABILITY("mutex") Mutex {
  public:
   constexpr explicit Mutex(LockRank rank) : rank_(rank) {}
-  void lock() WEIR_ACQUIRE();
+  void lock() WEIR_ACQUIRE() {
+    lockdep_acquire(this, rank_);
+    if (__builtin_expect(held_.exchange(true, std::memory_order_acquire), 0)) lock_slow();
+  }
   [[nodiscard]] bool try_lock() WEIR_TRY_ACQUIRE(true);
-  void unlock() WEIR_RELEASE();
+  void unlock() WEIR_RELEASE() {
+    lockdep_release(this, rank_);
+    held_.store(false, std::memory_order_release);
+    waiters_.wake_one();
+  }
   [[nodiscard]] bool is_locked() const { return held_.load(std::memory_order_relaxed); }
 
  private:
+  void lock_slow();
   std::atomic<bool> held_{false};
   LockRank rank_;
   WaitQueue waiters_;
 };
 
-/// Readers and a writer; a waiting writer keeps new readers out (so that fork and set-up come through).
+/// Readers and a writer; a waiting writer keeps new readers out (so that fork and set-up come through). Readers cost one
+/// atomic add each way while no writer is about. Not recursive, not even for reading.
 class WEIR_CAPABILITY("rwsem") RwSem {
  public:
   constexpr explicit RwSem(LockRank rank) : rank_(rank) {}
-  void down_read() WEIR_TSA(acquire_shared_capability());
+  void down_read() WEIR_TSA(acquire_shared_capability()) {
+    lockdep_acquire(this, rank_);
+    if (__builtin_expect(state_.fetch_add(READER, std::memory_order_acquire) >= WRITER_WAITS, 0)) down_read_slow();
+  }
   [[nodiscard]] bool down_read_trylock() WEIR_TSA(try_acquire_shared_capability(true));
-  void up_read() WEIR_TSA(release_shared_capability());
+  void up_read() WEIR_TSA(release_shared_capability()) {
+    lockdep_release(this, rank_);
+    const uint32_t before = state_.fetch_sub(READER, std::memory_order_release);
+    if (__builtin_expect(before >= WRITER_WAITS, 0)) up_read_slow(before);
+  }
   void down_write() WEIR_ACQUIRE();
   [[nodiscard]] bool down_write_trylock() WEIR_TRY_ACQUIRE(true);
   void up_write() WEIR_RELEASE();
-  [[nodiscard]] bool is_locked() const { return state_.load(std::memory_order_relaxed) != 0; }
-  [[nodiscard]] bool is_write_locked() const { return state_.load(std::memory_order_relaxed) < 0; }
+  [[nodiscard]] bool is_locked() const {
+    return (state_.load(std::memory_order_relaxed) & (WRITER | READERS)) != 0;
+  }
+  [[nodiscard]] bool is_write_locked() const { return (state_.load(std::memory_order_relaxed) & WRITER) != 0; }
+  /// As WaitQueue's: the caller holds it for writing, and everybody else is gone.
+  void forget_waiters();
 
  private:
-  std::atomic<int32_t> state_{0};            ///< -1 writer, n > 0 readers
-  std::atomic<int32_t> writers_waiting_{0};
+  // state_ = writer held (1 bit) | writers waiting (15 bits) | readers (16 bits). Readers includes those that have just
+  // added themselves and are about to step back because of a writer.
+  static constexpr uint32_t READER = 1;
+  static constexpr uint32_t READERS = 0xffff;
+  static constexpr uint32_t WRITER_WAITS = 0x10000;
+  static constexpr uint32_t WRITER = 0x80000000;
+  void down_read_slow();
+  void up_read_slow(uint32_t before);
+  bool try_read();
+  bool try_write(uint32_t waiting);
+  std::atomic<uint32_t> state_{0};
   LockRank rank_;
-  WaitQueue waiters_;
+  WaitQueue waiters_;  // writers wait with key &state_, readers with key &rank_
 };
 
 template <class Lock>
@@ -188,10 +231,10 @@ class WEIR_SCOPED_CAPABILITY ScopedLock {
 template <class Lock>
 ScopedLock(Lock&) -> ScopedLock<Lock>;
 
-class ScopedRead {
+class WEIR_SCOPED_CAPABILITY ScopedRead {
  public:
-  explicit ScopedRead(RwSem& sem) : sem_(sem) { sem_.down_read(); }
-  ~ScopedRead() { sem_.up_read(); }
+  explicit ScopedRead(RwSem& sem) WEIR_ACQUIRE_SHARED(sem) : sem_(sem) { sem_.down_read(); }
+  ~ScopedRead() WEIR_RELEASE_GENERIC() { sem_.up_read(); }
   ScopedRead(const ScopedRead&) = delete;
   ScopedRead& operator=(const ScopedRead&) = delete;
 
@@ -199,10 +242,10 @@ class ScopedRead {
   RwSem& sem_;
 };
 
-class ScopedWrite {
+class WEIR_SCOPED_CAPABILITY ScopedWrite {
  public:
-  explicit ScopedWrite(RwSem& sem) : sem_(sem) { sem_.down_write(); }
-  ~ScopedWrite() { sem_.up_write(); }
+  explicit ScopedWrite(RwSem& sem) WEIR_ACQUIRE(sem) : sem_(sem) { sem_.down_write(); }
+  ~ScopedWrite() WEIR_RELEASE() { sem_.up_write(); }
   ScopedWrite(const ScopedWrite&) = delete;
   ScopedWrite& operator=(const ScopedWrite&) = delete;
 
