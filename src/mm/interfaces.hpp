@@ -13,6 +13,9 @@
 
 namespace weir {
 
+class Bootmem;
+class PageTables;
+
 /// One mapping that was taken out of a page table and that hardware may still know.
 struct FlushEntry {
   Mm* mm = nullptr;
@@ -47,6 +50,9 @@ class Mmu {
     bool tracks_host_pages = false; ///< frames have host pages elsewhere than at their place: arch_alloc/free_page are wanted
   };
   [[nodiscard]] virtual Caps caps() const = 0;
+  /// Boot: bootmem is up, the allocator is not. What the Mmu needs for every frame (tags, hashes) it takes from `boot`; `tables` it
+  /// may walk from now on. Errors: ENOMEM.
+  virtual Result<void> attach(MemMap& mem, PageTables& tables, Bootmem& boot) = 0;
 
   // ---- the hardware's view
   /// A PTE became present or more permissive (map in, or the page's bytes come back after an access-flag fault). Called after the

@@ -1,0 +1,169 @@
+// src/mm/machine.cpp: boot, tasks, shutdown. See machine.hpp
+#include "mm/machine.hpp"
+
+#include <cstring>
+#include <new>
+
+namespace weir {
+
+Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
+    : world(w),
+      mmu(m),
+      pages(mem, node, vmstat, mmu, options.cpus),
+      slab(pages, vmstat, options.cpus),
+      tables(pages, vmstat),
+      vmalloc(pages, slab, tables, vmstat),
+      lru(pages, vmstat, mmu, options.cpus),
+      filemap(pages, slab, lru, vmstat),
+      swap_files(pages, slab, vmalloc, vmstat, options.cpus),
+      swap_slots(swap_files, vmstat, options.cpus),
+      page_io(filemap, swap_files, vmstat, mmu),
+      swap_cache(filemap, swap_files, swap_slots, page_io, vmstat, mmu),
+      vmas(slab),
+      rmap(tables, slab, filemap, swap_files, vmstat, mmu),
+      memory(tables, vmas, rmap, swap_cache, swap_files, filemap, vmstat, mmu),
+      fault(memory, vmas, vmstat, pressure_),
+      spaces(memory, fault, vmas, rmap, tables, swap_files, slab, vmstat, mmu),
+      writeback(filemap, vmstat),
+      files(filemap, page_io, writeback, slab, vmstat, mmu),
+      flusher(writeback, files, vmstat),
+      vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, vmstat, mmu),
+      swapon(swap_files, swap_cache, swap_slots, vmstat),
+      oom(tasks, spaces, pages, swap_files, vmstat),
+      pool_frames(pages),
+      options_(options) {}
+
+Result<Machine*> Machine::create(void* place, World& world, Mmu& mmu, std::byte* arena, const MachineOptions& options) {
+  if (options.cpus == 0 || options.cpus > MAX_CPUS) return Errno::inval;
+  auto* machine = ::new (place) Machine(world, mmu, options);
+  if (const Result<void> up = machine->boot(arena, options); !up) {
+    machine->~Machine();
+    return up.error();
+  }
+  return machine;
+}
+
+Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
+  WEIR_TRY_VOID(Bootmem::init(bootmem, mem, arena, options.layout));
+  WEIR_TRY_VOID(mmu.attach(mem, tables, bootmem));
+  pages.init(bootmem, options.layout);
+  if (options.min_free_kbytes != 0) pages.set_min_free_kbytes(options.min_free_kbytes);
+  pages.set_watermark_scale_factor(options.watermark_scale_factor);
+  slab.kmem_cache_init();
+  WEIR_TRY_VOID(tables.init());
+  vmalloc.init();
+  WEIR_TRY_VOID(filemap.init());
+  WEIR_TRY_VOID(lru.init());
+  WEIR_TRY_VOID(swap_slots.init());
+  WEIR_TRY_VOID(page_io.init(options.bio_pool));
+  WEIR_TRY_VOID(vmas.init());
+  WEIR_TRY_VOID(rmap.init());
+  WEIR_TRY_VOID(memory.init());
+  WEIR_TRY_VOID(spaces.init());
+  WEIR_TRY_VOID(files.init());
+  task_cache_ = WEIR_TRY(slab.kmem_cache_create("task_struct", sizeof(Task), {}));
+
+  writeback.set_ratios(options.dirty_background_ratio, options.dirty_ratio);
+  writeback.set_flusher(&flusher);
+  swap_cache.set_page_cluster(options.page_cluster);
+  vmscan.set_swappiness(options.swappiness);
+  vmscan.set_flusher(&flusher);
+  oom.set_executioner(this);
+  pressure_ = this;
+  pages.set_pressure(this);
+
+  if (options.threads != MachineOptions::Threads::none) WEIR_TRY_VOID(vmscan.kswapd_run(world));
+  if (options.threads == MachineOptions::Threads::all) flusher.start(world);
+  return {};
+}
+
+void Machine::shutdown() {
+  if (options_.threads == MachineOptions::Threads::all) flusher.stop();
+  if (options_.threads != MachineOptions::Threads::none) vmscan.kswapd_stop();
+  pages.set_pressure(nullptr);
+}
+
+Result<Task*> Machine::task_create(const char* comm, Task* parent) {
+  Task* task = slab.create<Task>(*task_cache_, GFP_KERNEL);
+  if (task == nullptr) return Errno::nomem;
+  Result<Mm*> mm = spaces.mm_alloc(task);
+  if (!mm) {
+    slab.destroy(*task_cache_, task);
+    return mm.error();
+  }
+  task->pid = next_pid_.fetch_add(1, std::memory_order_relaxed);
+  std::strncpy(task->comm, comm, sizeof task->comm - 1);
+  task->mm = *mm;
+  task->parent = parent;
+  tasks.add(*task);
+  return task;
+}
+
+Result<Task*> Machine::task_fork(Task& parent) {
+  Task* task = slab.create<Task>(*task_cache_, GFP_KERNEL);
+  if (task == nullptr) return Errno::nomem;
+  Result<Mm*> mm = spaces.dup_mm(*parent.mm, task);
+  if (!mm) {
+    slab.destroy(*task_cache_, task);
+    return mm.error();
+  }
+  task->pid = next_pid_.fetch_add(1, std::memory_order_relaxed);
+  std::memcpy(task->comm, parent.comm, sizeof task->comm);
+  task->mm = *mm;
+  task->parent = &parent;
+  task->oom_score_adj.store(parent.oom_score_adj.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  tasks.add(*task);
+  return task;
+}
+
+void Machine::task_exit(Task& task, int code) {
+  task.exiting.store(true, std::memory_order_release);
+  task.exit_code = code;
+  WEIR_STATE(task_exit, task.pid, task.mm != nullptr ? task.mm->get_mm_rss() : 0, 0);
+  Mm* mm = nullptr;
+  {
+    ScopedLock guard(tasks.lock());
+    mm = task.mm;
+    task.mm = nullptr;
+  }
+  if (mm != nullptr) spaces.mmput(*mm);
+  {
+    ScopedLock guard(tasks.lock());
+    for (Task& other : tasks.list())
+      if (other.parent == &task) other.parent = task.parent;
+  }
+  tasks.remove(task);
+  slab.destroy(*task_cache_, &task);
+}
+
+void Machine::task_kill(Task& task) {
+  task.sigkill.store(true, std::memory_order_release);
+  if (task.thread != nullptr) world.wake(*task.thread);
+}
+
+void Machine::deliver_sigkill(Task& task) {
+  if (task.thread != nullptr) world.wake(*task.thread);
+  if (outer_executioner_ != nullptr) outer_executioner_->deliver_sigkill(task);
+}
+
+void Machine::panic(const char* why) {
+  if (outer_executioner_ != nullptr) outer_executioner_->panic(why);
+  bug(why, __FILE__, __LINE__);
+}
+
+PageCount Machine::set_ram(PageCount target) {
+  for (int tries = 0; tries < 16; ++tries) {
+    const PageCount now = pages.managed_pages();
+    if (now == target) break;
+    if (now < target) {
+      if (pages.balloon_deflate(target - now).v == 0) break;
+      continue;
+    }
+    const PageCount excess = now - target;
+    const PageCount taken = pages.balloon_inflate(excess);
+    if (taken < excess && vmscan.shrink_all_memory(excess - taken).v == 0 && taken.v == 0) break;
+  }
+  return pages.managed_pages();
+}
+
+}  // namespace weir
