@@ -5,18 +5,27 @@
 //   lru_cache_add --> pagevec --full or drain--> inactive/active anon/file
 //   touched once: referenced;  twice: active;  put_page at count 0: off the list, freed
 //
-// Linux: mm/swap.c. (Swapping itself is in vmscan, swapfile, swap_state, page_io.)
+// PG_lru says "on a list" and changes only under the node's lru_lock, together with the list and its size. Who takes a page off
+// to work on it (isolates it) clears PG_lru and keeps PG_active, so that the page can go back to where it was.
+// A page in a pagevec is held by a reference of the pagevec's own.
+//
+// Linux: mm/swap.c, and of mm/vmscan.c and mm/mlock.c what moves single pages. (Swapping itself is in vmscan, swapfile,
+// swap_state, page_io.)
 #pragma once
 
 #include "mm/page_alloc.hpp"
+#include "mm/page_ref.hpp"
 
 namespace weir {
 
+/// Large enough that the lru_lock is taken once for many pages, small enough that few pages are out of reclaim's sight.
 inline constexpr unsigned PAGEVEC_SIZE = 14;
 
 class Lru {
  public:
   Lru(PageAllocator& pages, VmStat& vmstat, Mmu& mmu, unsigned cpus);
+  /// Makes the pagevecs; after the page allocator. Until then every page goes to its list at once. Errors: ENOMEM.
+  Result<void> init();
 
   /// New anonymous page: inactive (active if PG_active is set). Takes a reference for the pagevec.
   void lru_cache_add_anon(Page& page);
@@ -24,6 +33,8 @@ class Lru {
   void lru_cache_add(Page& page);
   /// The fault path's entry: active, or unevictable when the VMA is VM_LOCKED.
   void lru_cache_add_active_or_unevictable(Page& page, const VmArea& vma);
+  /// Straight onto the unevictable list; the page is on no list and in no pagevec.
+  void add_page_to_unevictable_list(Page& page);
   /// Moves a page on an inactive list to the active one (through a pagevec).
   void activate_page(Page& page);
   /// inactive,unref -> inactive,ref -> active,unref -> active,ref.
@@ -39,24 +50,72 @@ class Lru {
   /// The same for many.
   void release_pages(Page** pages, unsigned count);
 
+  // ---- single pages off the lists and back
+  /// Takes a page off its list, with a reference. Errors: EBUSY (it is on none).
+  Result<void> isolate_lru_page(Page& page);
+  /// Puts an isolated page on the list its flags name (unevictable if mlocked) and drops the isolation's reference.
+  void putback_lru_page(Page& page);
+  /// False: an mlocked page, which reclaim must leave alone.
+  [[nodiscard]] static bool page_evictable(const Page& page) { return !page.test(PageFlag::mlocked); }
+
+  // ---- mlock flags; page locked
+  /// A VM_LOCKED mapping of the page exists: PG_mlocked, off to the unevictable list if it is on another.
+  void mlock_vma_page(Page& page);
+  /// No VM_LOCKED mapping is known any more: back to an evictable list.
+  void munlock_vma_page(Page& page);
+  /// The last mapping went, or the page is truncated: PG_mlocked goes too. Page lock not needed.
+  void clear_page_mlock(Page& page);
+
   // ---- lists; node.lru_lock held
+  /// To the head; PG_lru is the caller's. Size, gauge and the recorded `lru` change are done here.
   void add_page_to_lru_list(Page& page, LruList list) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void add_page_to_lru_list_tail(Page& page, LruList list) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void del_page_from_lru_list(Page& page, LruList list) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   /// The list a page with these flags belongs to.
   [[nodiscard]] static LruList page_lru(const Page& page);
+  /// 1 if the page counts as file-backed, 0 if it goes to swap. Index of ZoneReclaimStat.
+  [[nodiscard]] static unsigned page_is_file_cache(const Page& page) { return PageSwapBacked(page) ? 0 : 1; }
+
+  // ---- flags whose change the documents show; both record it
+  void set_page_flag(Page& page, PageFlag flag);
+  void clear_page_flag(Page& page, PageFlag flag);
 
   [[nodiscard]] PageCount lru_size(LruList list) const;
-  [[nodiscard]] Node& node() const;
+  [[nodiscard]] Node& node() const { return pages_.node(); }
   [[nodiscard]] PageAllocator& pages() const { return pages_; }
-  /// Pages now in pagevecs, for verify().
+  /// How often the page is in pagevecs now, for verify().
   [[nodiscard]] unsigned in_pagevecs(const Page& page) const;
 
  private:
+  enum class Batch : uint8_t { add, activate, rotate, count };
+  static constexpr unsigned NR_BATCHES = static_cast<unsigned>(Batch::count);
+  /// Guarded by its CPU's lock. pages[0, nr), each with a reference of the pagevec's own; nr < PAGEVEC_SIZE between calls.
+  struct Pagevec {
+    unsigned nr = 0;
+    Page* pages[PAGEVEC_SIZE];
+  };
+  struct PerCpu {
+    SpinLock lock{LockRank::pagevec};
+    Pagevec vec[NR_BATCHES];
+  };
+  enum class End : uint8_t { head, tail };
+
+  [[nodiscard]] PerCpu& this_cpu() const;
+  void pagevec_add(Batch batch, Page& page);
+  unsigned pagevec_flush(Batch batch, Pagevec& vec, Page** done);
+  void drain_cpu(PerCpu& cpu);
+  void move_fn(Batch batch, Page& page) WEIR_NO_THREAD_SAFETY_ANALYSIS;
+  void link(Page& page, LruList list, End end) WEIR_NO_THREAD_SAFETY_ANALYSIS;
+  void unlink(Page& page, LruList list) WEIR_NO_THREAD_SAFETY_ANALYSIS;
+  void move_page(Page& page, LruList from, LruList to, End end) WEIR_NO_THREAD_SAFETY_ANALYSIS;
+  void update_page_reclaim_stat(unsigned file, bool rotated) WEIR_NO_THREAD_SAFETY_ANALYSIS;
+  void __page_cache_release(Page& page);
+  bool __lru_cache_activate_page(Page& page);
+
   PageAllocator& pages_;
   VmStat& vmstat_;
-  Mmu& mmu_;
   unsigned cpus_;
+  PerCpu* percpu_ = nullptr;  // cpus_ of them, in the machine's own frames
 };
 
 }  // namespace weir

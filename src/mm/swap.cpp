@@ -1,0 +1,371 @@
+// src/mm/swap.cpp: LRU lists, pagevecs, references
+#include "mm/swap.hpp"
+
+#include "mm/mm_types.hpp"
+
+namespace weir {
+
+namespace {
+
+constexpr NodeStat lru_stat(LruList list) {
+  return static_cast<NodeStat>(static_cast<unsigned>(NodeStat::nr_inactive_anon) + static_cast<unsigned>(list));
+}
+static_assert(lru_stat(LruList::active_anon) == NodeStat::nr_active_anon);
+static_assert(lru_stat(LruList::inactive_file) == NodeStat::nr_inactive_file);
+static_assert(lru_stat(LruList::active_file) == NodeStat::nr_active_file);
+static_assert(lru_stat(LruList::unevictable) == NodeStat::nr_unevictable);
+
+}  // namespace
+
+Lru::Lru(PageAllocator& pages, VmStat& vmstat, Mmu&, unsigned cpus)
+    : pages_(pages), vmstat_(vmstat), cpus_(cpus == 0 ? 1 : cpus) {}
+
+Result<void> Lru::init() {
+  uint8_t order = 0;
+  while ((PAGE_SIZE << order) < cpus_ * sizeof(PerCpu)) ++order;
+  std::byte* place = pages_.get_zeroed_pages(GFP_KERNEL, Order(order));
+  if (place == nullptr) return Errno::nomem;
+  auto* percpu = reinterpret_cast<PerCpu*>(place);
+  for (unsigned i = 0; i < cpus_; ++i) ::new (static_cast<void*>(percpu + i)) PerCpu();
+  percpu_ = percpu;
+  return {};
+}
+
+Lru::PerCpu& Lru::this_cpu() const {
+  const Thread* thread = engine_thread().thread;
+  return percpu_[thread == nullptr ? 0 : thread->cpu.v % cpus_];
+}
+
+// ----------------------------------------------------------------------------------------------------------------- lists
+
+LruList Lru::page_lru(const Page& page) {
+  if (page.test(PageFlag::unevictable)) return LruList::unevictable;
+  const bool active = page.test(PageFlag::active);
+  if (PageSwapBacked(page)) return active ? LruList::active_anon : LruList::inactive_anon;
+  return active ? LruList::active_file : LruList::inactive_file;
+}
+
+void Lru::link(Page& page, LruList list, End end) {
+  LruVec& lruvec = node().lruvec;
+  const unsigned i = static_cast<unsigned>(list);
+  if (end == End::head)
+    lruvec.lists[i].push_front(page);
+  else
+    lruvec.lists[i].push_back(page);
+  lruvec.size[i] += PageCount(1);
+  vmstat_.inc_node_page_state(lru_stat(list));
+}
+
+void Lru::unlink(Page& page, LruList list) {
+  LruVec& lruvec = node().lruvec;
+  const unsigned i = static_cast<unsigned>(list);
+  lruvec.lists[i].erase(PageList::s_iterator_to(page));
+  lruvec.size[i] -= PageCount(1);
+  vmstat_.dec_node_page_state(lru_stat(list));
+}
+
+void Lru::add_page_to_lru_list(Page& page, LruList list) {
+  link(page, list, End::head);
+  WEIR_STATE(lru, pages_.mem().pfn(page), LruList::count, list);
+}
+
+void Lru::add_page_to_lru_list_tail(Page& page, LruList list) {
+  link(page, list, End::tail);
+  WEIR_STATE(lru, pages_.mem().pfn(page), LruList::count, list);
+}
+
+void Lru::del_page_from_lru_list(Page& page, LruList list) {
+  unlink(page, list);
+  WEIR_STATE(lru, pages_.mem().pfn(page), list, LruList::count);
+}
+
+void Lru::move_page(Page& page, LruList from, LruList to, End end) {
+  unlink(page, from);
+  link(page, to, end);
+  WEIR_STATE(lru, pages_.mem().pfn(page), from, to);
+}
+
+void Lru::set_page_flag(Page& page, PageFlag flag) {
+  const uint64_t old = page.flags.fetch_or(flag_bit(flag), std::memory_order_acq_rel);
+  if ((old & flag_bit(flag)) == 0) WEIR_STATE(page_flags, pages_.mem().pfn(page), old, old | flag_bit(flag));
+}
+
+void Lru::clear_page_flag(Page& page, PageFlag flag) {
+  const uint64_t old = page.flags.fetch_and(~flag_bit(flag), std::memory_order_acq_rel);
+  if ((old & flag_bit(flag)) != 0) WEIR_STATE(page_flags, pages_.mem().pfn(page), old, old & ~flag_bit(flag));
+}
+
+void Lru::update_page_reclaim_stat(unsigned file, bool rotated) {
+  ZoneReclaimStat& stat = node().lruvec.reclaim_stat;
+  ++stat.recent_scanned[file];
+  if (rotated) ++stat.recent_rotated[file];
+}
+
+PageCount Lru::lru_size(LruList list) const { return PageCount(vmstat_.node_page_state(lru_stat(list))); }
+
+// -------------------------------------------------------------------------------------------------------------- pagevecs
+
+// What a batch does with one page; lru_lock held. A page may have been isolated, freed to one holder or moved since it was
+// put into the batch, so its flags are looked at again.
+void Lru::move_fn(Batch batch, Page& page) {
+  switch (batch) {
+    case Batch::add: {
+      WEIR_DEBUG_BUG_ON(page.test(PageFlag::lru));
+      page.set(PageFlag::lru);
+      const LruList list = page_lru(page);
+      add_page_to_lru_list(page, list);
+      if (list != LruList::unevictable) update_page_reclaim_stat(page_is_file_cache(page), is_active_lru(list));
+      return;
+    }
+    case Batch::activate: {
+      if (!page.test(PageFlag::lru) || page.test(PageFlag::active) || page.test(PageFlag::unevictable)) return;
+      const LruList from = page_lru(page);
+      set_page_flag(page, PageFlag::active);
+      // Where old pages were made absent ahead of the inactive tail, an active page starts over.
+      page.clear(PageFlag::aged);
+      move_page(page, from, page_lru(page), End::head);
+      vmstat_.count_vm_event(VmEvent::pgactivate);
+      update_page_reclaim_stat(page_is_file_cache(page), true);
+      return;
+    }
+    case Batch::rotate: {
+      if (!page.test(PageFlag::lru) || page.test(PageFlag::unevictable)) return;
+      const LruList from = page_lru(page);
+      clear_page_flag(page, PageFlag::active);
+      move_page(page, from, page_lru(page), End::tail);
+      vmstat_.count_vm_event(VmEvent::pgrotated);
+      return;
+    }
+    case Batch::count: break;
+  }
+}
+
+// The CPU's lock held. Moves the batch's pages and leaves them in `done` for their references to be dropped without the lock.
+unsigned Lru::pagevec_flush(Batch batch, Pagevec& vec, Page** done) {
+  if (vec.nr == 0) return 0;
+  const unsigned n = vec.nr;
+  {
+    ScopedLock guard(node().lru_lock);
+    for (unsigned i = 0; i < n; ++i) move_fn(batch, *vec.pages[i]);
+  }
+  for (unsigned i = 0; i < n; ++i) done[i] = vec.pages[i];
+  vec.nr = 0;
+  return n;
+}
+
+void Lru::pagevec_add(Batch batch, Page& page) {
+  if (percpu_ == nullptr) {
+    ScopedLock guard(node().lru_lock);
+    move_fn(batch, page);
+    return;
+  }
+  PageAllocator::get_page(page);
+  Page* done[PAGEVEC_SIZE];
+  unsigned n = 0;
+  {
+    PerCpu& cpu = this_cpu();
+    ScopedLock guard(cpu.lock);
+    Pagevec& vec = cpu.vec[static_cast<unsigned>(batch)];
+    vec.pages[vec.nr++] = &page;
+    if (vec.nr == PAGEVEC_SIZE) n = pagevec_flush(batch, vec, done);
+  }
+  release_pages(done, n);
+}
+
+void Lru::drain_cpu(PerCpu& cpu) {
+  for (unsigned b = 0; b < NR_BATCHES; ++b) {
+    Page* done[PAGEVEC_SIZE];
+    unsigned n = 0;
+    {
+      ScopedLock guard(cpu.lock);
+      n = pagevec_flush(static_cast<Batch>(b), cpu.vec[b], done);
+    }
+    release_pages(done, n);
+  }
+}
+
+void Lru::lru_add_drain() {
+  WEIR_FLOW();
+  if (percpu_ != nullptr) drain_cpu(this_cpu());
+}
+
+void Lru::lru_add_drain_all() {
+  WEIR_FLOW();
+  if (percpu_ == nullptr) return;
+  for (unsigned i = 0; i < cpus_; ++i) drain_cpu(percpu_[i]);
+}
+
+unsigned Lru::in_pagevecs(const Page& page) const {
+  unsigned found = 0;
+  for (unsigned i = 0; percpu_ != nullptr && i < cpus_; ++i) {
+    ScopedLock guard(percpu_[i].lock);
+    for (const Pagevec& vec : percpu_[i].vec)
+      for (unsigned k = 0; k < vec.nr; ++k) found += vec.pages[k] == &page;
+  }
+  return found;
+}
+
+void Lru::lru_cache_add(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  page.clear(PageFlag::aged);
+  pagevec_add(Batch::add, page);
+}
+
+void Lru::lru_cache_add_anon(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  page.clear(PageFlag::aged);
+  pagevec_add(Batch::add, page);
+}
+
+void Lru::lru_cache_add_file(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  page.clear(PageFlag::aged);
+  pagevec_add(Batch::add, page);
+}
+
+void Lru::lru_cache_add_active_or_unevictable(Page& page, const VmArea& vma) {
+  WEIR_FLOW(pages_.mem().pfn(page), vma.vm_start);
+  if ((vma.vm_flags & VM_LOCKED) == 0) {
+    set_page_flag(page, PageFlag::active);
+    lru_cache_add(page);
+    return;
+  }
+  if (!page.test_and_set(PageFlag::mlocked)) vmstat_.inc_node_page_state(NodeStat::nr_mlock);
+  add_page_to_unevictable_list(page);
+}
+
+void Lru::add_page_to_unevictable_list(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  page.clear(PageFlag::aged);
+  ScopedLock guard(node().lru_lock);
+  page.clear(PageFlag::active);
+  set_page_flag(page, PageFlag::unevictable);
+  page.set(PageFlag::lru);
+  add_page_to_lru_list(page, LruList::unevictable);
+}
+
+void Lru::activate_page(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  if (page.test(PageFlag::lru) && !page.test(PageFlag::active) && !page.test(PageFlag::unevictable))
+    pagevec_add(Batch::activate, page);
+}
+
+// The page is not on a list: perhaps it waits in this CPU's pagevec, then it goes to the active list from there. A page in
+// another CPU's pagevec is left alone: its flag cannot be set without knowing that it is not being isolated.
+bool Lru::__lru_cache_activate_page(Page& page) {
+  if (percpu_ == nullptr) return false;
+  PerCpu& cpu = this_cpu();
+  ScopedLock guard(cpu.lock);
+  const Pagevec& vec = cpu.vec[static_cast<unsigned>(Batch::add)];
+  for (unsigned i = vec.nr; i-- > 0;) {
+    if (vec.pages[i] != &page) continue;
+    set_page_flag(page, PageFlag::active);
+    return true;
+  }
+  return false;
+}
+
+void Lru::mark_page_accessed(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  if (!page.test(PageFlag::referenced)) {
+    set_page_flag(page, PageFlag::referenced);
+    return;
+  }
+  if (page.test(PageFlag::active) || page.test(PageFlag::unevictable)) return;
+  if (page.test(PageFlag::lru))
+    activate_page(page);
+  else
+    __lru_cache_activate_page(page);
+  clear_page_flag(page, PageFlag::referenced);
+}
+
+void Lru::rotate_reclaimable_page(Page& page) {
+  if (page.test(PageFlag::locked) || page.test(PageFlag::dirty) || page.test(PageFlag::unevictable) ||
+      !page.test(PageFlag::lru))
+    return;
+  pagevec_add(Batch::rotate, page);
+}
+
+// ------------------------------------------------------------------------------------------------------------ references
+
+// Count is 0: nobody can find the page but a list walker, who skips a page that get_page_unless_zero refuses.
+void Lru::__page_cache_release(Page& page) {
+  if (page.test(PageFlag::lru)) {
+    ScopedLock guard(node().lru_lock);
+    WEIR_BUG_ON(!page.test(PageFlag::lru));
+    del_page_from_lru_list(page, page_lru(page));
+    page.clear(PageFlag::lru);
+  }
+  page.clear(PageFlag::active);
+  page.clear(PageFlag::unevictable);
+  page.clear(PageFlag::aged);
+  if (page.test_and_clear(PageFlag::mlocked)) vmstat_.dec_node_page_state(NodeStat::nr_mlock);
+  // The anchor stays readable until the page is free: a reverse walk that lost the race finds count 0, not garbage.
+  if (PageAnon(page)) page.mapping.store(0, std::memory_order_release);
+}
+
+void Lru::put_page(Page& page) {
+  if (!PageAllocator::put_page_testzero(page)) return;
+  __page_cache_release(page);
+  pages_.free_hot_cold_page(page);
+}
+
+void Lru::release_pages(Page** pages, unsigned count) {
+  PageList to_free;
+  for (unsigned i = 0; i < count; ++i) {
+    if (!PageAllocator::put_page_testzero(*pages[i])) continue;
+    __page_cache_release(*pages[i]);
+    to_free.push_back(*pages[i]);
+  }
+  if (!to_free.empty()) pages_.free_hot_cold_page_list(to_free);
+}
+
+// ---------------------------------------------------------------------------------------------- single pages off and back
+
+Result<void> Lru::isolate_lru_page(Page& page) {
+  ScopedLock guard(node().lru_lock);
+  if (!page.test(PageFlag::lru)) return Errno::busy;
+  PageAllocator::get_page(page);
+  del_page_from_lru_list(page, page_lru(page));
+  page.clear(PageFlag::lru);
+  return {};
+}
+
+void Lru::putback_lru_page(Page& page) {
+  for (;;) {
+    if (page_evictable(page)) {
+      clear_page_flag(page, PageFlag::unevictable);
+      lru_cache_add(page);
+    } else {
+      add_page_to_unevictable_list(page);
+      vmstat_.count_vm_event(VmEvent::unevictable_pgs_culled);
+      // munlock may have come between the test and the list: then nobody else would ever look at the page again.
+      if (page_evictable(page) && isolate_lru_page(page)) {
+        put_page(page);
+        continue;
+      }
+    }
+    break;
+  }
+  put_page(page);
+}
+
+void Lru::mlock_vma_page(Page& page) {
+  if (page.test_and_set(PageFlag::mlocked)) return;
+  vmstat_.inc_node_page_state(NodeStat::nr_mlock);
+  if (isolate_lru_page(page)) putback_lru_page(page);
+}
+
+void Lru::munlock_vma_page(Page& page) {
+  if (!page.test_and_clear(PageFlag::mlocked)) return;
+  vmstat_.dec_node_page_state(NodeStat::nr_mlock);
+  if (!page.test(PageFlag::unevictable)) return;
+  if (isolate_lru_page(page)) {
+    vmstat_.count_vm_event(VmEvent::unevictable_pgs_rescued);
+    putback_lru_page(page);
+  }
+}
+
+void Lru::clear_page_mlock(Page& page) { munlock_vma_page(page); }
+
+}  // namespace weir
