@@ -138,17 +138,19 @@ class IntervalTree {
   /// The first rule of IntervalTreeLink's that does not hold; null when all do. For verify().
   [[nodiscard]] const char* broken_rule() const {
     if (root_ != nullptr && parent(root_) != nullptr) return "interval: the root has a parent";
-    Node* before = nullptr;
-    for (Node* node = first(); node != nullptr; before = node, node = next(node)) {
-      if (Traits::start(*node) > Traits::last(*node)) return "interval: last lies before start";
-      if (before != nullptr && Traits::start(*before) > Traits::start(*node)) return "interval: out of order";
+    // Parents first: where a child is walked to, it is known to lead back.
+    for (Node* node = root_; node != nullptr; node = next_downwards(node)) {
       for (Node* below : {left(node), right(node)})
         if (below != nullptr && parent(below) != node) return "interval: a child has another parent";
       const int tilt = height(left(node)) - height(right(node));
       if (tilt < -1 || tilt > 1) return "interval: out of balance";
       if (height(node) != height_below(node)) return "interval: height is wrong";
+      if (Traits::start(*node) > Traits::last(*node)) return "interval: last lies before start";
       if (link(node).subtree_last != last_below(node)) return "interval: subtree_last is wrong";
     }
+    Node* before = nullptr;
+    for (Node* node = first(); node != nullptr; before = node, node = next(node))
+      if (before != nullptr && Traits::start(*before) > Traits::start(*node)) return "interval: out of order";
     return nullptr;
   }
 
@@ -190,6 +192,14 @@ class IntervalTree {
       node = parent(from);
       if (node == nullptr || left(node) == from) return node;
     }
+  }
+
+  /// The node after `node` when parents come first.
+  static Node* next_downwards(Node* node) {
+    if (left(node) != nullptr) return left(node);
+    for (Node* from = nullptr; node != nullptr; from = node, node = parent(node))
+      if (right(node) != nullptr && right(node) != from) return right(node);
+    return nullptr;
   }
 
   static bool ends_at_or_after(Node* subtree, uint64_t start) {
