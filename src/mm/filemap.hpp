@@ -66,7 +66,7 @@ struct AddressSpace {
   bool no_writeback_tags = false;     ///< swap: never tagged
   uint64_t max_index = ~uint64_t{0};  ///< no page is ever above it; immutable. A low tree reserves few nodes an insert
   RwSem i_mmap_rwsem{LockRank::i_mmap};
-  void* i_mmap = nullptr;                ///< interval tree of VMAs; i_mmap_rwsem. Typed in rmap.hpp
+  VmaFileTree i_mmap;                    ///< the VMAs that map it; i_mmap_rwsem
   std::atomic<Errno> wb_err{Errno::ok};  ///< last write error, for fsync
 };
 

@@ -17,24 +17,38 @@ class VmOps;
 
 using SetHook = boost::intrusive::set_member_hook<boost::intrusive::link_mode<boost::intrusive::normal_link>>;
 
-/// One mapping [vm_start, vm_end). Fields are guarded by mm->mmap_sem; those that place it in a reverse map (vm_start, vm_end, vm_pgoff)
-/// change only with that map's lock held too.
+/// One mapping [vm_start, vm_end). Fields are guarded by mm->mmap_sem; those that place it in a reverse map (vm_start,
+/// vm_end, vm_pgoff) change only with that map's lock held too.
 struct VmArea {
   VirtAddr vm_start{}, vm_end{};
   Mm* vm_mm = nullptr;
-  SetHook rb;                        ///< in Mm::mmap
-  uint64_t vm_flags = 0;             ///< VmFlag
-  uint64_t vm_pgoff = 0;             ///< offset in pages in vm_file; anonymous: vm_start / 4096 at creation
-  File* vm_file = nullptr;           ///< counted
-  VmOps* vm_ops = nullptr;           ///< null: anonymous
-  AnonVma* anon_vma = nullptr;       ///< set at the first anonymous fault; page_table_lock when set
-  ListHook anon_vma_chain_unused;    // keeps layout simple for boost lists of other rooms
-  AnonVmaChain* chains = nullptr;    ///< singly linked through AnonVmaChain::next_of_vma; mmap_sem + anon_vma lock
-  IntervalTreeLink shared;           ///< in AddressSpace::i_mmap, if vm_file; i_mmap lock
+  SetHook rb;               ///< in Mm::mmap
+  uint64_t vm_flags = 0;    ///< VmFlag
+  uint64_t vm_pgoff = 0;    ///< offset in pages in vm_file; anonymous: vm_start / 4096 at creation
+  File* vm_file = nullptr;  ///< counted
+  VmOps* vm_ops = nullptr;  ///< null: anonymous
+  AnonVma* anon_vma =
+      nullptr;  ///< set at the first anonymous fault; mmap_sem, and page_table_lock when a fault sets it
+  AnonVmaChain* chains = nullptr;  ///< singly linked through AnonVmaChain::next_of_vma, last linked first; as anon_vma
+  ListHook detached;               ///< on munmap's or exit's list of VMAs that have left the tree
+  IntervalTreeLink shared;         ///< in AddressSpace::i_mmap, if vm_file; i_mmap lock
   [[nodiscard]] uint64_t pages() const { return (vm_end - vm_start) >> PAGE_SHIFT; }
   [[nodiscard]] bool contains(VirtAddr a) const { return a >= vm_start && a < vm_end; }
   [[nodiscard]] bool anonymous() const { return vm_ops == nullptr; }
 };
+
+/// VMAs that have left the tree, on their way to be freed.
+using VmaList = boost::intrusive::list<VmArea, boost::intrusive::member_hook<VmArea, ListHook, &VmArea::detached>,
+                                       boost::intrusive::constant_time_size<false>>;
+
+/// A file's mappings by the pages of it that they cover: AddressSpace::i_mmap.
+struct VmaSharedTraits {
+  using Node = VmArea;
+  static uint64_t start(const VmArea& v) { return v.vm_pgoff; }
+  static uint64_t last(const VmArea& v) { return v.vm_pgoff + v.pages() - 1; }
+  static IntervalTreeLink& link(VmArea& v) { return v.shared; }
+};
+using VmaFileTree = IntervalTree<VmaSharedTraits>;
 
 struct VmAreaStart {
   using type = VirtAddr;
@@ -51,36 +65,46 @@ using VmaTree = boost::intrusive::set<VmArea, boost::intrusive::member_hook<VmAr
 /// An address space.
 /// Invariants: rss_stat[k] = a scan of the page tables; map_count = size of mmap; total_vm = sum of the VMAs' pages.
 struct Mm {
-  uint64_t id = 0;                       ///< small number for people and logs; immutable
+  uint64_t id = 0;  ///< small number for people and logs; immutable
   RwSem mmap_sem{LockRank::mmap};
   SpinLock page_table_lock{LockRank::mm_page_table};  ///< upper levels of the tables; anon_vma of VMAs
-  std::byte* pgd = nullptr;              ///< top table's place; immutable from pgd_alloc to pgd_free
-  VmaTree mmap;                          // mmap_sem
+  std::byte* pgd = nullptr;                           ///< top table's place; immutable from pgd_alloc to pgd_free
+  VmaTree mmap;                                       // mmap_sem
   std::atomic<VmArea*> vmacache{nullptr};  ///< last found; cleared by whoever changes the tree (mmap_sem write)
-  std::atomic<int32_t> mm_users{1};      ///< tasks and temporary users (mmget); 0: exit_mmap runs
-  std::atomic<int32_t> mm_count{1};      ///< references to the struct (mm_users count as one)
-  int32_t map_count = 0;                 // mmap_sem
-  int64_t total_vm = 0;                  ///< pages; mmap_sem
-  int64_t locked_vm = 0;                 // mmap_sem
+  std::atomic<int32_t> mm_users{1};        ///< tasks and temporary users (mmget); 0: exit_mmap runs
+  std::atomic<int32_t> mm_count{1};        ///< references to the struct (mm_users count as one)
+  int32_t map_count = 0;                   // mmap_sem
+  int64_t total_vm = 0;                    ///< pages; mmap_sem
+  int64_t locked_vm = 0;                   // mmap_sem
   std::atomic<int64_t> rss_stat[static_cast<unsigned>(RssKind::count)] = {};
   std::atomic<int64_t> hiwater_rss{0};
   std::atomic<int64_t> nr_table_pages{0};  ///< page-table pages of all levels
-  VirtAddr start_brk{}, brk{};           // mmap_sem
-  VirtAddr mmap_base{};                  ///< top of the mmap area; areas are placed downwards from here
-  VirtAddr task_size{};                  ///< first address that is not the user's
-  ListHook mmlist;                       ///< in the list of Mms with swap entries; mmlist lock
+  VirtAddr start_brk{}, brk{};             // mmap_sem
+  VirtAddr mmap_base{};                    ///< top of the mmap area; areas are placed downwards from here
+  /// No hole between here and mmap_base is larger than cached_hole_size. mmap_sem for writing
+  mutable VirtAddr free_area_cache{};
+  mutable uint64_t cached_hole_size = 0;
+  VirtAddr task_size{};  ///< first address that is not the user's
+  ListHook mmlist;       ///< in the list of Mms with swap entries; mmlist lock
   std::atomic<bool> on_mmlist{false};
-  std::atomic<bool> oom_skip{false};     ///< the reaper is done with it, or may not touch it
-  void* arch = nullptr;                  ///< the Mmu's own
-  Task* owner = nullptr;
+  std::atomic<bool> oom_skip{false};  ///< the reaper is done with it, or may not touch it
+  void* arch = nullptr;               ///< the Mmu's own
+  Task* owner = nullptr;              ///< whose address space it was first; for messages and charging
 
-  [[nodiscard]] int64_t rss(RssKind k) const { return rss_stat[static_cast<unsigned>(k)].load(std::memory_order_relaxed); }
+  [[nodiscard]] int64_t rss(RssKind k) const {
+    return rss_stat[static_cast<unsigned>(k)].load(std::memory_order_relaxed);
+  }
   /// get_mm_rss: resident pages of all kinds.
   [[nodiscard]] int64_t get_mm_rss() const { return rss(RssKind::file) + rss(RssKind::anon) + rss(RssKind::shmem); }
-  void add_mm_counter(RssKind k, int64_t n) { rss_stat[static_cast<unsigned>(k)].fetch_add(n, std::memory_order_relaxed); }
+  void add_mm_counter(RssKind k, int64_t n) {
+    rss_stat[static_cast<unsigned>(k)].fetch_add(n, std::memory_order_relaxed);
+  }
   void inc_mm_counter(RssKind k) { add_mm_counter(k, 1); }
   void dec_mm_counter(RssKind k) { add_mm_counter(k, -1); }
 };
+[[nodiscard]] inline uint64_t flow_value_of(const Mm& mm) { return mm.id; }
+[[nodiscard]] inline uint64_t flow_value_of(const VmArea& vma) { return vma.vm_start.v; }
+
 using MmList = boost::intrusive::list<Mm, boost::intrusive::member_hook<Mm, ListHook, &Mm::mmlist>,
                                       boost::intrusive::constant_time_size<false>>;
 
@@ -88,17 +112,17 @@ using MmList = boost::intrusive::list<Mm, boost::intrusive::member_hook<Mm, List
 struct Task {
   int32_t pid = 0;
   char comm[16] = {};
-  Mm* mm = nullptr;                          ///< null once exit_mm has run; tasklist lock for others' reads
-  Task* parent = nullptr;                    // tasklist lock
-  ListHook tasks;                            ///< in TaskList; tasklist lock
-  std::atomic<int32_t> oom_score_adj{0};     ///< -1000 never … 1000 first
-  std::atomic<bool> sigkill{false};          ///< a fatal signal is pending
-  std::atomic<bool> memdie{false};           ///< chosen by the OOM killer: may use the reserves to die
+  Mm* mm = nullptr;                       ///< null once exit_mm has run; tasklist lock for others' reads
+  Task* parent = nullptr;                 // tasklist lock
+  ListHook tasks;                         ///< in TaskList; tasklist lock
+  std::atomic<int32_t> oom_score_adj{0};  ///< -1000 never … 1000 first
+  std::atomic<bool> sigkill{false};       ///< a fatal signal is pending
+  std::atomic<bool> memdie{false};        ///< chosen by the OOM killer: may use the reserves to die
   std::atomic<bool> exiting{false};
-  std::atomic<bool> oom_origin{false};       ///< swapoff: first candidate
+  std::atomic<bool> oom_origin{false};  ///< swapoff: first candidate
   std::atomic<uint64_t> maj_flt{0}, min_flt{0};
-  Thread* thread = nullptr;                  ///< to be woken by a kill; null if it has none of its own
-  uint64_t nr_dirtied = 0;                   ///< pages dirtied since the last balance_dirty_pages; its own thread only
+  Thread* thread = nullptr;  ///< to be woken by a kill; null if it has none of its own
+  uint64_t nr_dirtied = 0;   ///< pages dirtied since the last balance_dirty_pages; its own thread only
   int exit_code = 0;
 };
 using TaskListT = boost::intrusive::list<Task, boost::intrusive::member_hook<Task, ListHook, &Task::tasks>,
