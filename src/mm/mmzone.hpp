@@ -3,6 +3,7 @@
 // Node and zones as data. Linux: include/linux/mmzone.h.
 //
 //   Node ── zones[DMA32, NORMAL] ── free_area[0..10].free_list[type], pcp per CPU, watermark[min, low, high]
+//        ├─ zonelist: the zones in the order in which an allocation tries them
 //        └─ lruvec (five lists), reclaim statistics
 #pragma once
 
@@ -11,16 +12,21 @@
 
 namespace weir {
 
+/// A block is on the list of the type it was freed under, which need not be its pageblock's: merging ignores types.
 struct FreeArea {
   PageList free_list[static_cast<unsigned>(MigrateType::count)];
   uint64_t nr_free = 0;  ///< blocks of this order = sum of the lists' lengths
+
+  /// nr_free without the zone lock: watermark checks look ahead and may be late.
+  [[nodiscard]] uint64_t nr_free_racy() const { return __atomic_load_n(&nr_free, __ATOMIC_RELAXED); }
 };
 
 /// One CPU's free order-0 pages of one zone. In the host world "this CPU" is a hint, so the lock is always taken.
-struct PerCpuPages {
+/// On a list: flag pcp, count 0. A cache line apart, so that CPUs do not disturb each other.
+struct alignas(64) PerCpuPages {
   SpinLock lock{LockRank::pcp};
-  int32_t count = 0;   ///< = sum of the lists' lengths; <= high after every free
-  int32_t high = 0;    ///< above it, `batch` pages go back to the buddy lists
+  int32_t count = 0;   ///< = sum of the lists' lengths; < max(high, 1) after every free
+  int32_t high = 0;    ///< a free that reaches it gives `batch` pages back to the buddy lists
   int32_t batch = 1;
   PageList lists[MIGRATE_PCPTYPES];
 };
@@ -48,14 +54,27 @@ struct Zone {
   [[nodiscard]] bool populated() const { return present_pages.v > 0; }
   [[nodiscard]] bool contains(Pfn pfn) const { return pfn >= zone_start_pfn && pfn < zone_start_pfn + spanned_pages; }
   [[nodiscard]] int64_t wmark(Watermark w) const { return watermark[static_cast<unsigned>(w)].load(std::memory_order_relaxed); }
+  [[nodiscard]] MigrateType& block_type(Pfn pfn) const {
+    return pageblock_type[(pfn.v >> pageblock_order) - (zone_start_pfn.v >> pageblock_order)];
+  }
 };
+[[nodiscard]] inline uint64_t flow_value_of(const Zone& zone) { return static_cast<uint64_t>(zone.type); }
 
 [[nodiscard]] const char* zone_name(ZoneType type);
+
+/// The populated zones of a node, highest first: fallback goes only downward. Immutable after boot.
+struct Zonelist {
+  Zone* zones[MAX_NR_ZONES] = {};
+  unsigned count = 0;
+};
+/// The next zone at or after place `at` of the list that is not above `highest`, and its place in `at`. Null at the end.
+[[nodiscard]] Zone* for_next_zone_zonelist_nodemask(const Zonelist& zonelist, ZoneType highest, unsigned& at);
 
 /// One NUMA node. (One for now; the type is there so that nothing assumes it.)
 struct Node {
   NodeId id{};
   Zone zones[MAX_NR_ZONES];
+  Zonelist zonelist;
   SpinLock lru_lock{LockRank::lru};
   LruVec lruvec WEIR_GUARDED_BY(lru_lock);
 
