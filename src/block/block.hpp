@@ -37,8 +37,9 @@ struct Bio {
   Errno status = Errno::ok;         ///< set by the device before end_io
   uint64_t sector = 0;              ///< first sector; a multiple of 8
   uint32_t pages = 1;               ///< > 1 only for discard
-  Content content;                  ///< stays valid and, for a write, unchanged until end_io
-  void (*end_io)(Bio& bio) = nullptr;  ///< called once, in any thread, possibly before submit_bio returns; must not sleep
+  Content content{};                ///< stays valid and, for a write, unchanged until end_io
+  void (*end_io)(Bio& bio) = nullptr;  ///< called once, in any thread, possibly before submit_bio returns; must not sleep.
+                                       ///< The device is done with the bio then: it may be used again at once
   void* owner = nullptr;            ///< the submitter's own
   BlockDevice* device = nullptr;    ///< set by submit_bio
   Bio* next = nullptr;              ///< the device's own while queued
@@ -57,7 +58,7 @@ class BlockDevice {
   [[nodiscard]] virtual PageCount capacity() const = 0;
   /// Queues the request. Never fails: errors come with end_io. Never allocates from the machine (but zram's pool).
   virtual void submit_bio(Bio& bio) = 0;
-  /// True if rw_page serves requests at once, without waiting for anything (zram).
+  /// True if rw_page serves requests at once, without waiting for a device (zram; it may sleep for a compressor's stream).
   [[nodiscard]] virtual bool synchronous() const { return false; }
   /// Synchronous devices only: reads or writes page `index` now. Errors: EIO; ENOMEM when the pool is at its limit or no frame can
   /// be had; EINVAL behind the end.
