@@ -1,0 +1,107 @@
+// src/block/sim_disk.hpp
+//
+// A simulated disk on the world's clock.
+//
+//   submit_bio --> waiting (FIFO; rotational: by position) --a place is free--> in service --timer--> end_io
+//
+//   a request's time in service =  wait for the channel  +  page / bandwidth  +  [seek]  +  latency
+//                                  one after another        in the channel       \___ with others, up to queue_depth ___/
+//
+// So throughput is the smaller of bandwidth and queue_depth / latency, and requests of different latency finish out of order.
+// A rotational disk has one arm: one request at a time, the next in the direction of travel first (C-LOOK); a request that
+// starts where the last one ended does not seek.
+//
+// Content lies outside the machine's RAM: bytes, or 8 bytes a page in a tagged simulation. Only what was written costs memory.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/result.hpp"
+#include "base/units.hpp"
+#include "block/block.hpp"
+#include "kernel/locks.hpp"
+
+namespace weir {
+
+enum class ContentKind : uint8_t { bytes, tags };
+enum class DiskMotion : uint8_t { none, rotational };
+
+struct SimDiskOptions {
+  const char* name = "disk0";                 ///< kept by reference
+  PageCount capacity{};
+  ContentKind content = ContentKind::bytes;
+  Nanos read_latency = 80_us;                 ///< a SATA flash disk's, as the other values
+  Nanos write_latency = 50_us;
+  uint64_t megabytes_per_second = 500;        ///< 10^6 bytes; both directions share it
+  unsigned queue_depth = 32;                  ///< requests in service at once, 1…64
+  DiskMotion motion = DiskMotion::none;
+  Nanos seek = 8_ms;                          ///< rotational: of an average seek, a third of the way
+  unsigned congested_above = 113;             ///< requests waiting or in service; Linux's 7/8 of nr_requests 128
+};
+
+struct SimDiskStats {
+  unsigned waiting = 0, in_service = 0;
+  unsigned max_queued = 0;                    ///< most that ever waited or were in service
+  uint64_t seeks = 0;
+  Nanos time_in_queue{};                      ///< sum over all requests of submit to end
+  Nanos time_in_channel{};
+};
+
+class SimDisk final : public BlockDevice {
+ public:
+  /// Makes the disk at `place` (sizeof(SimDisk) bytes, alignof(SimDisk)); reads as zeros. Errors: EINVAL for options out of range,
+  /// ENOMEM when the host has no address space.
+  static Result<SimDisk*> create(void* place, World& world, const SimDiskOptions& options);
+  /// No request is under way.
+  ~SimDisk();
+  SimDisk(const SimDisk&) = delete;
+  SimDisk& operator=(const SimDisk&) = delete;
+
+  [[nodiscard]] const char* name() const override { return options_.name; }
+  [[nodiscard]] PageCount capacity() const override { return options_.capacity; }
+  /// end_io comes from a timer with EIO for a request behind the end or of the other kind of content. Any context.
+  void submit_bio(Bio& bio) override;
+  [[nodiscard]] bool can_discard() const override { return options_.motion == DiskMotion::none; }
+  [[nodiscard]] bool nonrotational() const override { return options_.motion == DiskMotion::none; }
+  [[nodiscard]] bool congested() const override;
+  [[nodiscard]] SimDiskStats sim_stats() const;
+
+  /// What lies on the disk now, for tests and dumps: no time passes. `index` below capacity.
+  [[nodiscard]] const std::byte* stored_bytes(uint64_t index) const;
+  [[nodiscard]] uint64_t stored_tag(uint64_t index) const;
+
+ private:
+  static constexpr unsigned MAX_QUEUE_DEPTH = 64;
+  struct Service {
+    Timer timer;
+    Bio* bio = nullptr;  // null: the place is free
+    SimDisk* disk = nullptr;
+  };
+
+  SimDisk(World& world, const SimDiskOptions& options, std::byte* store);
+
+  static void timer_function(void* data);
+  void complete(Service& service);
+  void start_waiting() WEIR_REQUIRES(lock_);
+  Bio* next_waiting() WEIR_REQUIRES(lock_);
+  void start(Service& service, Bio& bio) WEIR_REQUIRES(lock_);
+  [[nodiscard]] Nanos seek_time(uint64_t from, uint64_t to) const;
+  Errno transfer(Bio& bio);
+  [[nodiscard]] size_t store_bytes() const;
+
+  World& world_;
+  const SimDiskOptions options_;
+  std::byte* const store_;
+  const Nanos page_time_;  // of a page in the channel
+  mutable SpinLock lock_{LockRank::device};
+  // A place is free only while nobody waits.
+  Bio* first_ WEIR_GUARDED_BY(lock_) = nullptr;
+  Bio* last_ WEIR_GUARDED_BY(lock_) = nullptr;
+  Service services_[MAX_QUEUE_DEPTH] WEIR_GUARDED_BY(lock_);  // the first queue_depth are used
+  Nanos channel_free_ WEIR_GUARDED_BY(lock_){};               // when the channel has carried all that was started
+  uint64_t arm_ WEIR_GUARDED_BY(lock_) = 0;                   // page behind the last one started
+  SimDiskStats sim_stats_ WEIR_GUARDED_BY(lock_);
+};
+
+}  // namespace weir
