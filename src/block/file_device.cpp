@@ -1,0 +1,442 @@
+// src/block/file_device.cpp: see file_device.hpp
+#include "block/file_device.hpp"
+
+#include <fcntl.h>
+#include <liburing.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+
+#include <cstring>
+#include <new>
+
+#include "base/flow.hpp"
+#include "block/raw_syscall.hpp"
+#include "kernel/kthread.hpp"
+
+namespace weir {
+
+namespace {
+
+static_assert(sizeof(io_uring) <= 256 && alignof(io_uring) <= 8);
+
+io_uring& as_ring(std::byte* storage) { return *reinterpret_cast<io_uring*>(storage); }
+
+Errno errno_of(long result) { return result < 0 ? static_cast<Errno>(-result) : Errno::ok; }
+
+// "…path: text", cut to fit.
+void explain(FileDeviceError& error, const char* path, const char* text) {
+  size_t at = 0;
+  const auto append = [&](const char* s) {
+    while (*s != 0 && at + 1 < sizeof error.text) error.text[at++] = *s++;
+    error.text[at] = 0;
+  };
+  append(path);
+  append(": ");
+  append(text);
+}
+
+struct OpenFile {
+  int fd = -1;
+  PageCount capacity{};
+  bool direct = false;
+  bool reserved = true;
+};
+
+long open_at(const char* path, int flags) { return raw_syscall(SYS_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0600); }
+
+/// A new file without a name. Where the file system has no O_TMPFILE: a name that nobody has, gone at once.
+long open_unnamed(const char* directory) {
+  const long fd = open_at(directory, O_TMPFILE | O_RDWR | O_EXCL);
+  if (fd >= 0 || (errno_of(fd) != static_cast<Errno>(EOPNOTSUPP) && fd != -EISDIR)) return fd;
+  const long pid = raw_syscall(SYS_getpid);
+  for (unsigned attempt = 0; attempt < 100; ++attempt) {
+    char name[PATH_MAX];
+    size_t at = 0;
+    const auto append = [&](const char* s) {
+      while (*s != 0 && at + 1 < sizeof name) name[at++] = *s++;
+    };
+    const auto append_number = [&](unsigned long n) {
+      char digits[24];
+      size_t i = sizeof digits - 1;
+      digits[i] = 0;
+      do digits[--i] = static_cast<char>('0' + n % 10);
+      while ((n /= 10) != 0);
+      append(digits + i);
+    };
+    append(directory);
+    append("/.weir-swap-");
+    append_number(static_cast<unsigned long>(pid));
+    append("-");
+    append_number(attempt);
+    if (at + 1 >= sizeof name) return -ENAMETOOLONG;
+    name[at] = 0;
+    const long made = open_at(name, O_CREAT | O_EXCL | O_RDWR);
+    if (made == -EEXIST) continue;
+    if (made >= 0) raw_syscall(SYS_unlinkat, AT_FDCWD, name, 0);
+    return made;
+  }
+  return -EEXIST;
+}
+
+/// Moves the descriptor up; the lowest number asked for is halved until the host's limit allows it.
+int move_up(int fd, int lowest) {
+  for (; lowest > fd; lowest /= 2) {
+    const long high = raw_syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, lowest);
+    if (high < 0) continue;
+    raw_syscall(SYS_close, fd);
+    return static_cast<int>(high);
+  }
+  return fd;
+}
+
+/// A file system whose files are pages of RAM.
+bool lies_in_ram(int fd) {
+  struct statfs fs;
+  if (raw_syscall(SYS_fstatfs, fd, &fs) != 0) return false;
+  constexpr unsigned long hugetlbfs = 0x958458f6;
+  const auto type = static_cast<unsigned long>(fs.f_type) & 0xffffffff;
+  return type == TMPFS_MAGIC || type == RAMFS_MAGIC || type == hugetlbfs;
+}
+
+/// True when the file system is known not to have what the file still needs. Asked before trying, since trying takes all that
+/// there is, from everybody, before it fails.
+bool lacks_room(int fd, uint64_t has, uint64_t wanted) {
+  struct statfs fs;
+  if (has >= wanted || raw_syscall(SYS_fstatfs, fd, &fs) != 0 || fs.f_blocks == 0) return false;
+  return (wanted - has) / static_cast<uint64_t>(fs.f_bsize) > fs.f_bavail;
+}
+
+/// Checks what was opened and gives it its size and room.
+Result<void> prepare(OpenFile& file, const FileDeviceOptions& options, FileDeviceError& error) {
+  struct stat st;
+  if (const long done = raw_syscall(SYS_fstat, file.fd, &st); done < 0) {
+    explain(error, options.path, "its properties cannot be read");
+    return errno_of(done);
+  }
+  uint64_t size = 0;
+  if (S_ISBLK(st.st_mode)) {
+    if (const long done = raw_syscall(SYS_ioctl, file.fd, BLKGETSIZE64, &size); done < 0) {
+      explain(error, options.path, "the size of the block device cannot be read");
+      return errno_of(done);
+    }
+  } else if (S_ISREG(st.st_mode)) {
+    // A block device's own node lies in a tmpfs, and that is all right: only files are asked.
+    if (lies_in_ram(file.fd)) {
+      explain(error, options.path, "lies in RAM (tmpfs, ramfs or hugetlbfs): swapping to it frees nothing. Choose a directory on a disk");
+      return Errno::inval;
+    }
+    size = static_cast<uint64_t>(st.st_size);
+  } else {
+    explain(error, options.path, "is neither a file nor a block device");
+    return Errno::inval;
+  }
+
+  uint64_t wanted = bytes_of(options.capacity).v;
+  if (options.origin == FileOrigin::existing) {
+    if (wanted == 0) wanted = size & PAGE_MASK;
+    if (wanted == 0 || wanted > size) {
+      explain(error, options.path, "is smaller than the capacity asked for");
+      return Errno::inval;
+    }
+  }
+  file.capacity = pages_in(Bytes(wanted));
+  if (S_ISREG(st.st_mode)) {
+    // Room now, so that no write fails later. Holes of an existing file are filled too.
+    long done = lacks_room(file.fd, static_cast<uint64_t>(st.st_blocks) * 512, wanted) ? -ENOSPC : -EINTR;
+    while (done == -EINTR) done = raw_syscall(SYS_fallocate, file.fd, 0, 0L, static_cast<long>(wanted));
+    if (done == -EOPNOTSUPP || done == -ENOSYS) {
+      file.reserved = false;
+      done = size < wanted ? raw_syscall(SYS_ftruncate, file.fd, static_cast<long>(wanted)) : 0;
+    }
+    if (done < 0) {
+      explain(error, options.path, done == -ENOSPC ? "no room for a file of this size" : "the file's room cannot be reserved");
+      return errno_of(done);
+    }
+  }
+  if (options.cache == FileCache::bypass) {
+    const long flags = raw_syscall(SYS_fcntl, file.fd, F_GETFL);
+    file.direct = flags >= 0 && raw_syscall(SYS_fcntl, file.fd, F_SETFL, flags | O_DIRECT) == 0;
+  }
+  return {};
+}
+
+}  // namespace
+
+// ---- Making and ending ----------------------------------------------------------------------------------------------
+
+Result<FileDevice*> FileDevice::create(void* place, World& world, const FileDeviceOptions& options, FileDeviceError& error) {
+  error = {};
+  constexpr PageCount most{int64_t{1} << 50};  // its bytes are a number
+  if (options.path == nullptr || options.capacity < PageCount(0) || options.capacity > most ||
+      (options.capacity == PageCount(0) && options.origin != FileOrigin::existing) || options.io_threads == 0 ||
+      options.io_threads > MAX_IO_THREADS || options.queue_depth == 0 || options.queue_depth > 1024) {
+    explain(error, options.path != nullptr ? options.path : "swap file", "options out of range");
+    return Errno::inval;
+  }
+  long fd = -1;
+  switch (options.origin) {
+    case FileOrigin::create: fd = open_at(options.path, O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW); break;
+    case FileOrigin::unnamed: fd = open_unnamed(options.path); break;
+    case FileOrigin::existing: fd = open_at(options.path, O_RDWR); break;
+  }
+  if (fd < 0) {
+    explain(error, options.path, options.origin == FileOrigin::existing ? "cannot be opened" : "cannot be created");
+    return errno_of(fd);
+  }
+  OpenFile file;
+  file.fd = move_up(static_cast<int>(fd), options.lowest_descriptor);
+  Result<void> ready = prepare(file, options, error);
+  const bool ours = options.origin == FileOrigin::create;
+  if (ours && (!ready || options.after_open == FileName::unlink)) raw_syscall(SYS_unlinkat, AT_FDCWD, options.path, 0);
+  if (!ready) {
+    raw_syscall(SYS_close, file.fd);
+    return ready.error();
+  }
+
+  auto* device = ::new (place) FileDevice(world, options, file.fd, file.capacity, file.direct, file.reserved);
+  Result<void> started = device->start();
+  if (!started) {
+    explain(error, options.path, "no I/O thread can be started");
+    device->~FileDevice();
+    if (ours && options.after_open == FileName::keep) raw_syscall(SYS_unlinkat, AT_FDCWD, options.path, 0);
+    return started.error();
+  }
+  return device;
+}
+
+FileDevice::FileDevice(World& world, const FileDeviceOptions& options, int fd, PageCount capacity, bool direct, bool reserved)
+    : world_(world),
+      options_(options),
+      fd_(fd),
+      capacity_(capacity),
+      direct_(direct),
+      reserved_(reserved),
+      engine_(options.engine) {}
+
+FileDevice::~FileDevice() {
+  WEIR_BUG_ON(waiting_.load(std::memory_order_relaxed) + under_way_.load(std::memory_order_relaxed) != 0);
+  stop();
+  raw_syscall(SYS_close, fd_);
+}
+
+bool FileDevice::start_ring() {
+  io_uring& ring = *::new (static_cast<void*>(ring_)) io_uring{};
+  if (io_uring_queue_init(options_.queue_depth, &ring, IORING_SETUP_CLAMP) != 0) return false;
+  has_ring_ = true;
+  ring.ring_fd = move_up(ring.ring_fd, options_.lowest_descriptor);
+  ring.enter_ring_fd = ring.ring_fd;
+  return true;
+}
+
+int FileDevice::ring_descriptor() const {
+  return has_ring_ ? reinterpret_cast<const io_uring*>(ring_)->ring_fd : -1;
+}
+
+Result<void> FileDevice::start() {
+  if (engine_ == FileEngine::io_uring && !start_ring()) engine_ = FileEngine::kthreads;
+  // The ring and the file are open: kthreads that start now have both in their tables.
+  switch (engine_) {
+    case FileEngine::synchronous: return {};
+    case FileEngine::kthreads:
+      for (unsigned i = 0; i < options_.io_threads; ++i) threads_[i] = kthread_run(world_, io_thread, this, "weir-io");
+      // Fewer do, none does not.
+      return threads_[0] != nullptr ? Result<void>() : Errno::again;
+    case FileEngine::io_uring:
+      threads_[0] = kthread_run(world_, submitter_thread, this, "weir-io-submit");
+      threads_[1] = kthread_run(world_, completer_thread, this, "weir-io-done");
+      return threads_[0] != nullptr && threads_[1] != nullptr ? Result<void>() : Errno::again;
+  }
+  return Errno::inval;
+}
+
+void FileDevice::stop() {
+  // The submitter before the completer: what it still puts into the ring is waited for.
+  for (Thread*& thread : threads_) {
+    if (thread != nullptr) world_.kthread_stop(*thread);
+    thread = nullptr;
+  }
+  if (has_ring_) io_uring_queue_exit(&as_ring(ring_));
+  has_ring_ = false;
+}
+
+Result<void> FileDevice::restart_in_child(int descriptor) {
+  WEIR_BUG_ON(waiting_.load(std::memory_order_relaxed) + under_way_.load(std::memory_order_relaxed) != 0);
+  for (Thread*& thread : threads_) thread = nullptr;
+  to_serve_.forget_waiters();
+  to_complete_.forget_waiters();
+  if (has_ring_) {
+    // Unmapped but not closed: the number may be anything in this table by now.
+    const io_uring& ring = as_ring(ring_);
+    raw_syscall(SYS_munmap, ring.sq.sqes, ring.sq.ring_entries * sizeof(io_uring_sqe));
+    raw_syscall(SYS_munmap, ring.sq.ring_ptr, ring.sq.ring_sz);
+    if (ring.cq.ring_ptr != ring.sq.ring_ptr) raw_syscall(SYS_munmap, ring.cq.ring_ptr, ring.cq.ring_sz);
+    has_ring_ = false;
+  }
+  fd_ = descriptor;
+  engine_ = options_.engine;
+  return start();
+}
+
+// ---- Requests -------------------------------------------------------------------------------------------------------
+
+bool FileDevice::congested() const {
+  return waiting_.load(std::memory_order_relaxed) + under_way_.load(std::memory_order_relaxed) > options_.congested_above;
+}
+
+void FileDevice::submit_bio(Bio& bio) {
+  WEIR_FLOW(bio.sector, bio.op);
+  bio.device = this;
+  bio.next = nullptr;
+  bio.submitted = world_.now();
+  const auto capacity = static_cast<uint64_t>(capacity_.v);
+  if (bio.op == BioOp::discard) {
+    stats_.discards.fetch_add(1, std::memory_order_relaxed);
+    bio.status = Errno::ok;
+    bio.end_io(bio);
+    return;
+  }
+  (bio.op == BioOp::write ? stats_.writes : stats_.reads).fetch_add(1, std::memory_order_relaxed);
+  if (bio.content.tagged() || bio.pages != 1 || bio.sector % SECTORS_PER_PAGE != 0 ||
+      bio.sector / SECTORS_PER_PAGE >= capacity) {
+    end(bio, bio.content.tagged() ? Errno::inval : Errno::io);
+    return;
+  }
+  if (engine_ == FileEngine::synchronous) {
+    end(bio, finish_transfer(bio, transfer(bio, 0)));
+    return;
+  }
+  {
+    ScopedLock guard(lock_);
+    (last_ != nullptr ? last_->next : first_) = &bio;
+    last_ = &bio;
+    waiting_.fetch_add(1, std::memory_order_release);
+  }
+  to_serve_.wake_one();
+}
+
+Bio* FileDevice::take_waiting() {
+  ScopedLock guard(lock_);
+  Bio* bio = first_;
+  if (bio == nullptr) return nullptr;
+  first_ = bio->next;
+  if (first_ == nullptr) last_ = nullptr;
+  bio->next = nullptr;
+  // In this order: whoever adds the two up never sees fewer than there are.
+  under_way_.fetch_add(1, std::memory_order_relaxed);
+  waiting_.fetch_sub(1, std::memory_order_relaxed);
+  return bio;
+}
+
+void FileDevice::end(Bio& bio, Errno status) {
+  if (status != Errno::ok)
+    (bio.op == BioOp::write ? stats_.write_errors : stats_.read_errors).fetch_add(1, std::memory_order_relaxed);
+  bio.status = status;
+  bio.end_io(bio);
+}
+
+void FileDevice::complete(Bio& bio, Errno status) {
+  // Before end_io, which may let the device's last user go.
+  under_way_.fetch_sub(1, std::memory_order_release);
+  end(bio, status);
+}
+
+long FileDevice::transfer(const Bio& bio, uint64_t done) const {
+  const auto offset = static_cast<long>(bio.sector * 512 + done);
+  return raw_syscall(bio.op == BioOp::write ? SYS_pwrite64 : SYS_pread64, fd_, bio.content.bytes + done, PAGE_SIZE - done,
+                     offset);
+}
+
+Errno FileDevice::finish_transfer(const Bio& bio, long result) const {
+  for (uint64_t done = 0;;) {
+    if (result > 0) {
+      done += static_cast<uint64_t>(result);
+      if (done == PAGE_SIZE) return Errno::ok;
+    } else if (result == 0) {
+      return Errno::io;  // the file became shorter
+    } else if (result != -EINTR && result != -EAGAIN) {
+      return errno_of(result);
+    }
+    result = transfer(bio, done);
+  }
+}
+
+// ---- Kthreads -------------------------------------------------------------------------------------------------------
+
+void FileDevice::io_thread(void* self) {
+  auto& device = *static_cast<FileDevice*>(self);
+  for (;;) {
+    device.to_serve_.wait(
+        [&] { return device.waiting_.load(std::memory_order_acquire) != 0 || kthread_should_stop(); });
+    Bio* bio = device.take_waiting();
+    if (bio != nullptr) {
+      device.complete(*bio, device.finish_transfer(*bio, device.transfer(*bio, 0)));
+    } else if (kthread_should_stop()) {
+      return;
+    }
+  }
+}
+
+void FileDevice::submitter_thread(void* self) {
+  auto& device = *static_cast<FileDevice*>(self);
+  io_uring& ring = as_ring(device.ring_);
+  for (;;) {
+    device.to_serve_.wait([&] {
+      return kthread_should_stop() ||
+             (device.waiting_.load(std::memory_order_acquire) != 0 &&
+              device.under_way_.load(std::memory_order_acquire) < device.options_.queue_depth);
+    });
+    unsigned taken = 0;
+    while (device.under_way_.load(std::memory_order_acquire) < device.options_.queue_depth) {
+      Bio* bio = device.take_waiting();
+      if (bio == nullptr) break;
+      // There is always one: all earlier entries were submitted, and the ring holds queue_depth of them.
+      io_uring_sqe* sqe = io_uring_get_sqe(&ring);
+      WEIR_BUG_ON(sqe == nullptr);
+      if (bio->op == BioOp::write) {
+        io_uring_prep_write(sqe, device.fd_, bio->content.bytes, PAGE_SIZE, bio->sector * 512);
+      } else {
+        io_uring_prep_read(sqe, device.fd_, bio->content.bytes, PAGE_SIZE, bio->sector * 512);
+      }
+      io_uring_sqe_set_data(sqe, bio);
+      ++taken;
+    }
+    while (taken != 0) {
+      const int submitted = io_uring_submit(&ring);
+      if (submitted > 0) {
+        // Counted when the host has them: the completer, once it waits there, is woken by nothing else.
+        taken -= static_cast<unsigned>(submitted);
+        device.in_ring_.fetch_add(static_cast<unsigned>(submitted), std::memory_order_release);
+        device.to_complete_.wake_one();
+      } else {
+        // The host is short of memory or of room for completions: both get better with time.
+        WEIR_BUG_ON(submitted < 0 && submitted != -EAGAIN && submitted != -EBUSY && submitted != -EINTR);
+        world().schedule_timeout(100_us);
+      }
+    }
+    if (kthread_should_stop() && device.waiting_.load(std::memory_order_acquire) == 0) return;
+  }
+}
+
+void FileDevice::completer_thread(void* self) {
+  auto& device = *static_cast<FileDevice*>(self);
+  io_uring& ring = as_ring(device.ring_);
+  for (;;) {
+    device.to_complete_.wait(
+        [&] { return device.in_ring_.load(std::memory_order_acquire) != 0 || kthread_should_stop(); });
+    if (device.in_ring_.load(std::memory_order_acquire) == 0) return;
+    io_uring_cqe* cqe = nullptr;
+    if (io_uring_wait_cqe(&ring, &cqe) != 0) continue;
+    auto& bio = *static_cast<Bio*>(io_uring_cqe_get_data(cqe));
+    const long result = cqe->res;
+    io_uring_cqe_seen(&ring, cqe);
+    device.in_ring_.fetch_sub(1, std::memory_order_relaxed);
+    device.complete(bio, device.finish_transfer(bio, result));
+    if (device.waiting_.load(std::memory_order_acquire) != 0) device.to_serve_.wake_one();
+  }
+}
+
+}  // namespace weir
