@@ -82,8 +82,8 @@ struct Mm {
   VirtAddr start_brk{}, brk{};             // mmap_sem
   VirtAddr mmap_base{};                    ///< top of the mmap area; areas are placed downwards from here
   /// No hole between here and mmap_base is larger than cached_hole_size. mmap_sem for writing
-  mutable VirtAddr free_area_cache{};
-  mutable uint64_t cached_hole_size = 0;
+  VirtAddr free_area_cache{};
+  uint64_t cached_hole_size = 0;
   VirtAddr task_size{};  ///< first address that is not the user's
   ListHook mmlist;       ///< in the list of Mms with swap entries; mmlist lock
   std::atomic<bool> on_mmlist{false};
