@@ -20,6 +20,7 @@ namespace weir {
 
 struct Task;  // mm's: what faults, sleeps and is killed
 class World;
+class RwSem;
 
 /// Rights and roles of a thread, the kernel's PF_* and TIF_* where mm looks at them.
 enum ThreadFlag : uint32_t {
@@ -69,6 +70,14 @@ struct Timer {
   bool armed = false;          ///< world's own
 };
 
+/// What the freezer (freezer.hpp) keeps in a world.
+struct FrozenThread;
+struct FreezerState {
+  std::atomic<bool> freezing{false};
+  std::atomic<uint32_t> nr_frozen{0};
+  std::atomic<FrozenThread*> frozen{nullptr};
+};
+
 /// One world. All functions are callable from any engine thread of it unless said otherwise.
 class World {
  public:
@@ -102,6 +111,11 @@ class World {
   virtual uint64_t random() = 0;
   /// A line for a person: the kernel's log. `text` ends without a newline.
   virtual void printk(const char* text) = 0;
+
+  /// What fork and set-up take for writing, and whoever works in the engine for reading; null where there is no fork.
+  [[nodiscard]] virtual RwSem* gate() { return nullptr; }
+
+  FreezerState freezer;
 
  protected:
   ~World() = default;

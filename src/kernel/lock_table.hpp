@@ -45,6 +45,7 @@ enum class LockNesting : uint8_t { none, allowed };
   X(zone, spinning, none, "free areas of a zone")                                                                  \
   X(arch, spinning, none, "an Mmu's own state: staging, queues")                                                   \
   X(device, spinning, none, "queue of a block device")                                                             \
+  X(workqueue, spinning, none, "queue of a workqueue")                                                             \
   X(wait_queue, spinning, none, "one wait queue")                                                                  \
   X(kernel, spinning, none, "a world's own lists: timers, threads")                                                \
   X(record, spinning, none, "the event ring")                                                                      \

@@ -114,6 +114,7 @@ void WaitQueue::wake_all(const void* key) {
 }
 
 void WaitQueue::forget_waiters() {
+  lock_.forget_holder();
   head_.store(nullptr, std::memory_order_relaxed);
   tail_ = nullptr;
 }
@@ -132,9 +133,10 @@ bool Mutex::try_lock() {
 
 // ---- RwSem ---------------------------------------------------------------------------------------------------------
 
-bool RwSem::try_read() {
+/// Takes it for reading unless writers are in the way: such as hold it or wait (all but READERS), or such as hold it.
+bool RwSem::try_read(uint32_t kept_out_by) {
   uint32_t state = state_.load(std::memory_order_relaxed);
-  while (state < WRITER_WAITS)
+  while ((state & kept_out_by) == 0)
     if (state_.compare_exchange_weak(state, state + READER, std::memory_order_acquire)) return true;
   return false;
 }
@@ -150,7 +152,12 @@ bool RwSem::try_write(uint32_t waiting) {
 void RwSem::down_read_slow() {
   // Step back. The writer may have taken us for a reader and gone to sleep: then it is ours to wake it.
   up_read_slow(state_.fetch_sub(READER, std::memory_order_release));
-  waiters_.wait([this] { return try_read(); }, &rank_);
+  waiters_.wait([this] { return try_read(~READERS); }, &rank_);
+}
+
+void RwSem::down_read_overtaking() {
+  lockdep_acquire(this, rank_);
+  if (!try_read(WRITER)) waiters_.wait([this] { return try_read(WRITER); }, &rank_);
 }
 
 void RwSem::up_read_slow(uint32_t before) {
@@ -158,7 +165,7 @@ void RwSem::up_read_slow(uint32_t before) {
 }
 
 bool RwSem::down_read_trylock() {
-  if (!try_read()) return false;
+  if (!try_read(~READERS)) return false;
   lockdep_acquire_try(this, rank_);
   return true;
 }

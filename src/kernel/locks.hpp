@@ -67,6 +67,8 @@ class WEIR_CAPABILITY("spinlock") SpinLock {
     preempt_after_lock();
   }
   [[nodiscard]] bool is_locked() const { return word_.load(std::memory_order_relaxed) != 0; }
+  /// In the child of a fork, where only the caller runs: whoever held it is not here. What it guards must be whole.
+  void forget_holder() { word_.store(0, std::memory_order_relaxed); }
 
  private:
   void lock_slow();
@@ -185,6 +187,8 @@ class WEIR_CAPABILITY("rwsem") RwSem {
     lockdep_acquire(this, rank_);
     if (__builtin_expect(state_.fetch_add(READER, std::memory_order_acquire) >= WRITER_WAITS, 0)) down_read_slow();
   }
+  /// For reading, past writers that wait: only one that holds it keeps us out. For threads that those wait for who are inside.
+  void down_read_overtaking() WEIR_TSA(acquire_shared_capability());
   [[nodiscard]] bool down_read_trylock() WEIR_TSA(try_acquire_shared_capability(true));
   void up_read() WEIR_TSA(release_shared_capability()) {
     lockdep_release(this, rank_);
@@ -210,7 +214,7 @@ class WEIR_CAPABILITY("rwsem") RwSem {
   static constexpr uint32_t WRITER = 0x80000000;
   void down_read_slow();
   void up_read_slow(uint32_t before);
-  bool try_read();
+  bool try_read(uint32_t kept_out_by);
   bool try_write(uint32_t waiting);
   std::atomic<uint32_t> state_{0};
   LockRank rank_;
@@ -251,6 +255,24 @@ class WEIR_SCOPED_CAPABILITY ScopedWrite {
 
  private:
   RwSem& sem_;
+};
+
+/// One piece of a kthread's work: a reclaim pass, a round of writeback. Live it joins the gate, so that fork and set-up come
+/// between two pieces and find no page locked by a kthread; asleep for want of work a kthread is outside. A writer that waits
+/// does not keep a pass out: somebody inside may be waiting for what this kthread is about to do.
+class KthreadPass {
+ public:
+  KthreadPass() : gate_((current().flags & PF_KTHREAD) != 0 ? world().gate() : nullptr) {
+    if (gate_ != nullptr) gate_->down_read_overtaking();
+  }
+  ~KthreadPass() {
+    if (gate_ != nullptr) gate_->up_read();
+  }
+  KthreadPass(const KthreadPass&) = delete;
+  KthreadPass& operator=(const KthreadPass&) = delete;
+
+ private:
+  RwSem* gate_;
 };
 
 /// Something that happens once, and whoever waits for it.
