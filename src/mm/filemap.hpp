@@ -31,6 +31,7 @@ struct WritebackControl {
   SyncMode sync_mode = SyncMode::none;
   bool for_reclaim = false;
   bool for_background = false;
+  bool range_cyclic = false;  ///< goes on where the last one ended (writeback_index), and once around
   uint64_t range_start = 0, range_end = ~uint64_t{0};  ///< pages, inclusive
 };
 
@@ -67,7 +68,9 @@ struct AddressSpace {
   uint64_t max_index = ~uint64_t{0};  ///< no page is ever above it; immutable. A low tree reserves few nodes an insert
   RwSem i_mmap_rwsem{LockRank::i_mmap};
   VmaFileTree i_mmap;                    ///< the VMAs that map it; i_mmap_rwsem
-  std::atomic<Errno> wb_err{Errno::ok};  ///< last write error, for fsync
+  uint64_t writeback_index = 0;          ///< where the next cyclic write begins; its writer's
+  std::atomic<Errno> wb_err{Errno::ok};  ///< last write error
+  std::atomic<uint32_t> wb_err_seq{0};   ///< errors so far: each open file reports each once, by fsync
 };
 
 /// Nodes of page trees from one slab cache, allocated as `gfp` says. Made where it is used; small.

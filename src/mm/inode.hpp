@@ -1,7 +1,13 @@
 // src/mm/inode.hpp
 //
-// A simple file on a block device: extents of pages, a size, a page cache. As much of a file system as the page cache needs
-// to be real: contents live on the device, are read and written by bios. Linux: include/linux/fs.h.
+// A simple file on a block device: one extent of pages, a size, a page cache. As much of a file system as the page
+// cache needs to be real: contents live on the device, are read and written by bios. Linux: include/linux/fs.h.
+//
+//   pages of the file    0 ............ valid_pages ............ size ............ max_pages
+//                        cache, or device   reads as zero        behind the end: SIGBUS, read returns 0
+//
+// valid_pages only grows one page at a time, with that page in the cache, locked and filled; so no page below it can
+// show what an earlier file left on the device. (exFAT's valid data length, in pages.)
 #pragma once
 
 #include "mm/filemap.hpp"
@@ -9,29 +15,52 @@
 namespace weir {
 
 struct Inode {
-  uint64_t ino = 0;
+  uint64_t ino = 0;  // immutable, as name, bdev, first_page, max_pages
   char name[32] = {};
   Mutex rwsem{LockRank::inode};     ///< writers and size changes
-  std::atomic<uint64_t> i_size{0};  ///< bytes
+  std::atomic<uint64_t> i_size{0};  ///< bytes; grows with the page that is behind the old end locked
+  std::atomic<uint64_t> valid_pages{0};
   AddressSpace i_data;
   BlockDevice* bdev = nullptr;
-  uint64_t first_page = 0;          ///< the file's pages are first_page … first_page + max_pages - 1 of the device
+  uint64_t first_page = 0;  ///< the file's pages are first_page … first_page + max_pages - 1 of the device
   uint64_t max_pages = 0;
   std::atomic<int32_t> i_count{1};
-  std::atomic<bool> dirty{false};   ///< on the flusher's list
-  Nanos dirtied_when{};             // writeback lock
-  ListHook wb_list;                 // writeback lock
+  ListHook i_sb_list;              ///< all inodes; FilemapIo's lock
+  std::atomic<bool> dirty{false};  ///< on the flusher's list, or in its hands; changes under the writeback lock
+  bool i_sync = false;             ///< in the flusher's hands: it stays until this is off. Writeback lock
+  Nanos dirtied_when{};            // writeback lock
+  ListHook wb_list;                // writeback lock
 };
 
-/// An open file. Linux: struct file.
+/// An open file. Linux: struct file. What is not said otherwise is for one reader at a time; two at once get a wrong
+/// window, not wrong bytes.
 struct File {
   Inode* f_inode = nullptr;
   std::atomic<int32_t> f_count{1};
+  void (*release)(void* owner, File& file) = nullptr;  ///< called with the last reference; sleeps
+  void* owner = nullptr;                               ///< release's
   uint64_t f_pos = 0;
-  // readahead state: file_ra_state
+  std::atomic<uint32_t> f_wb_err{0};  ///< AddressSpace::wb_err_seq up to which errors were reported here
+
+  // Linux: struct file_ra_state. The window is [ra_start, ra_start + ra_size); a read of its page
+  // ra_start + ra_size - ra_async_size starts the next one.
   uint64_t ra_start = 0;
-  uint32_t ra_size = 0, ra_async_size = 0, ra_pages = 32;
-  uint64_t prev_index = ~uint64_t{0};
+  uint32_t ra_size = 0, ra_async_size = 0;
+  uint32_t ra_pages = 32;              ///< largest window; 128 KiB
+  uint32_t mmap_miss = 0;              ///< faults that found no page, less those that did
+  uint64_t prev_index = ~uint64_t{0};  ///< page of the last read
+  uint32_t prev_offset = 0;            ///< where in it the last read ended
 };
+
+inline void get_file(File& file) { file.f_count.fetch_add(1, std::memory_order_relaxed); }
+/// Drops a reference, with the last one the file. Sleeps then. Holding no lock that is inside the mmap lock.
+inline void fput(File& file) {
+  if (file.f_count.fetch_sub(1, std::memory_order_acq_rel) == 1) file.release(file.owner, file);
+}
+
+/// Pages that the file's size covers.
+[[nodiscard]] inline uint64_t i_size_pages(const Inode& inode) {
+  return page_align_up(inode.i_size.load(std::memory_order_acquire)) >> PAGE_SHIFT;
+}
 
 }  // namespace weir
