@@ -1,0 +1,368 @@
+// src/mm/verify.cpp
+//
+// Machine::verify(): the machine as it is, counted again from nothing and compared with what it believes.
+//
+// A full scan of page tables, swap maps, trees and lists. Nothing else may run meanwhile. Every invariant has an id; the test
+// plants for each a fault that must trip it. Takes no lock but those that surveys of other rooms take.
+#include <cstring>
+
+#include "mm/machine.hpp"
+
+namespace weir {
+
+namespace {
+
+// X(id, what holds)
+#define WEIR_INVARIANTS(X)                                                                              \
+  X(frame_state, "each frame is in exactly one state: free, per-CPU, quarantined, balloon, or owned")    \
+  X(buddy, "free areas: every block whole, aligned, counted; merged with its buddy where that is free")  \
+  X(free_count, "a zone's nr_free = pages on its free lists")                                           \
+  X(mapcount, "_mapcount + 1 = PTEs that map the page")                                                 \
+  X(refcount, "_refcount >= mappings + cache + pagevecs, and > 0 for an owned page")                    \
+  X(anon_mapping, "an anonymous page's VMA is in the family its mapping names, at the page's index")    \
+  X(pte_target, "a present PTE maps an owned user page (or the zero page)")                             \
+  X(pte_in_vma, "every PTE that is not none lies in a VMA of its Mm")                                   \
+  X(swap_users, "swap_map counts = PTEs that hold the slot")                                            \
+  X(swap_has_cache, "SWAP_HAS_CACHE iff the slot is in the swap cache or held by a slots cache")         \
+  X(swap_inuse, "inuse_pages = slots that are neither free nor bad; nr_swap_pages = the rest")          \
+  X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")    \
+  X(page_cache_page, "a page in a file's tree has that mapping and index")                              \
+  X(lru_size, "LRU list length = its size = the node's counter")                                        \
+  X(lru_flags, "a page on an LRU list has PG_lru and the flags of that list; off them it has not")      \
+  X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                    \
+  X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                        \
+  X(vma_tree, "VMAs ascend, do not overlap, map_count and total_vm are their sums")                     \
+  X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty = a recount")                            \
+  X(page_lock, "at rest no page is locked or under writeback")                                          \
+  X(writable_shared, "an anonymous page mapped writable has one mapping")
+
+enum class Inv : unsigned {
+#define X(id, what) id,
+  WEIR_INVARIANTS(X)
+#undef X
+      count
+};
+constexpr const char* IDS[] = {
+#define X(id, what) #id,
+    WEIR_INVARIANTS(X)
+#undef X
+};
+constexpr const char* WHAT[] = {
+#define X(id, what) what,
+    WEIR_INVARIANTS(X)
+#undef X
+};
+
+/// What the scan finds of one frame.
+struct FrameCount {
+  int32_t mapped = 0;      ///< PTEs
+  uint8_t on_lru = 0;      ///< LRU lists it is on
+  uint8_t in_tree = 0;     ///< trees it is in
+  uint8_t writable = 0;    ///< some PTE lets write
+  uint8_t free_state = 0;  ///< buddy 1, pcp 2, balloon 4, quarantined 8
+};
+
+class Scan {
+ public:
+  Scan(Machine& m, std::span<std::byte> scratch, VerifySink& sink) : m_(m), sink_(sink) {
+    const auto frames = static_cast<size_t>(m.mem.frames.v);
+    frames_ = reinterpret_cast<FrameCount*>(scratch.data());
+    std::memset(frames_, 0, frames * sizeof(FrameCount));
+    auto* at = scratch.data() + frames * sizeof(FrameCount);
+    for (unsigned type = 0; type < MAX_SWAPFILES; ++type) {
+      const SwapInfo* si = m.swap_files.swap_info(type);
+      slots_[type] = nullptr;
+      if (si == nullptr) continue;
+      slots_[type] = reinterpret_cast<SlotCount*>(at);
+      std::memset(at, 0, si->max * sizeof(SlotCount));
+      at += si->max * sizeof(SlotCount);
+    }
+    WEIR_BUG_ON(at > scratch.data() + scratch.size());
+  }
+
+  struct SlotCount {
+    uint16_t users = 0;
+    uint8_t cached = 0;
+  };
+
+  unsigned run() {
+    scan_free();
+    m_.tasks.for_each([&](Task& task) {
+      if (task.mm != nullptr && task.mm->owner == &task) scan_mm(*task.mm);
+    });
+    scan_kernel_tables();
+    scan_trees();
+    scan_lru();
+    check_frames();
+    check_swap();
+    check_vmstat();
+    return broken_;
+  }
+
+ private:
+  void expect(Inv inv, bool holds, uint64_t subject, uint64_t expected, uint64_t found) {
+    if (holds) return;
+    ++broken_;
+    const auto i = static_cast<unsigned>(inv);
+    sink_.broken(IDS[i], WHAT[i], subject, expected, found);
+  }
+  void equal(Inv inv, uint64_t subject, int64_t expected, int64_t found) {
+    expect(inv, expected == found, subject, static_cast<uint64_t>(expected), static_cast<uint64_t>(found));
+  }
+  FrameCount& count_of(Pfn pfn) { return frames_[pfn.v]; }
+  [[nodiscard]] bool is_zero_page(Pfn pfn) const {
+    return m_.memory.zero_page() != nullptr && m_.mem.pfn(m_.memory.zero_page()) == pfn;
+  }
+
+  void scan_free() {
+    m_.pages.survey(
+        [](void* arg, const char* id, const char* text) {
+          auto* self = static_cast<Scan*>(arg);
+          ++self->broken_;
+          self->sink_.broken(id, text, 0, 0, 0);
+        },
+        this);
+    for (Zone& zone : m_.node.zones) {
+      if (!zone.populated()) continue;
+      int64_t free = 0;
+      for (unsigned order = 0; order < MAX_ORDER; ++order) {
+        uint64_t blocks = 0;
+        for (PageList& list : zone.free_area[order].free_list) {
+          for (Page& page : list) {
+            ++blocks;
+            const Pfn pfn = m_.mem.pfn(page);
+            expect(Inv::buddy, page.test(PageFlag::buddy) && page.private_ == order && (pfn.v & ((1u << order) - 1)) == 0, pfn.v, order,
+                   page.private_);
+            for (uint64_t i = 0; i < (uint64_t{1} << order); ++i) frames_[pfn.v + i].free_state += 1;
+          }
+        }
+        equal(Inv::buddy, order, static_cast<int64_t>(zone.free_area[order].nr_free), static_cast<int64_t>(blocks));
+        free += static_cast<int64_t>(blocks) << order;
+      }
+      equal(Inv::free_count, static_cast<uint64_t>(zone.type), free, zone.nr_free.load());
+      for (unsigned cpu = 0; cpu < m_.world.nr_cpus() && zone.pcp != nullptr; ++cpu)
+        for (PageList& list : zone.pcp[cpu].lists)
+          for (Page& page : list) count_of(m_.mem.pfn(page)).free_state += 2;
+    }
+  }
+
+  // One level of an Mm's tables, the entries of a PTE table included. Returns table pages found.
+  int64_t scan_level(Mm& mm, const Pte* table, unsigned shift, uint64_t base) {
+    int64_t tables = 1;
+    for (uint64_t i = 0; i < PTRS_PER_TABLE; ++i) {
+      const Pte entry = table[i];
+      if (pte_none(entry)) continue;
+      const uint64_t address = base + (i << shift);
+      if (shift == PAGE_SHIFT)
+        scan_pte(mm, VirtAddr(address), entry);
+      else
+        tables += scan_level(mm, reinterpret_cast<const Pte*>(m_.mem.address(pte_pfn(entry))), shift - 9, address);
+    }
+    return tables;
+  }
+
+  void scan_pte(Mm& mm, VirtAddr address, Pte pte) {
+    VmArea* vma = m_.vmas.vma_lookup(mm, address);
+    expect(Inv::pte_in_vma, vma != nullptr, address.v, 1, 0);
+    if (!pte_present(pte)) {
+      const SwpEntry entry = decode_swap_pte(pte);
+      ++rss_[static_cast<unsigned>(RssKind::swapents)];
+      SlotCount* slot = slot_of(entry);
+      expect(Inv::swap_users, slot != nullptr, entry.val, 1, 0);
+      if (slot != nullptr) ++slot->users;
+      return;
+    }
+    const Pfn pfn = pte_pfn(pte);
+    expect(Inv::pte_target, m_.mem.valid(pfn), address.v, 0, pfn.v);
+    if (!m_.mem.valid(pfn)) return;
+    if (is_zero_page(pfn)) {
+      expect(Inv::pte_target, !pte_write(pte), address.v, 0, pte.v);
+      return;
+    }
+    Page& page = m_.mem.page(pfn);
+    FrameCount& frame = count_of(pfn);
+    ++frame.mapped;
+    if (pte_write(pte)) frame.writable = 1;
+    if (PageAnon(page)) {
+      ++rss_[static_cast<unsigned>(RssKind::anon)];
+      if (vma != nullptr) {
+        const AnonVma* mine = vma->anon_vma;
+        const AnonVma* its = page_anon_vma(page);
+        expect(Inv::anon_mapping, mine != nullptr && its != nullptr && mine->root == its->root, address.v, 0, pfn.v);
+        equal(Inv::anon_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)), static_cast<int64_t>(page.index));
+      }
+    } else {
+      ++rss_[static_cast<unsigned>(RssKind::file)];
+    }
+  }
+
+  SlotCount* slot_of(SwpEntry entry) {
+    const unsigned type = swp_type(entry);
+    if (type >= MAX_SWAPFILES || slots_[type] == nullptr) return nullptr;
+    const SwapInfo* si = m_.swap_files.swap_info(type);
+    return swp_offset(entry) < si->max ? &slots_[type][swp_offset(entry)] : nullptr;
+  }
+
+  void scan_mm(Mm& mm) {
+    int64_t maps = 0, pages = 0;
+    uint64_t last_end = 0;
+    for (VmArea& vma : mm.mmap) {
+      expect(Inv::vma_tree, vma.vm_start.v >= last_end && vma.vm_start < vma.vm_end && vma.vm_mm == &mm, vma.vm_start.v, last_end,
+             vma.vm_end.v);
+      last_end = vma.vm_end.v;
+      ++maps;
+      pages += static_cast<int64_t>(vma.pages());
+    }
+    equal(Inv::vma_tree, mm.id, maps, mm.map_count);
+    equal(Inv::vma_tree, mm.id, pages, mm.total_vm);
+    for (int64_t& n : rss_) n = 0;
+    const int64_t tables = mm.pgd != nullptr ? scan_level(mm, reinterpret_cast<const Pte*>(mm.pgd), 39, 0) : 0;
+    tables_ += tables;
+    equal(Inv::table_pages, mm.id, tables, mm.nr_table_pages.load());
+    for (const RssKind k : {RssKind::file, RssKind::anon, RssKind::swapents})
+      equal(Inv::rss, mm.id * 10 + static_cast<uint64_t>(k), rss_[static_cast<unsigned>(k)], mm.rss(k));
+  }
+
+  void scan_kernel_tables() {
+    const Mm& kernel = m_.tables.init_mm();
+    tables_ += kernel.nr_table_pages.load();
+  }
+
+  void scan_tree(AddressSpace& mapping, unsigned type, bool swap) {
+    mapping.page_tree.walk([&](uint64_t index, void* item) {
+      if (radix_tree_exceptional_entry(item)) return;
+      Page& page = *static_cast<Page*>(item);
+      const Pfn pfn = m_.mem.pfn(page);
+      FrameCount& frame = count_of(pfn);
+      ++frame.in_tree;
+      ++file_pages_;
+      if (swap) {
+        const SwpEntry entry{page.private_};
+        expect(Inv::swap_cache_page, PageSwapCache(page) && PageSwapBacked(page) && swp_type(entry) == type && swp_offset(entry) == index,
+               pfn.v, index, page.private_);
+        if (SlotCount* slot = slot_of(entry)) ++slot->cached;
+      } else {
+        expect(Inv::page_cache_page, page.mapping.load() == reinterpret_cast<uintptr_t>(&mapping) && page.index == index, pfn.v, index,
+               page.index);
+        if (page.test(PageFlag::dirty)) ++dirty_;
+      }
+    });
+  }
+
+  void scan_trees() {
+    m_.swap_cache.for_each_space([&](unsigned type, AddressSpace& space) { scan_tree(space, type, true); });
+    m_.files.for_each_inode([&](Inode& inode) { scan_tree(inode.i_data, 0, false); });
+  }
+
+  void scan_lru() {
+    for (unsigned l = 0; l < NR_LRU_LISTS; ++l) {
+      const auto list = static_cast<LruList>(l);
+      int64_t length = 0;
+      for (Page& page : m_.node.lruvec.lists[l]) {
+        ++length;
+        ++count_of(m_.mem.pfn(page)).on_lru;
+        expect(Inv::lru_flags, page.test(PageFlag::lru) && Lru::page_lru(page) == list, m_.mem.pfn(page).v, l, page.flags.load());
+      }
+      equal(Inv::lru_size, l, length, m_.node.lruvec.size[l].v);
+      const auto stat = static_cast<NodeStat>(static_cast<unsigned>(NodeStat::nr_inactive_anon) + l);
+      equal(Inv::lru_size, l, length, m_.vmstat.node_page_state(stat));
+    }
+  }
+
+  void check_frames() {
+    for (int64_t i = 0; i < m_.mem.frames.v; ++i) {
+      const Pfn pfn(static_cast<uint64_t>(i));
+      Page& page = m_.mem.page(pfn);
+      FrameCount& frame = count_of(pfn);
+      const bool free = frame.free_state != 0;
+      if (free) {
+        expect(Inv::frame_state, frame.free_state <= 2 && page_count(page) == 0 && frame.mapped == 0 && frame.on_lru == 0 && frame.in_tree == 0,
+               pfn.v, 0, page.flags.load());
+        continue;
+      }
+      if (frame.mapped == 0 && frame.on_lru == 0 && frame.in_tree == 0) {
+        if (page_count(page) > 0 && !page.test(PageFlag::slab) && !page.test(PageFlag::table)) {
+          // Owned by the kernel, or a user page between homes (in a pagevec only).
+          expect(Inv::lru_flags, !page.test(PageFlag::lru), pfn.v, 0, page.flags.load());
+        }
+        continue;
+      }
+      const int32_t pagevecs = static_cast<int32_t>(m_.lru.in_pagevecs(page));
+      equal(Inv::mapcount, pfn.v, frame.mapped, page_mapcount(page));
+      const int32_t explained = frame.mapped + frame.in_tree + pagevecs;
+      expect(Inv::refcount, page_count(page) == explained, pfn.v, static_cast<uint64_t>(explained), static_cast<uint64_t>(page_count(page)));
+      expect(Inv::lru_flags, frame.on_lru == (page.test(PageFlag::lru) ? 1 : 0), pfn.v, page.test(PageFlag::lru), frame.on_lru);
+      expect(Inv::page_lock, !page.test(PageFlag::locked) && !page.test(PageFlag::writeback), pfn.v, 0, page.flags.load());
+      expect(Inv::swap_cache_page, frame.in_tree <= 1 && (!PageSwapCache(page) || frame.in_tree == 1), pfn.v, 1, frame.in_tree);
+      if (frame.mapped > 0) {
+        if (PageAnon(page)) ++anon_;
+        else ++mapped_file_;
+        if (PageAnon(page) && frame.writable != 0) expect(Inv::writable_shared, frame.mapped == 1, pfn.v, 1, static_cast<uint64_t>(frame.mapped));
+      }
+    }
+  }
+
+  void check_swap() {
+    int64_t left = 0;
+    for (unsigned type = 0; type < MAX_SWAPFILES; ++type) {
+      SwapInfo* si = m_.swap_files.swap_info(type);
+      if (si == nullptr) continue;
+      uint64_t used = 0, held = 0;
+      for (uint64_t offset = 1; offset < si->max; ++offset) {
+        const SwpEntry entry = swp_entry(type, offset);
+        const uint8_t map = m_.swap_files.swap_map_value(entry);
+        const SlotCount& slot = slots_[type][offset];
+        if (map == SWAP_MAP_BAD) {
+          expect(Inv::swap_users, slot.users == 0 && slot.cached == 0, entry.val, 0, slot.users);
+          continue;
+        }
+        if (map != 0) ++used;
+        equal(Inv::swap_users, entry.val, map & ~(SWAP_HAS_CACHE | COUNT_CONTINUED), slot.users);
+        if ((map & SWAP_HAS_CACHE) != 0 && slot.cached == 0) ++held;
+        expect(Inv::swap_has_cache, slot.cached == 0 || (map & SWAP_HAS_CACHE) != 0, entry.val, 1, map);
+      }
+      equal(Inv::swap_has_cache, type, static_cast<int64_t>(m_.swap_slots.held(type)), static_cast<int64_t>(held));
+      equal(Inv::swap_inuse, type, static_cast<int64_t>(used), static_cast<int64_t>(si->inuse_pages));
+      left += static_cast<int64_t>(si->pages - used);
+    }
+    equal(Inv::swap_inuse, MAX_SWAPFILES, left, m_.swap_files.nr_swap_pages());
+  }
+
+  void check_vmstat() {
+    equal(Inv::table_pages, ~uint64_t{0}, tables_, m_.vmstat.node_page_state(NodeStat::nr_page_table_pages));
+    const auto stat = [&](NodeStat s, int64_t found) {
+      equal(Inv::vmstat, static_cast<uint64_t>(s), found, m_.vmstat.node_page_state(s));
+    };
+    stat(NodeStat::nr_anon_pages, anon_);
+    stat(NodeStat::nr_mapped, mapped_file_);
+    stat(NodeStat::nr_file_pages, file_pages_);
+    stat(NodeStat::nr_dirty, dirty_);
+    stat(NodeStat::nr_isolated_anon, 0);
+    stat(NodeStat::nr_isolated_file, 0);
+    stat(NodeStat::nr_writeback, 0);
+  }
+
+  Machine& m_;
+  VerifySink& sink_;
+  FrameCount* frames_ = nullptr;
+  SlotCount* slots_[MAX_SWAPFILES];
+  int64_t rss_[static_cast<unsigned>(RssKind::count)] = {};
+  int64_t tables_ = 0, file_pages_ = 0, dirty_ = 0, anon_ = 0, mapped_file_ = 0;
+  unsigned broken_ = 0;
+};
+
+}  // namespace
+
+size_t Machine::verify_scratch_bytes() {
+  size_t bytes = static_cast<size_t>(mem.frames.v) * sizeof(FrameCount);
+  for (unsigned type = 0; type < MAX_SWAPFILES; ++type)
+    if (const SwapInfo* si = swap_files.swap_info(type)) bytes += si->max * sizeof(Scan::SlotCount);
+  return bytes;
+}
+
+unsigned Machine::verify(std::span<std::byte> scratch, VerifySink& sink) { return Scan(*this, scratch, sink).run(); }
+
+unsigned Machine::invariant_count() { return static_cast<unsigned>(Inv::count); }
+const char* Machine::invariant_id(unsigned i) { return i < invariant_count() ? IDS[i] : ""; }
+
+}  // namespace weir

@@ -1,0 +1,358 @@
+// src/sim/scenario.cpp: TOML to Scenario. See scenario.hpp
+#include "sim/scenario.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <fstream>
+#include <map>
+#include <set>
+#include <sstream>
+#include <toml++/toml.h>
+
+#include "base/parse.hpp"
+
+namespace weir::sim {
+
+namespace {
+
+const std::map<std::string, Op, std::less<>> OPS = {
+    {"mmap", Op::mmap},       {"mmap-file", Op::mmap_file}, {"munmap", Op::munmap}, {"brk", Op::brk},         {"malloc", Op::malloc},
+    {"touch", Op::touch},     {"read", Op::read},           {"write", Op::write},   {"fsync", Op::fsync},     {"madvise", Op::madvise},
+    {"mlock", Op::mlock},     {"munlock", Op::munlock},     {"fork", Op::fork},     {"sleep", Op::sleep},     {"exit", Op::exit},
+    {"repeat", Op::repeat},   {"kmalloc", Op::kmalloc},     {"kfree", Op::kfree},   {"vmalloc", Op::vmalloc}, {"vfree", Op::vfree},
+    {"verify", Op::verify},   {"ram", Op::ram},
+};
+const std::map<std::string, Pattern, std::less<>> PATTERNS = {
+    {"sequential", Pattern::sequential}, {"random", Pattern::random}, {"zipf", Pattern::zipf}, {"hot", Pattern::hot}};
+
+template <class Map>
+std::string keys_of(const Map& map) {
+  std::string all;
+  for (const auto& [name, value] : map) all += (all.empty() ? "" : ", ") + std::string(name);
+  return all;
+}
+
+/// One table of the file: every key is asked for once, what was not asked for is an error.
+class Table {
+ public:
+  Table(const toml::table& table, const std::string& file, std::string what) : table_(table), file_(file), what_(std::move(what)) {}
+
+  [[noreturn]] void fail(const std::string& key, const std::string& why) const {
+    const toml::node* node = table_.get(key);
+    const auto line = node != nullptr ? node->source().begin.line : table_.source().begin.line;
+    throw ScenarioError(fmt::format("{}:{}: {}: {}{}", file_, line, what_, key.empty() ? "" : key + ": ", why));
+  }
+  [[nodiscard]] int line() const { return static_cast<int>(table_.source().begin.line); }
+
+  std::string text(const std::string& key, std::optional<std::string> fallback) {
+    return get<std::string>(key, fallback, "a string");
+  }
+  bool boolean(const std::string& key, bool fallback) { return get<bool>(key, fallback, "true or false"); }
+  int64_t integer(const std::string& key, std::optional<int64_t> fallback, int64_t least, int64_t most) {
+    const int64_t v = get<int64_t>(key, fallback, "a whole number");
+    if (v < least || v > most) fail(key, fmt::format("{} is not in {} … {}", v, least, most));
+    return v;
+  }
+  double real(const std::string& key, double fallback, double least, double most) {
+    used_.insert(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) return fallback;
+    const std::optional<double> v = node->value<double>();
+    if (!v || *v < least || *v > most) fail(key, fmt::format("wants a number from {} to {}", least, most));
+    return *v;
+  }
+  Bytes size(const std::string& key, std::optional<Bytes> fallback, Bytes whole = Bytes(0)) {
+    used_.insert(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) {
+      if (!fallback) fail("", "\"" + key + "\" is missing (a size, like \"64M\")");
+      return *fallback;
+    }
+    if (const auto n = node->value_exact<int64_t>(); n && *n >= 0) return Bytes(static_cast<uint64_t>(*n));
+    const auto s = node->value_exact<std::string>();
+    const std::optional<Bytes> bytes = s ? parse_size(*s, whole) : std::nullopt;
+    if (!bytes) fail(key, std::string("wants a size, like \"64M\" or \"4G\"") + (whole.v != 0 ? " or \"50%\"" : ""));
+    return *bytes;
+  }
+  Nanos time(const std::string& key, std::optional<Nanos> fallback) {
+    used_.insert(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) {
+      if (!fallback) fail("", "\"" + key + "\" is missing (a time, like \"200ms\")");
+      return *fallback;
+    }
+    const auto s = node->value_exact<std::string>();
+    const std::optional<Nanos> t = s ? parse_duration(*s) : std::nullopt;
+    if (!t) fail(key, "wants a time, like \"200ms\", \"50us\" or \"2s\"");
+    return *t;
+  }
+  template <class Map>
+  typename Map::mapped_type choice(const std::string& key, const Map& map, std::optional<std::string> fallback) {
+    const std::string v = text(key, fallback);
+    const auto it = map.find(v);
+    if (it == map.end()) fail(key, fmt::format("\"{}\" is none of: {}", v, keys_of(map)));
+    return it->second;
+  }
+  [[nodiscard]] bool has(const std::string& key) const { return table_.contains(key); }
+  const toml::array* array(const std::string& key) {
+    used_.insert(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) return nullptr;
+    if (!node->is_array()) fail(key, "wants an array");
+    return node->as_array();
+  }
+  const toml::table* table(const std::string& key) {
+    used_.insert(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) return nullptr;
+    if (!node->is_table()) fail(key, "wants a table");
+    return node->as_table();
+  }
+  /// Throws for every key that nobody asked for.
+  void done() const {
+    for (const auto& [key, node] : table_)
+      if (!used_.contains(std::string(key.str()))) fail(std::string(key.str()), "is not a key that is known here");
+  }
+
+ private:
+  template <class T>
+  T get(const std::string& key, std::optional<T> fallback, const char* wanted) {
+    used_.insert(key);
+    const toml::node* node = table_.get(key);
+    if (node == nullptr) {
+      if (!fallback) fail("", fmt::format("\"{}\" is missing ({})", key, wanted));
+      return *fallback;
+    }
+    const std::optional<T> v = node->value_exact<T>();
+    if (!v) fail(key, std::string("wants ") + wanted);
+    return *v;
+  }
+
+  const toml::table& table_;
+  const std::string& file_;
+  std::string what_;
+  std::set<std::string> used_;
+};
+
+std::vector<Step> steps_of(Table& owner, const std::string& key, const std::string& file, Bytes ram, int depth);
+
+Step step_of(const toml::node& node, const std::string& file, Bytes ram, int depth) {
+  if (!node.is_table())
+    throw ScenarioError(fmt::format("{}:{}: a step is a table, like {{ op = \"touch\", area = \"heap\" }}", file, node.source().begin.line));
+  Table t(*node.as_table(), file, "step");
+  Step s;
+  s.line = t.line();
+  s.op = t.choice("op", OPS, std::nullopt);
+  const std::optional<Bytes> none;
+  const Bytes all{0};
+  switch (s.op) {
+    case Op::mmap:
+    case Op::malloc:
+    case Op::vmalloc:
+      s.area = t.text("area", std::nullopt);
+      s.size = t.size("size", none, ram);
+      break;
+    case Op::brk:
+      s.area = t.text("area", "heap");
+      s.size = t.size("size", none, ram);
+      break;
+    case Op::mmap_file:
+      s.area = t.text("area", std::nullopt);
+      s.name = t.text("file", std::nullopt);
+      s.from = t.size("from", all);
+      s.size = t.size("size", none, ram);
+      s.shared = t.boolean("shared", false);
+      s.write = t.boolean("write", true);
+      break;
+    case Op::munmap:
+    case Op::mlock:
+    case Op::munlock:
+    case Op::madvise:
+      s.area = t.text("area", std::nullopt);
+      s.from = t.size("from", all);
+      s.size = t.size("size", all);
+      if (s.op == Op::madvise) s.name = t.text("advice", "dontneed");
+      break;
+    case Op::vfree:
+    case Op::kfree:
+      s.area = t.text("area", std::nullopt);
+      break;
+    case Op::touch:
+      s.area = t.text("area", std::nullopt);
+      s.from = t.size("from", all);
+      s.size = t.size("size", all);
+      s.write = t.boolean("write", true);
+      s.pattern = t.choice("pattern", PATTERNS, "sequential");
+      s.count = static_cast<uint64_t>(t.integer("count", 0, 0, INT64_MAX));
+      s.theta = t.real("theta", 0.99, 0.01, 5.0);
+      s.hot_share = t.real("hot-share", 0.1, 0.0001, 1.0);
+      s.hot_probability = t.real("hot-probability", 0.9, 0.0, 1.0);
+      s.time = t.time("think", Nanos(0));
+      break;
+    case Op::read:
+    case Op::write:
+      s.area = t.text("file", std::nullopt);
+      s.from = t.size("from", all);
+      s.size = t.size("size", none, ram);
+      s.count = static_cast<uint64_t>(t.integer("count", 1, 1, 1000000));
+      break;
+    case Op::fsync:
+      s.area = t.text("file", std::nullopt);
+      break;
+    case Op::fork:
+      s.name = t.text("name", "child");
+      s.body = steps_of(t, "steps", file, ram, depth);
+      break;
+    case Op::repeat:
+      s.count = static_cast<uint64_t>(t.integer("times", std::nullopt, 1, 1000000));
+      s.body = steps_of(t, "steps", file, ram, depth);
+      break;
+    case Op::sleep:
+      s.time = t.time("for", std::nullopt);
+      break;
+    case Op::exit:
+      s.code = static_cast<int>(t.integer("code", 0, 0, 255));
+      break;
+    case Op::kmalloc:
+      s.area = t.text("area", std::nullopt);
+      s.size = t.size("size", none);
+      s.count = static_cast<uint64_t>(t.integer("count", 1, 1, 10000000));
+      break;
+    case Op::ram:
+      s.size = t.size("size", none, ram);
+      break;
+    case Op::verify:
+      break;
+  }
+  t.done();
+  return s;
+}
+
+std::vector<Step> steps_of(Table& owner, const std::string& key, const std::string& file, Bytes ram, int depth) {
+  if (depth > 16) owner.fail(key, "steps are nested more than 16 deep");
+  std::vector<Step> steps;
+  const toml::array* list = owner.array(key);
+  if (list == nullptr) owner.fail("", "\"" + key + "\" is missing (an array of steps)");
+  for (const toml::node& node : *list) steps.push_back(step_of(node, file, ram, depth + 1));
+  return steps;
+}
+
+template <class Fn>
+void each(Table& root, const std::string& key, const std::string& file, Fn fn) {
+  const toml::array* list = root.array(key);
+  if (list == nullptr) return;
+  for (const toml::node& node : *list) {
+    if (!node.is_table()) root.fail(key, "wants tables: [[" + key + "]]");
+    Table t(*node.as_table(), file, key);
+    fn(t);
+    t.done();
+  }
+}
+
+Scenario scenario_of(const toml::table& tree, const std::string& file) {
+  Scenario s;
+  s.path = file;
+  Table root(tree, file, "scenario");
+  s.title = root.text("title", "");
+  if (root.has("end")) s.end = root.time("end", std::nullopt);
+
+  if (const toml::table* m = root.table("machine")) {
+    Table t(*m, file, "machine");
+    s.ram = t.size("ram", s.ram);
+    if (s.ram < 4_MiB) t.fail("ram", "a machine needs at least 4M");
+    s.dma32 = t.size("dma32", Bytes(0), s.ram);
+    s.cpus = static_cast<unsigned>(t.integer("cpus", 1, 1, 64));
+    s.seed = static_cast<uint64_t>(t.integer("seed", 1, 0, INT64_MAX));
+    s.kernel = t.text("kernel", "4.14");
+    if (s.kernel != "4.14") t.fail("kernel", "only the profile \"4.14\" is there yet");
+    s.content = t.choice("content", std::map<std::string, ContentMode>{{"tagged", ContentMode::tagged}, {"backed", ContentMode::backed}}, "tagged");
+    s.mmu = t.choice("mmu", std::map<std::string, MmuModel>{{"hardware", MmuModel::hardware}, {"uffd", MmuModel::uffd}}, "hardware");
+    s.preempt_one_in = static_cast<unsigned>(t.integer("preempt-one-in", 64, 0, 1 << 30));
+    t.done();
+  }
+  if (const toml::table* c = root.table("sysctl")) {
+    Table t(*c, file, "sysctl");
+    s.swappiness = static_cast<int>(t.integer("vm.swappiness", 60, 0, 100));
+    s.page_cluster = static_cast<unsigned>(t.integer("vm.page-cluster", 3, 0, 6));
+    s.min_free_kbytes = static_cast<uint64_t>(t.integer("vm.min_free_kbytes", 0, 0, 1 << 20));
+    s.watermark_scale_factor = static_cast<unsigned>(t.integer("vm.watermark_scale_factor", 10, 1, 1000));
+    s.dirty_background_ratio = static_cast<unsigned>(t.integer("vm.dirty_background_ratio", 10, 0, 100));
+    s.dirty_ratio = static_cast<unsigned>(t.integer("vm.dirty_ratio", 20, 0, 100));
+    t.done();
+  }
+  each(root, "disk", file, [&](Table& t) {
+    DiskConfig d;
+    d.name = t.text("name", std::nullopt);
+    d.size = t.size("size", d.size);
+    d.read_latency = t.time("read-latency", d.read_latency);
+    d.write_latency = t.time("write-latency", d.write_latency);
+    d.bandwidth = t.size("bandwidth", d.bandwidth);
+    d.queue_depth = static_cast<unsigned>(t.integer("queue-depth", 32, 1, 1024));
+    d.read_error = t.real("read-error", 0, 0, 1);
+    d.write_error = t.real("write-error", 0, 0, 1);
+    for (const DiskConfig& other : s.disks)
+      if (other.name == d.name) t.fail("name", "two disks are named \"" + d.name + "\"");
+    s.disks.push_back(d);
+  });
+  const auto known_disk = [&](Table& t, const std::string& name) {
+    if (std::none_of(s.disks.begin(), s.disks.end(), [&](const DiskConfig& d) { return d.name == name; }))
+      t.fail("disk", "there is no [[disk]] named \"" + name + "\"");
+  };
+  each(root, "swap", file, [&](Table& t) {
+    SwapConfig w;
+    w.kind = t.choice("on", std::map<std::string, SwapConfig::Kind>{{"zram", SwapConfig::Kind::zram}, {"disk", SwapConfig::Kind::disk}}, std::nullopt);
+    if (w.kind == SwapConfig::Kind::disk) {
+      w.disk = t.text("disk", std::nullopt);
+      known_disk(t, w.disk);
+    } else {
+      w.algorithm = t.text("algorithm", "lz4");
+      if (w.algorithm != "lz4" && w.algorithm != "zstd") t.fail("algorithm", "is one of: lz4, zstd");
+      if (t.has("mem-limit")) w.mem_limit = t.size("mem-limit", std::nullopt, s.ram);
+    }
+    w.size = t.size("size", Bytes(0), s.ram);
+    w.priority = static_cast<int>(t.integer("priority", -1, -1, 32767));
+    s.swaps.push_back(w);
+  });
+  each(root, "file", file, [&](Table& t) {
+    FileConfig f;
+    f.name = t.text("name", std::nullopt);
+    f.disk = t.text("disk", std::nullopt);
+    known_disk(t, f.disk);
+    f.size = t.size("size", std::nullopt, s.ram);
+    f.max_size = t.size("max-size", f.size, s.ram);
+    if (f.max_size < f.size) t.fail("max-size", "is smaller than size");
+    s.files.push_back(f);
+  });
+  each(root, "task", file, [&](Table& t) {
+    TaskConfig k;
+    k.name = t.text("name", std::nullopt);
+    k.start = t.time("start", Nanos(0));
+    k.oom_score_adj = static_cast<int>(t.integer("oom_score_adj", 0, -1000, 1000));
+    k.steps = steps_of(t, "steps", file, s.ram, 0);
+    s.tasks.push_back(std::move(k));
+  });
+  root.done();
+  if (s.tasks.empty()) throw ScenarioError(file + ": there is no [[task]]: nothing would happen");
+  return s;
+}
+
+}  // namespace
+
+Scenario parse_scenario(const std::string& text, const std::string& name) {
+  try {
+    return scenario_of(toml::parse(text, name), name);
+  } catch (const toml::parse_error& e) {
+    throw ScenarioError(fmt::format("{}:{}: {}", name, e.source().begin.line, std::string(e.description())));
+  }
+}
+
+Scenario load_scenario(const std::string& path) {
+  std::ifstream in(path, std::ios::binary);
+  if (!in) throw ScenarioError(path + ": cannot be opened; `weir sim` wants a scenario file (see examples/)");
+  std::ostringstream text;
+  text << in.rdbuf();
+  return parse_scenario(text.str(), path);
+}
+
+}  // namespace weir::sim
