@@ -300,8 +300,6 @@ void Lru::__page_cache_release(Page& page) {
   page.clear(PageFlag::unevictable);
   page.clear(PageFlag::aged);
   if (page.test_and_clear(PageFlag::mlocked)) vmstat_.dec_node_page_state(NodeStat::nr_mlock);
-  // The anchor stays readable until the page is free: a reverse walk that lost the race finds count 0, not garbage.
-  if (PageAnon(page)) page.mapping.store(0, std::memory_order_release);
 }
 
 void Lru::put_page(Page& page) {

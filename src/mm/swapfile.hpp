@@ -4,10 +4,15 @@
 //
 //   swap_map[slot]: 0 free · 1…0x3e users (PTEs) | SWAP_HAS_CACHE 0x40 · SWAP_MAP_BAD 0x3f · 0x80 count goes on elsewhere
 //   take: get_swap_pages -> scan_swap_map_slots (clusters of 256) -> SWAP_HAS_CACHE
-//   give: swap_free (a PTE goes), swapcache_free (the cache goes); 0 -> slot free
+//   give: swap_free (a PTE goes), swapcache_free (the cache goes); nobody left -> SWAP_HAS_CACHE alone -> slots cache -> 0
+//
+//   a device without seek time:  free clusters --one for each CPU--> its slots in order --used up--> the next; none free: any slot
+//   one that seeks:              a hand moves upwards through 256 free slots in a row, then looks for the next such stretch
 //
 // Invariant: users of slot S = PTEs that hold S; SWAP_HAS_CACHE set iff S is in the swap cache (or held by the slots cache).
-// Linux: mm/swapfile.c 4.14. swapon, swapoff and reuse of pages are in swapfile_unuse.
+// Linux: mm/swapfile.c 4.14. swapon, swapoff and reuse of pages are in swapfile_unuse and swap_state. A count above 0x3e
+// (COUNT_CONTINUED) is refused with ENOMEM. The device hears of a slot's end when its last user goes, not when it leaves the
+// slots cache: what lies there is dead already, and in zram it is memory.
 #pragma once
 
 #include "block/block.hpp"
@@ -18,23 +23,83 @@
 namespace weir {
 
 inline constexpr uint8_t SWAP_HAS_CACHE = 0x40, SWAP_MAP_MAX = 0x3e, SWAP_MAP_BAD = 0x3f, COUNT_CONTINUED = 0x80;
+/// Slots in a row that one CPU (or the hand) fills: 1 MiB, a stretch that a disk reads back in one go.
 inline constexpr unsigned SWAPFILE_CLUSTER = 256;
+/// So many slots are looked at in one go; then others may run.
 inline constexpr uint64_t LATENCY_LIMIT = 256;
+/// Most slots taken in one go.
+inline constexpr unsigned SWAP_BATCH = 64;
 
 enum SwpFlag : uint32_t { SWP_USED = 1, SWP_WRITEOK = 2, SWP_DISCARDABLE = 4, SWP_SOLIDSTATE = 16, SWP_BLKDEV = 64, SWP_FILE = 128 };
 
-/// One area. Linux: struct swap_info_struct.
+/// One line for the log, printed when it ends. No library: the thread may run where its TLS is missing.
+class LogLine {
+ public:
+  LogLine() = default;
+  LogLine(const LogLine&) = delete;
+  LogLine& operator=(const LogLine&) = delete;
+  ~LogLine();
+  LogLine& operator<<(const char* text);
+  LogLine& operator<<(int64_t v);
+  LogLine& operator<<(uint64_t v) { return number(v, 10); }
+  LogLine& operator<<(int32_t v) { return *this << int64_t{v}; }
+  LogLine& operator<<(uint32_t v) { return number(v, 10); }
+  LogLine& hex(uint64_t v) { return number(v, 16); }
+  /// Right-aligned in `width`, for tables.
+  LogLine& column(int64_t v, unsigned width);
+
+ private:
+  LogLine& number(uint64_t v, unsigned base);
+  char text_[256];
+  size_t at_ = 0;
+};
+
+/// An array too large for one block of frames: vzalloc'ed, reached page by page at the frames' places.
+template <class T>
+class PagedArray {
+ public:
+  static constexpr uint64_t PER_PAGE = PAGE_SIZE / sizeof(T);
+  [[nodiscard]] T& operator[](uint64_t i) const { return pages_[i / PER_PAGE][i % PER_PAGE]; }
+  explicit operator bool() const { return pages_ != nullptr; }
+
+ private:
+  friend class SwapFiles;
+  VirtAddr area_{};
+  T** pages_ = nullptr;  // kmalloc'ed
+};
+
+/// 256 slots of an area without seek time. Guarded by the area's lock.
+/// Invariants: count = its slots whose map is not 0 (those behind the end of the area count as used).
+/// On the free list iff count = 0 and owner = none.
+struct SwapCluster {
+  enum class Owner : uint16_t { none, cpu };
+  uint32_t next = 0;  ///< on the free list; 0 ends it (cluster 0 has the header's slot and is never free)
+  uint16_t count = 0;
+  Owner owner = Owner::none;
+};
+
+/// The cluster one CPU is filling. 0: none.
+struct PerCpuCluster {
+  uint32_t index = 0;
+  uint64_t next = 0;  ///< the slot to look at next
+};
+
+/// One area. Linux: struct swap_info_struct. Never freed: a type that is free again is used for the next swapon.
 struct SwapInfo {
   SpinLock lock{LockRank::swap_area};
-  uint32_t flags = 0;            // lock
+  std::atomic<uint32_t> flags{0};  ///< SwpFlag; changed under lock
   int16_t prio = 0;              // swap_lock
   unsigned type = 0;             ///< index in swap_info[]; immutable while used
   uint64_t max = 0;              ///< slots, the header's included
-  uint8_t* swap_map = nullptr;   ///< in the machine's own frames; lock
+  PagedArray<uint8_t> swap_map;  ///< in the machine's own frames; lock
+  // Free slots, if there are any, lie in [lowest_bit, highest_bit]; full: highest_bit = 0.
   uint64_t lowest_bit = 0, highest_bit = 0;   // lock
   uint64_t pages = 0;            ///< usable slots
   uint64_t inuse_pages = 0;      // lock; = slots whose map is neither 0 nor BAD
   uint64_t cluster_next = 0, cluster_nr = 0;  // lock
+  PagedArray<SwapCluster> cluster_info;       // lock; only SWP_SOLIDSTATE
+  uint32_t free_clusters_head = 0, free_clusters_tail = 0;  // lock
+  PerCpuCluster* percpu_cluster = nullptr;    // lock; kmalloc'ed
   BlockDevice* bdev = nullptr;
   std::atomic<uint64_t> write_errors{0}, read_errors{0};
 };
@@ -42,38 +107,60 @@ struct SwapInfo {
 class SwapFiles {
  public:
   SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat& vmstat, unsigned cpus);
+  SwapFiles(const SwapFiles&) = delete;
+  SwapFiles& operator=(const SwapFiles&) = delete;
 
   // ---- slots
   /// Takes up to n slots of the best area (priority, then round robin; areas whose device has no room are passed over), each with
-  /// SWAP_HAS_CACHE. Returns how many.
+  /// SWAP_HAS_CACHE. Returns how many, at most SWAP_BATCH. May let others run between two looks at the map: no spinlock held.
   unsigned get_swap_pages(unsigned n, SwpEntry* entries);
   /// Gives back slots that hold only SWAP_HAS_CACHE, in bulk (slots cache).
-  void swapcache_free_entries(SwpEntry* entries, unsigned n);
+  void swapcache_free_entries(const SwpEntry* entries, unsigned n);
   /// One more PTE holds the entry. Errors: EINVAL (bad entry), ENOENT (free slot), ENOMEM (count at its maximum, no continuation).
   Result<void> swap_duplicate(SwpEntry entry);
-  /// A PTE that held it is gone.
-  void swap_free(SwpEntry entry);
-  /// Takes SWAP_HAS_CACHE before reading a slot in. Errors: EEXIST (somebody else is reading it), ENOENT (free meanwhile).
+  /// A PTE that held it is gone. Returns what is left of the slot's users: a count | SWAP_HAS_CACHE; 0 if it was the last.
+  uint8_t swap_free(SwpEntry entry);
+  /// Takes SWAP_HAS_CACHE before reading a slot in. Errors: EEXIST (somebody else is reading it), ENOENT (free meanwhile), EINVAL.
   Result<void> swapcache_prepare(SwpEntry entry);
   /// The cache lets go of the slot. Goes through `release` (slots cache) when that was its last user.
   void swapcache_free(SwpEntry entry);
-  /// Users of the slot without the cache.
+  /// Users of the slot without the cache; 0 for a bad entry or slot.
   [[nodiscard]] int swp_swapcount(SwpEntry entry);
   [[nodiscard]] uint8_t swap_map_value(SwpEntry entry);
   /// More than half of all slots used: clean swap-cache copies are given up eagerly.
-  [[nodiscard]] bool vm_swap_full() const;
+  [[nodiscard]] bool vm_swap_full() const { return nr_swap_pages() * 2 < total_swap_pages(); }
+  /// Free slots: pages of all areas less their inuse_pages (slots that the slots cache holds are in use).
   [[nodiscard]] int64_t nr_swap_pages() const { return nr_swap_pages_.load(std::memory_order_relaxed); }
   [[nodiscard]] int64_t total_swap_pages() const { return total_swap_pages_.load(std::memory_order_relaxed); }
+  /// A page could be swapped out now: some area has a free slot and a device with room. A hint.
+  [[nodiscard]] bool swap_has_room() const;
+  /// The entry's device has room. A hint.
+  [[nodiscard]] bool has_room(SwpEntry entry) const;
+
+  // ---- what rooms above plug in
+  /// Takes slots whose last user is gone (map: SWAP_HAS_CACHE alone). Any context. Without it they are freed at once.
+  void set_release(void (*fn)(void*, SwpEntry), void* arg) { release_ = fn, release_arg_ = arg; }
+  /// Tries to give up a swap-cache copy that is the slot's only user; true if it did. No spinlock held.
+  void set_try_to_reclaim_swap(bool (*fn)(void*, SwpEntry), void* arg) { reclaim_ = fn, reclaim_arg_ = arg; }
 
   // ---- areas
-  [[nodiscard]] SwapInfo* swap_info(unsigned type);       ///< null if not in use
-  [[nodiscard]] SwapInfo* swap_info_get(SwpEntry entry);  ///< null and a report for a bad entry
-  /// Reserves a type number. Errors: EPERM when all are used.
+  [[nodiscard]] SwapInfo* swap_info(unsigned type) const;  ///< null if not in use
+  [[nodiscard]] SwapInfo* swap_info_get(SwpEntry entry);   ///< null and a report for a bad entry or a free slot
+  /// Reserves a type number, the lowest free one. Errors: EPERM when all are used, ENOMEM.
   Result<SwapInfo*> alloc_swap_info();
-  /// The area (map, max, bdev set) takes part from now on.
+  /// Makes the map of `maxpages` slots: 0, or SWAP_MAP_BAD for slot 0 and those listed (each below maxpages); and the clusters, where
+  /// the area is SWP_SOLIDSTATE. bdev and flags are set. Errors: ENOMEM, EINVAL (no good slot is left).
+  Result<void> setup_swap_map(SwapInfo& si, uint64_t maxpages, const uint32_t* badpages, unsigned nr_badpages);
+  /// The area (map, max, bdev set) takes part from now on. `prio` below 0: the next automatic one.
   void enable_swap_info(SwapInfo& si, int prio);
+  /// No slot of it is handed out any more. Automatic priorities below its own move up by one.
   void disable_swap_info(SwapInfo& si);
+  /// After a swapoff that had to give up: takes part again. An automatic priority is the next one then, as at a new swapon.
+  void reinsert_swap_info(SwapInfo& si);
+  /// No slot is in use. Frees the map; the type is free.
   void release_swap_info(SwapInfo& si);
+  /// Where the slot after `offset` lies that is used by the cache alone (users = 0); 0 if there is none.
+  [[nodiscard]] uint64_t find_next_cached(SwapInfo& si, uint64_t offset);
 
   /// The list of Mms that may hold swap entries. Linux: mmlist.
   void mmlist_add(Mm& mm);
@@ -83,12 +170,55 @@ class SwapFiles {
   [[nodiscard]] Slab& slab() const { return slab_; }
   [[nodiscard]] Vmalloc& vmalloc() const { return vmalloc_; }
 
+  /// Recounts every area under its lock; a bug found is reported through `fail(arg, id, text)`. For verify().
+  void survey(void (*fail)(void*, const char* id, const char* text), void* arg);
+
  private:
+  template <class T>
+  Result<void> make(PagedArray<T>& array, uint64_t n);
+  template <class T>
+  void free(PagedArray<T>& array);
+
+  [[nodiscard]] SwapInfo* lookup(SwpEntry entry, const char* who);
+  Result<void> __swap_duplicate(SwpEntry entry, uint8_t usage, const char* who);
+  uint8_t __swap_entry_free(SwapInfo& si, SwpEntry entry, uint8_t usage);
+  void swap_entry_free(SwapInfo& si, SwpEntry entry) WEIR_REQUIRES(si.lock);
+  void release(SwpEntry entry);
+
+  [[nodiscard]] PerCpuCluster& this_cpu_cluster(SwapInfo& si) const;
+  unsigned scan_swap_map_slots(SwapInfo& si, unsigned n, SwpEntry* entries) WEIR_REQUIRES(si.lock);
+  uint64_t scan_swap_map_try_ssd_cluster(SwapInfo& si) WEIR_REQUIRES(si.lock);
+  uint64_t scan_swap_map_hand(SwapInfo& si) WEIR_REQUIRES(si.lock);
+  uint64_t scan_swap_map(SwapInfo& si) WEIR_REQUIRES(si.lock);
+  bool breathe(SwapInfo& si, uint64_t& latency) WEIR_REQUIRES(si.lock);
+  void swap_range_alloc(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock);
+  void swap_range_free(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock);
+  void push_free_cluster(SwapInfo& si, uint32_t cluster) WEIR_REQUIRES(si.lock);
+  [[nodiscard]] uint32_t pop_free_cluster(SwapInfo& si) WEIR_REQUIRES(si.lock);
+  void insert_by_priority(SwapInfo& si) WEIR_REQUIRES(swap_lock_);
+  void requeue(unsigned type) WEIR_REQUIRES(swap_lock_);
+
   PageAllocator& pages_;
   Slab& slab_;
   Vmalloc& vmalloc_;
-  VmStat& vmstat_;
+  unsigned cpus_;
   std::atomic<int64_t> nr_swap_pages_{0}, total_swap_pages_{0};
+  std::atomic<SwapInfo*> swap_info_[MAX_SWAPFILES] = {};  // set once each, under swap_lock_
+
+  SpinLock swap_lock_{LockRank::swap_lock};
+  // Types of the areas that take part: priority falls; of equal ones the next to be used comes first.
+  uint8_t active_[MAX_SWAPFILES] WEIR_GUARDED_BY(swap_lock_) = {};
+  unsigned nr_active_ WEIR_GUARDED_BY(swap_lock_) = 0;
+  int16_t least_priority_ WEIR_GUARDED_BY(swap_lock_) = -1;  // the lowest automatic one given; the first is -2
+
+  SpinLock mmlist_lock_{LockRank::mmlist};
+  MmList mmlist_ WEIR_GUARDED_BY(mmlist_lock_);
+
+  // Set when the machine is wired.
+  void (*release_)(void*, SwpEntry) = nullptr;
+  void* release_arg_ = nullptr;
+  bool (*reclaim_)(void*, SwpEntry) = nullptr;
+  void* reclaim_arg_ = nullptr;
 };
 
 }  // namespace weir
