@@ -18,6 +18,7 @@
 
 #include "kernel/virtual/virtual_world.hpp"
 #include "mm/page_alloc.hpp"
+#include "mm/slab.hpp"
 
 namespace weir::test {
 
@@ -112,11 +113,13 @@ class TestMachine {
       : layout(layout_of(options)),
         arena(layout.end()),
         mmu(mem),
-        pages(mem, node, vmstat, mmu, options.cpus) {
+        pages(mem, node, vmstat, mmu, options.cpus),
+        slab(pages, vmstat, options.cpus) {
     mmu.capabilities.tracks_host_pages = options.tracks_host_pages;
     mmu.pages = &pages;
     WEIR_BUG_ON(!Bootmem::init(boot, mem, arena.base(), layout));
     pages.init(boot, layout);
+    slab.kmem_cache_init();
   }
 
   ZoneLayout layout;
@@ -127,6 +130,7 @@ class TestMachine {
   FakeMmu mmu;
   Bootmem boot;
   PageAllocator pages;
+  Slab slab;
 
   [[nodiscard]] Zone& zone(ZoneType type) { return node.zones[static_cast<unsigned>(type)]; }
   /// Free blocks of each order in a zone, per-CPU lists drained: "buddyinfo".
