@@ -50,10 +50,10 @@ bool Workqueue::run_one() {
     remove(*work);
     running_ = work;
     running_ticket_ = work->ticket;
+    // With the lock, so that cancel() never meets one that is pending and nowhere.
+    work->data.fetch_and(~WorkStruct::PENDING, std::memory_order_acq_rel);
   }
-  const work_func_t func = work->func;
-  work->data.fetch_and(~WorkStruct::PENDING, std::memory_order_acq_rel);
-  func(work);
+  work->func(work);
   {
     ScopedLock guard(lock_);
     running_ = nullptr;

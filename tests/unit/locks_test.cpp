@@ -283,35 +283,32 @@ TYPED_TEST(Locks, AWakeBeforeTheParkIsNotLost) {
 TYPED_TEST(Locks, SleepersAreWokenInTheOrderTheyCame) {
   constexpr int N = 5;
   struct State {
-    WaitQueue queue, progress;
+    WaitQueue queue;
     std::atomic<int> looked[N]{};  // how often its predicate was asked: the second time it is in the queue
     std::atomic<int> woken{0};
     int order[N]{};
   };
   std::unique_ptr<State> s;
+  auto until = [](auto pred) {
+    while (!pred()) world().schedule_timeout(1_us);
+  };
   TypeParam::run(
       [&] {
         s = std::make_unique<State>();
         Bodies bodies;
         for (int i = 0; i < N; ++i) {
           bodies.push_back([&, i] {
-            if (i > 0) s->progress.wait([&] { return s->looked[i - 1] >= 2; });
-            bool mine = false;
-            s->queue.wait([&] {
-              s->looked[i].fetch_add(1);
-              s->progress.wake_all();
-              return s->looked[i] > 2 && (mine = true);
-            });
+            if (i > 0) until([&] { return s->looked[i - 1] >= 2; });
+            s->queue.wait([&] { return s->looked[i].fetch_add(1) >= 2; });
             s->order[s->woken] = i;
             s->woken.fetch_add(1);
-            s->progress.wake_all();
           });
         }
         bodies.push_back([&] {
-          s->progress.wait([&] { return s->looked[N - 1] >= 2; });
+          until([&] { return s->looked[N - 1] >= 2; });
           for (int i = 0; i < N; ++i) {
             s->queue.wake_one();
-            s->progress.wait([&] { return s->woken == i + 1; });
+            until([&] { return s->woken == i + 1; });
           }
         });
         return bodies;
