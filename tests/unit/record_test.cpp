@@ -1,0 +1,508 @@
+// tests/unit/record_test.cpp: recorder, file and reader
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <memory>
+#include <random>
+#include <set>
+#include <sstream>
+#include <thread>
+#include <vector>
+
+#include "kernel/kernel.hpp"
+#include "record/reader.hpp"
+#include "record/recorder.hpp"
+
+namespace weir {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+// A world with a clock and nothing else: each look takes 1 ns.
+class Clock final : public World {
+ public:
+  mutable uint64_t time = 0;
+  [[nodiscard]] Nanos now() const override { return Nanos(++time); }
+  void spend(Nanos) override {}
+  void schedule() override {}
+  bool schedule_timeout(Nanos) override { return false; }
+  void wake(Thread&) override {}
+  void cond_resched() override {}
+  void preempt_point() override { ADD_FAILURE() << "recording switched threads"; }
+  void spin_wait(std::atomic<uint32_t>&) override {}
+  void spin_wake(std::atomic<uint32_t>&) override {}
+  Thread* kthread_create(void (*)(void*), void*, const char*) override { return nullptr; }
+  void kthread_stop(Thread&) override {}
+  void timer_arm(Timer&, Nanos) override {}
+  void timer_cancel(Timer&) override {}
+  [[nodiscard]] unsigned nr_cpus() const override { return 1; }
+  uint64_t random() override { return 4; }
+  void printk(const char*) override {}
+};
+
+// Memory that reads as zero and is aligned.
+std::vector<uint64_t> zeroes(size_t bytes) { return std::vector<uint64_t>((bytes + 7) / 8); }
+std::span<std::byte> span_of(std::vector<uint64_t>& words) { return std::as_writable_bytes(std::span(words)); }
+
+// The test's thread becomes thread `tid` of `world` and records into `sink`, until the end of the scope.
+class Records {
+ public:
+  Records(FlowSink* sink, World* world, int32_t tid, const char* comm) : saved_(engine_thread()) {
+    thread_.tid = tid;
+    std::snprintf(thread_.comm, sizeof thread_.comm, "%s", comm);
+    engine_thread().sink = sink;
+    engine_thread().world = world;
+    engine_thread().thread = &thread_;
+  }
+  ~Records() { engine_thread() = saved_; }
+  Records(const Records&) = delete;
+  Records& operator=(const Records&) = delete;
+
+ private:
+  EngineThread saved_;
+  Thread thread_;
+};
+
+[[gnu::noinline]] void inner(uint64_t entry) {
+  WEIR_FLOW(entry);
+  WEIR_STATE(swap_map, entry, 2, 1);
+}
+[[gnu::noinline]] void outer(uint64_t address, uint64_t entry) {
+  WEIR_FLOW(address, entry);
+  inner(entry);
+}
+
+std::string told(const Recording& recording) {
+  std::ostringstream out;
+  for (const FlowEvent& event : recording.events) {
+    if (event.is_state())
+      out << recording.state_name(event) << ' ' << event.value[0] << ' ' << event.value[1] << ' ' << event.value[2];
+    else
+      out << (event.is_enter() ? '+' : '-') << recording.site(event).function;
+    out << '@' << event.tid << '\n';
+  }
+  return out.str();
+}
+
+std::vector<std::byte> written(const Recorder& ring) {
+  std::vector<std::byte> bytes;
+  EXPECT_TRUE(ring.write(output_to(bytes)));
+  return bytes;
+}
+
+TEST(Recorder, GivesBackWhatHappenedInOrderWithNamesAndTimes) {
+  Clock clock;
+  auto memory = zeroes(Recorder::bytes_for(64, 4096));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  recorder->fact("kernel", "4.14");
+  recorder->fact("seed", "7");
+  recorder->fact("kernel", "2.6.20");
+  recorder->task(3, 30, "writer");
+  {
+    Records here(recorder.get(), &clock, 3, "ignored");
+    outer(0x1000, 66);
+    recorder->note("meminfo", "MemFree: 1 kB\n");
+    outer(0x2000, 67);
+  }
+  const Recording recording = snapshot(*recorder);
+  EXPECT_EQ(recording.status, Recording::Status::whole) << recording.problem;
+  EXPECT_EQ(told(recording),
+            "+outer@3\n+inner@3\nswap_map 66 2 1@3\n-inner@3\n-outer@3\n"
+            "+outer@3\n+inner@3\nswap_map 67 2 1@3\n-inner@3\n-outer@3\n");
+  EXPECT_EQ(recording.site(recording.events[0]).file, "record_test.cpp");
+  EXPECT_EQ(recording.site(recording.events[0]).arguments, "address, entry");
+  EXPECT_THAT(recording.events[0].value, ElementsAre(0x1000, 66, 0));
+  for (size_t i = 1; i < recording.events.size(); ++i)
+    EXPECT_LT(recording.events[i - 1].time, recording.events[i].time);
+  EXPECT_EQ(recording.fact("kernel"), "4.14") << "the first word stands";
+  EXPECT_EQ(recording.fact("seed"), "7");
+  EXPECT_EQ(recording.comm(3), "writer");
+  EXPECT_EQ(recording.tasks[0].pid, 30);
+  ASSERT_EQ(recording.notes.size(), 1u);
+  EXPECT_EQ(recording.notes[0].at, 5u);
+  EXPECT_EQ(recording.notes[0].key + "=" + recording.notes[0].text, "meminfo=MemFree: 1 kB\n");
+  EXPECT_EQ(recording.recorded, 10u);
+  EXPECT_EQ(recording.lost, 0u);
+}
+
+TEST(Recorder, TakesATasksNameFromItsThread) {
+  auto memory = zeroes(Recorder::bytes_for(64));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  {
+    Records here(recorder.get(), nullptr, 2048 + 9, "kswapd0");
+    inner(1);
+  }
+  {
+    Records here(recorder.get(), nullptr, 9, "reader");  // falls on the same place of the table
+    inner(1);
+  }
+  const Recording recording = snapshot(*recorder);
+  EXPECT_EQ(recording.comm(2048 + 9), "kswapd0");
+  EXPECT_EQ(recording.comm(9), "reader");
+  EXPECT_EQ(recording.tasks.size(), 2u);
+}
+
+TEST(Recorder, ARingKeepsTheLastEvents) {
+  auto memory = zeroes(Recorder::bytes_for(16));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  ASSERT_EQ(recorder->capacity(), 16u);
+  Records here(recorder.get(), nullptr, 1, "t");
+  for (uint64_t i = 0; i < 100; ++i) WEIR_STATE(rss, i, 0, 0);
+  const Recording recording = snapshot(*recorder);
+  ASSERT_EQ(recording.events.size(), 16u);
+  for (uint64_t i = 0; i < 16; ++i) EXPECT_EQ(recording.events[i].value[0], 84 + i);
+  EXPECT_EQ(recording.first, 84u);
+  EXPECT_EQ(recording.recorded, 100u);
+  EXPECT_EQ(recording.lost, 0u);
+}
+
+TEST(Recorder, OldNotesGiveWayInARingAndAreFoundAtTheirEvents) {
+  auto memory = zeroes(Recorder::bytes_for(4, 160));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  Records here(recorder.get(), nullptr, 1, "t");
+  for (uint64_t i = 0; i < 8; ++i) {
+    WEIR_STATE(rss, i, 0, 0);
+    EXPECT_TRUE(recorder->note("n", "this is note " + std::to_string(i)));
+  }
+  EXPECT_FALSE(recorder->note("n", std::string(200, 'x'))) << "larger than all the room";
+  const Recording recording = snapshot(*recorder);
+  ASSERT_EQ(recording.notes.size(), 4u);
+  EXPECT_EQ(recording.notes[0].text, "this is note 4");
+  EXPECT_EQ(recording.notes[3].text, "this is note 7");
+  EXPECT_EQ(recording.notes[0].at, 1u) << "after event 4, the first of those kept";
+  EXPECT_EQ(recording.notes[3].at, 4u);
+}
+
+TEST(Recorder, InFullModeEverythingGoesOut) {
+  Clock clock;
+  auto memory = zeroes(Recorder::bytes_for(8));
+  std::vector<std::byte> bytes;
+  const auto recorder = std::make_unique<Recorder>(span_of(memory), output_to(bytes));
+  recorder->fact("seed", "1");
+  Records here(recorder.get(), &clock, 1, "t");
+  for (uint64_t i = 0; i < 1000; ++i) {
+    WEIR_STATE(rss, i, 0, 0);
+    if (i == 500) recorder->note("half", "way");
+  }
+  ASSERT_TRUE(recorder->finish());
+  const Recording recording = parse(bytes);
+  EXPECT_EQ(recording.status, Recording::Status::whole) << recording.problem;
+  ASSERT_EQ(recording.events.size(), 1000u);
+  for (uint64_t i = 0; i < 1000; ++i) EXPECT_EQ(recording.events[i].value[0], i);
+  EXPECT_EQ(recording.fact("seed"), "1");
+  ASSERT_EQ(recording.notes.size(), 1u);
+  EXPECT_EQ(recording.notes[0].at, 501u);
+}
+
+TEST(Recorder, AFullOutputThatFailsIsToldAndNothingMoreIsSent) {
+  auto memory = zeroes(Recorder::bytes_for(4));
+  int calls = 0;
+  const FlowOutput full{[](void* context, const void*, size_t) { return ++*static_cast<int*>(context) < 3; }, &calls};
+  const auto recorder = std::make_unique<Recorder>(span_of(memory), full);
+  Records here(recorder.get(), nullptr, 1, "t");
+  for (uint64_t i = 0; i < 100; ++i) WEIR_STATE(rss, i, 0, 0);
+  EXPECT_FALSE(recorder->finish());
+  EXPECT_EQ(calls, 3);
+  EXPECT_EQ(recorder->recorded(), 100u);
+  EXPECT_GT(recorder->lost(), 90u);
+}
+
+TEST(Recorder, WritesToADescriptor) {
+  const int fd = memfd_create("recording", 0);
+  ASSERT_GE(fd, 0);
+  auto memory = zeroes(Recorder::bytes_for(4096));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  {
+    Records here(recorder.get(), nullptr, 1, "t");
+    for (uint64_t i = 0; i < 4096; ++i) WEIR_STATE(rss, i, 0, 0);
+  }
+  ASSERT_TRUE(recorder->write(output_to_fd(fd)));
+  const Recording recording = read_recording("/proc/self/fd/" + std::to_string(fd));
+  EXPECT_EQ(recording.status, Recording::Status::whole) << recording.problem;
+  EXPECT_EQ(told(recording), told(snapshot(*recorder)));
+  close(fd);
+  EXPECT_FALSE(recorder->write(output_to_fd(fd)));
+}
+
+TEST(Recorder, TwoInOneProcessKeepApart) {
+  auto memory_a = zeroes(Recorder::bytes_for(64)), memory_b = zeroes(Recorder::bytes_for(64));
+  const auto a = std::make_unique<Recorder>(span_of(memory_a)), b = std::make_unique<Recorder>(span_of(memory_b));
+  for (int i = 0; i < 3; ++i) {
+    Records here(a.get(), nullptr, 1, "a");
+    outer(1, 2);
+    Records there(b.get(), nullptr, 2, "b");
+    inner(3);
+  }
+  const Recording in_a = snapshot(*a), in_b = snapshot(*b);
+  EXPECT_EQ(in_a.events.size(), 15u);
+  EXPECT_EQ(in_b.events.size(), 9u);
+  // Numbers of sites are each recorder's own, by first use.
+  EXPECT_EQ(in_a.sites[1].function, "outer");
+  EXPECT_EQ(in_b.sites[1].function, "inner");
+  EXPECT_EQ(in_a.comm(2), "");
+}
+
+TEST(Recorder, TheSameRunGivesTheSameBytes) {
+  auto run = [] {
+    Clock clock;
+    auto memory = zeroes(Recorder::bytes_for(64, 1024));
+    const auto recorder = std::make_unique<Recorder>(span_of(memory));
+    recorder->fact("seed", "9");
+    for (int32_t tid : {5, 1, 2053}) {
+      Records here(recorder.get(), &clock, tid, "t");
+      outer(1, 2);
+      recorder->note("n", "v");
+    }
+    return written(*recorder);
+  };
+  EXPECT_EQ(run(), run());
+}
+
+TEST(Recorder, MoreSitesThanItCanNameAreRecordedNameless) {
+  auto memory = zeroes(Recorder::bytes_for(4096));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  std::vector<FlowSite> sites(Recorder::MAX_SITES + 10, FlowSite{"f", "f.cpp", ""});
+  for (const FlowSite& site : sites) recorder->enter(site, 0, 0, 0);
+  const Recording recording = snapshot(*recorder);
+  EXPECT_EQ(recording.status, Recording::Status::whole) << recording.problem;
+  EXPECT_EQ(recording.sites.size(), Recorder::MAX_SITES + 1);
+  EXPECT_EQ(recording.events[Recorder::MAX_SITES - 1].site, Recorder::MAX_SITES);
+  EXPECT_EQ(recording.events[Recorder::MAX_SITES].site, 0);
+}
+
+TEST(Recorder, MoreTasksThanItCanNameAreRecordedAllTheSame) {
+  auto memory = zeroes(Recorder::bytes_for(2048));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  static constinit const FlowSite site{"f", "f.cpp", ""};
+  for (int32_t tid = 1; tid <= 2000; ++tid) {
+    Records here(recorder.get(), nullptr, tid * 7, "t");
+    recorder->enter(site, 0, 0, 0);
+  }
+  const Recording recording = snapshot(*recorder);
+  EXPECT_EQ(recording.events.size(), 2000u);
+  EXPECT_EQ(recording.events[1999].tid, 14000);
+  EXPECT_EQ(recording.tasks.size(), Recorder::MAX_TASKS);
+}
+
+// ---- Real threads ----
+
+void on_engine_stack(const std::function<void()>& fn) {
+  run_on_engine_stack([](void* arg) { (*static_cast<const std::function<void()>*>(arg))(); },
+                      const_cast<void*>(static_cast<const void*>(&fn)));
+}
+
+TEST(Recorder, ThreadsRecordAtOnceAndEachOnesOrderStands) {
+  constexpr int THREADS = 4;
+  constexpr uint64_t EACH = 20000;
+  auto memory = zeroes(Recorder::bytes_for(THREADS * EACH * 2));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  std::vector<std::thread> threads;
+  for (int32_t tid = 1; tid <= THREADS; ++tid)
+    threads.emplace_back([&recorder, tid] {
+      on_engine_stack([&] {
+        Records here(recorder.get(), nullptr, tid, "worker");
+        for (uint64_t i = 0; i < EACH; ++i) WEIR_STATE(rss, tid, i, i ^ 0x5555);
+      });
+    });
+  for (std::thread& thread : threads) thread.join();
+  const Recording recording = snapshot(*recorder);
+  EXPECT_EQ(recording.events.size(), THREADS * EACH);
+  EXPECT_EQ(recorder->lost(), 0u);
+  std::map<int32_t, uint64_t> next;
+  for (const FlowEvent& event : recording.events) {
+    ASSERT_EQ(event.value[0], static_cast<uint64_t>(event.tid));
+    ASSERT_EQ(event.value[1], next[event.tid]++);
+    ASSERT_EQ(event.value[2], event.value[1] ^ 0x5555);
+  }
+}
+
+TEST(Recorder, ARingReadWhileThreadsWriteShowsNoMixedEvent) {
+  auto memory = zeroes(Recorder::bytes_for(32));  // so small that writers meet
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (int32_t tid = 1; tid <= 3; ++tid)
+    threads.emplace_back([&recorder, &stop, tid] {
+      on_engine_stack([&] {
+        Records here(recorder.get(), nullptr, tid, "worker");
+        for (uint64_t i = 0; !stop; ++i) WEIR_STATE(rss, tid, i, i * 3);
+      });
+    });
+  size_t seen = 0;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(300);
+  while (std::chrono::steady_clock::now() < end) {
+    const Recording recording = snapshot(*recorder);
+    for (const FlowEvent& event : recording.events) {
+      ASSERT_EQ(event.value[0], static_cast<uint64_t>(event.tid));
+      ASSERT_EQ(event.value[2], event.value[1] * 3);
+    }
+    ASSERT_LE(recording.events.size(), 32u);
+    seen += recording.events.size();
+  }
+  stop = true;
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_GT(seen, 0u);
+  EXPECT_LT(recorder->lost(), recorder->recorded() / 2);
+}
+
+TEST(Recorder, ThreadsInFullModeLoseNothing) {
+  constexpr int THREADS = 3;
+  constexpr uint64_t EACH = 20000;
+  auto memory = zeroes(Recorder::bytes_for(256));
+  std::vector<std::byte> bytes;
+  const auto recorder = std::make_unique<Recorder>(span_of(memory), output_to(bytes));
+  std::vector<std::thread> threads;
+  for (int32_t tid = 1; tid <= THREADS; ++tid)
+    threads.emplace_back([&recorder, tid] {
+      on_engine_stack([&] {
+        Records here(recorder.get(), nullptr, tid, "worker");
+        for (uint64_t i = 0; i < EACH; ++i) WEIR_STATE(rss, tid, i, 0);
+      });
+    });
+  for (std::thread& thread : threads) thread.join();
+  ASSERT_TRUE(recorder->finish());
+  const Recording recording = parse(bytes);
+  EXPECT_EQ(recording.status, Recording::Status::whole) << recording.problem;
+  EXPECT_EQ(recording.events.size(), THREADS * EACH);
+  EXPECT_EQ(recording.lost, 0u);
+  std::map<int32_t, uint64_t> next;
+  for (const FlowEvent& event : recording.events) ASSERT_EQ(event.value[1], next[event.tid]++);
+}
+
+// ---- Files that are not as they should be ----
+
+std::vector<std::byte> example() {
+  Clock clock;
+  auto memory = zeroes(Recorder::bytes_for(256, 1024));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  recorder->fact("seed", "9");
+  Records here(recorder.get(), &clock, 1, "t");
+  for (int i = 0; i < 40; ++i) outer(1, 2);
+  recorder->note("meminfo", "MemFree: 1 kB\n");
+  return written(*recorder);
+}
+
+TEST(Reader, ACutFileIsShownUpToTheBreak) {
+  const std::vector<std::byte> bytes = example();
+  const Recording whole = parse(bytes);
+  ASSERT_EQ(whole.status, Recording::Status::whole) << whole.problem;
+  ASSERT_EQ(whole.events.size(), 200u);
+  size_t most = 0;
+  for (size_t size = sizeof(RecordingHeader); size < bytes.size(); ++size) {
+    const Recording cut = parse(std::span(bytes).first(size));
+    ASSERT_EQ(cut.status, Recording::Status::broken) << size;
+    ASSERT_THAT(cut.problem, HasSubstr("cut short"));
+    ASSERT_GE(cut.events.size(), most);
+    most = cut.events.size();
+    for (size_t i = 0; i < most; ++i) ASSERT_EQ(std::memcmp(&cut.events[i], &whole.events[i], sizeof(FlowEvent)), 0);
+  }
+  EXPECT_EQ(most, 200u) << "without its end mark a file still has all its events";
+}
+
+TEST(Reader, WhatIsNoRecordingIsRefusedWithAWord) {
+  EXPECT_THAT(parse({}).problem, HasSubstr("empty"));
+  std::vector<std::byte> bytes(100, std::byte{'x'});
+  EXPECT_EQ(parse(bytes).status, Recording::Status::refused);
+  EXPECT_THAT(parse(bytes).problem, HasSubstr("not a recording"));
+  EXPECT_THAT(read_recording("/nonexistent/r.rec").problem, HasSubstr("/nonexistent/r.rec: No such file"));
+  EXPECT_THAT(read_recording("/").problem, HasSubstr("/: Is a directory"));
+}
+
+TEST(Reader, AForeignVersionIsRefusedWithARemedy) {
+  std::vector<std::byte> bytes = example();
+  bytes[8] = std::byte{2};
+  const Recording recording = parse(bytes);
+  EXPECT_EQ(recording.status, Recording::Status::refused);
+  EXPECT_TRUE(recording.events.empty());
+  EXPECT_THAT(recording.problem, HasSubstr("format 2"));
+  EXPECT_THAT(recording.problem, HasSubstr("record it anew"));
+}
+
+TEST(Reader, ABlockItDoesNotKnowIsPassedOver) {
+  std::vector<std::byte> bytes = example();
+  const BlockHeader future{block_tag("WHAT"), 5};
+  std::byte block[sizeof future + 5] = {};
+  std::memcpy(block, &future, sizeof future);
+  bytes.insert(bytes.begin() + sizeof(RecordingHeader), block, block + sizeof block);
+  const Recording recording = parse(bytes);
+  EXPECT_EQ(recording.status, Recording::Status::whole) << recording.problem;
+  EXPECT_EQ(recording.events.size(), 200u);
+}
+
+TEST(Reader, NamesCannotDriveATerminal) {
+  auto memory = zeroes(Recorder::bytes_for(16));
+  const auto recorder = std::make_unique<Recorder>(span_of(memory));
+  recorder->task(1, 0, "a\x1b[2Jb");
+  EXPECT_EQ(snapshot(*recorder).comm(1), "a?[2Jb");
+}
+
+// Whatever the bytes: no crash (sanitizers watch), and every number in an event leads to a name.
+void is_sound(const Recording& recording) {
+  for (const FlowEvent& event : recording.events) {
+    ASSERT_LT(event.site, recording.sites.size());
+    if (event.is_state()) {
+      ASSERT_LT(event.state(), recording.states.size());
+    }
+  }
+  for (const Recording::Note& note : recording.notes) ASSERT_LE(note.at, recording.events.size());
+  ASSERT_EQ(recording.problem.empty(), recording.status == Recording::Status::whole);
+}
+
+TEST(Reader, HostileBytesDoNoHarm) {
+  const std::vector<std::byte> good = example();
+  std::mt19937_64 random(20240501);  // the same bytes each time
+  for (int round = 0; round < 20000; ++round) {
+    std::vector<std::byte> bytes = good;
+    for (int i = static_cast<int>(random() % 6); i >= 0; --i) {
+      const size_t at = random() % bytes.size();
+      switch (random() % 4) {
+        case 0:
+          bytes[at] = static_cast<std::byte>(random());
+          break;
+        case 1:
+          bytes[at] = std::byte{0xff};
+          break;
+        case 2:
+          bytes.erase(bytes.begin() + static_cast<ptrdiff_t>(at),
+                      bytes.begin() + static_cast<ptrdiff_t>(std::min(at + random() % 9, bytes.size())));
+          break;
+        default:
+          bytes.insert(bytes.begin() + static_cast<ptrdiff_t>(at), random() % 9, std::byte{0});
+      }
+    }
+    const Recording recording = parse(bytes);
+    if (recording.status == Recording::Status::whole && !recording.problem.empty())
+      continue;  // bytes after the end mark
+    is_sound(recording);
+    ASSERT_FALSE(testing::Test::HasFatalFailure()) << "round " << round;
+  }
+}
+
+TEST(Reader, AHugeCountInASmallFileTakesNoMemory) {
+  const std::vector<std::byte> good = example();
+  for (size_t at = sizeof(RecordingHeader); at + 4 < good.size(); ++at) {
+    std::vector<std::byte> bytes = good;
+    std::memset(bytes.data() + at, 0xff, 4);
+    const Recording recording = parse(bytes);
+    EXPECT_LE(recording.events.capacity(), 2 * good.size() / sizeof(FlowEvent));
+  }
+}
+
+TEST(RecordReadme, ListsEveryState) {
+  std::ifstream file(std::string(WEIR_SOURCE_DIR) + "/src/record/README.md");
+  const std::string readme((std::istreambuf_iterator<char>(file)), {});
+#define X(name) EXPECT_THAT(readme, HasSubstr("| `" #name "` |"));
+  WEIR_STATES(X)
+#undef X
+}
+
+}  // namespace
+}  // namespace weir
