@@ -81,6 +81,17 @@ void Filemap::wait_on_page_locked(Page& page) {
   if (page.test(PageFlag::locked)) wait_on_page_bit(page, PageFlag::locked, unlock_key(page));
 }
 
+bool Filemap::wait_on_page_locked_killable(Page& page) {
+  might_sleep();
+  bool unlocked = !page.test(PageFlag::locked);
+  if (!unlocked) {
+    page_waitqueue(page).wait(
+        [&page, &unlocked] { return (unlocked = !bit_is_set(page, PageFlag::locked)) || fatal_signal_pending(); },
+        unlock_key(page));
+  }
+  return unlocked;
+}
+
 void Filemap::wait_on_page_writeback(Page& page) {
   might_sleep();
   if (!page.test(PageFlag::writeback)) return;

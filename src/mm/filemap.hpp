@@ -123,6 +123,8 @@ class Filemap {
     preempt();
   }
   void wait_on_page_locked(Page& page);
+  /// False if the task got a fatal signal instead.
+  [[nodiscard]] bool wait_on_page_locked_killable(Page& page);
   void wait_on_page_writeback(Page& page);
   /// Page locked; NR_WRITEBACK. Tags the tree (WRITEBACK; TOWRITE and, unless PG_dirty, DIRTY go) unless
   /// no_writeback_tags.

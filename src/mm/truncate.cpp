@@ -1,0 +1,109 @@
+// src/mm/truncate.cpp: see truncate.hpp
+#include "mm/truncate.hpp"
+
+#include <cstring>
+
+namespace weir {
+
+void zero_page_tail(Mmu& mmu, Page& page, uint32_t offset) {
+  const Content content = mmu.kmap(page);
+  if (!content.tagged()) {
+    std::memset(content.bytes + offset, 0, PAGE_SIZE - offset);
+  } else if (offset == 0) {
+    *content.tag = 0;
+  }
+  mmu.kunmap(page);
+}
+
+/// Page locked, not under writeback, referenced by the caller.
+void Truncate::truncate_complete_page(Page& page) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), page.index);
+  // Nobody can map it again: faults look at the size with the page locked.
+  if (page_mapped(page) && writeback_.mapped_pages() != nullptr) writeback_.mapped_pages()->unmap_page(page);
+  writeback_.cancel_dirty_page(page);
+  filemap_.lru().clear_page_mlock(page);
+  filemap_.delete_from_page_cache(page);
+  filemap_.lru().put_page(page);  // the tree's
+}
+
+void Truncate::truncate_inode_pages(AddressSpace& mapping, uint64_t start) {
+  WEIR_FLOW(start);
+  if (const auto offset = static_cast<uint32_t>(start % PAGE_SIZE); offset != 0) {
+    // What a mapping has stored behind the old end must not come to light when the file grows again.
+    if (Page* page = filemap_.find_lock_page(mapping, start >> PAGE_SHIFT)) {
+      filemap_.wait_on_page_writeback(*page);
+      if (page->test(PageFlag::uptodate)) {
+        zero_page_tail(mmu_, *page, offset);
+        mapping.a_ops->set_page_dirty(*page);
+      }
+      filemap_.unlock_page(*page);
+      filemap_.lru().put_page(*page);
+    }
+  }
+  // Readers may put pages in meanwhile that they had begun before the size fell, so this ends when none is found.
+  const uint64_t first = page_align_up(start) >> PAGE_SHIFT;
+  Page* pages[PAGEVEC_SIZE];
+  while (const unsigned found = filemap_.find_get_pages(mapping, first, PAGEVEC_SIZE, pages)) {
+    for (unsigned i = 0; i < found; ++i) {
+      Page& page = *pages[i];
+      filemap_.lock_page(page);
+      if (Filemap::file_mapping(page) == &mapping) {
+        filemap_.wait_on_page_writeback(page);
+        truncate_complete_page(page);
+      }
+      filemap_.unlock_page(page);
+    }
+    filemap_.lru().release_pages(pages, found);
+    world().cond_resched();
+  }
+}
+
+void Truncate::truncate_setsize(Inode& inode, uint64_t size) {
+  WEIR_FLOW(inode.ino, size);
+  const uint64_t old = inode.i_size.exchange(size, std::memory_order_acq_rel);
+  if (size >= old) return;
+  truncate_inode_pages(inode.i_data, size);
+  // Only now: who was making a page valid had it locked, and was waited for above.
+  const uint64_t pages = i_size_pages(inode);
+  if (inode.valid_pages.load(std::memory_order_acquire) > pages)
+    inode.valid_pages.store(pages, std::memory_order_release);
+}
+
+bool Truncate::invalidate_complete_page(AddressSpace& mapping, Page& page) {
+  ScopedLock guard(mapping.tree_lock);
+  // The tree's reference and ours: whoever else has one may be about to use the page.
+  if (!page_ref_freeze(page, 2)) return false;
+  const bool goes = !page.test(PageFlag::dirty);
+  if (goes) filemap_.__delete_from_page_cache(page);
+  page_ref_unfreeze(page, goes ? 1 : 2);
+  return goes;
+}
+
+uint64_t Truncate::invalidate_mapping_pages(AddressSpace& mapping, uint64_t start, uint64_t end) {
+  WEIR_FLOW(start, end);
+  uint64_t dropped = 0;
+  filemap_.lru().lru_add_drain_all();  // pages in a batch are in use
+  Page* pages[PAGEVEC_SIZE];
+  while (const unsigned found = filemap_.find_get_pages(mapping, start, PAGEVEC_SIZE, pages)) {
+    bool more = true;
+    for (unsigned i = 0; i < found; ++i) {
+      Page& page = *pages[i];
+      if (page.index > end) {
+        more = false;
+        break;
+      }
+      start = page.index + 1;
+      if (!filemap_.trylock_page(page)) continue;
+      if (Filemap::file_mapping(page) == &mapping && !page.test(PageFlag::dirty) && !page.test(PageFlag::writeback) &&
+          !page_mapped(page) && invalidate_complete_page(mapping, page))
+        ++dropped;
+      filemap_.unlock_page(page);
+    }
+    filemap_.lru().release_pages(pages, found);
+    if (!more || start == 0) break;
+    world().cond_resched();
+  }
+  return dropped;
+}
+
+}  // namespace weir

@@ -1,0 +1,41 @@
+// src/mm/truncate.hpp
+//
+// Pages leave their file.
+//
+//   truncate:    size first; then every page behind it: lock, wait for its write, unmap, give up its bytes, off the
+//   tree invalidate:  only pages that nobody would miss: clean, unmapped, not locked, not under writeback, not in use
+//
+// Linux: mm/truncate.c. Not here: copies that private mappings have made of pages behind the new end stay mapped.
+#pragma once
+
+#include "mm/inode.hpp"
+#include "mm/page_writeback.hpp"
+
+namespace weir {
+
+class Truncate {
+ public:
+  Truncate(Filemap& filemap, PageWriteback& writeback, Mmu& mmu)
+      : filemap_(filemap), writeback_(writeback), mmu_(mmu) {}
+
+  /// The file is `size` bytes long from now on, and no page behind that is cached or mapped when this returns. Nobody
+  /// else changes the size (Inode::rwsem). Sleeps.
+  void truncate_setsize(Inode& inode, uint64_t size);
+  /// Every page from byte `start` on goes; of the page that `start` is inside of, the bytes from there on become zero.
+  void truncate_inode_pages(AddressSpace& mapping, uint64_t start);
+  /// Drops what can be dropped at once of pages [start, end]. Returns how many.
+  uint64_t invalidate_mapping_pages(AddressSpace& mapping, uint64_t start, uint64_t end);
+
+ private:
+  void truncate_complete_page(Page& page);
+  bool invalidate_complete_page(AddressSpace& mapping, Page& page);
+
+  Filemap& filemap_;
+  PageWriteback& writeback_;
+  Mmu& mmu_;
+};
+
+/// Bytes [offset, 4096) of a page become zero. A tagged page has no bytes: it becomes zero as a whole or not at all.
+void zero_page_tail(Mmu& mmu, Page& page, uint32_t offset);
+
+}  // namespace weir
