@@ -93,6 +93,12 @@ int move_up(int fd, int lowest) {
   return fd;
 }
 
+FileIdentity identity(int fd) {
+  struct stat st;
+  if (raw_syscall(SYS_fstat, fd, &st) != 0) return {};
+  return {st.st_dev, st.st_ino};
+}
+
 /// A file system whose files are pages of RAM.
 bool lies_in_ram(int fd) {
   struct statfs fs;
@@ -215,12 +221,15 @@ FileDevice::FileDevice(World& world, const FileDeviceOptions& options, int fd, P
       capacity_(capacity),
       direct_(direct),
       reserved_(reserved),
-      engine_(options.engine) {}
+      engine_(options.engine),
+      file_(identity(fd)) {}
 
 FileDevice::~FileDevice() {
-  WEIR_BUG_ON(waiting_.load(std::memory_order_relaxed) + under_way_.load(std::memory_order_relaxed) != 0);
+  // The last request's end_io may be what let the device's last user go: its kthread is still on the way out.
+  if (!idle()) idle_.wait([this] { return idle(); });
   stop();
-  raw_syscall(SYS_close, fd_);
+  // The program may have closed it long ago, and have something of its own there.
+  if (identity(fd_) == file_) raw_syscall(SYS_close, fd_);
 }
 
 bool FileDevice::start_ring() {
@@ -229,6 +238,7 @@ bool FileDevice::start_ring() {
   has_ring_ = true;
   ring.ring_fd = move_up(ring.ring_fd, options_.lowest_descriptor);
   ring.enter_ring_fd = ring.ring_fd;
+  ring_file_ = identity(ring.ring_fd);
   return true;
 }
 
@@ -259,24 +269,31 @@ void FileDevice::stop() {
     if (thread != nullptr) world_.kthread_stop(*thread);
     thread = nullptr;
   }
-  if (has_ring_) io_uring_queue_exit(&as_ring(ring_));
+  if (has_ring_) {
+    unmap_ring();
+    if (const int fd = ring_descriptor(); identity(fd) == ring_file_) raw_syscall(SYS_close, fd);
+  }
   has_ring_ = false;
 }
 
+void FileDevice::unmap_ring() {
+  const io_uring& ring = as_ring(ring_);
+  raw_syscall(SYS_munmap, ring.sq.sqes, ring.sq.ring_entries * sizeof(io_uring_sqe));
+  raw_syscall(SYS_munmap, ring.sq.ring_ptr, ring.sq.ring_sz);
+  if (ring.cq.ring_ptr != ring.sq.ring_ptr) raw_syscall(SYS_munmap, ring.cq.ring_ptr, ring.cq.ring_sz);
+}
+
 Result<void> FileDevice::restart_in_child(int descriptor) {
-  WEIR_BUG_ON(waiting_.load(std::memory_order_relaxed) + under_way_.load(std::memory_order_relaxed) != 0);
+  WEIR_BUG_ON(under_way_.load(std::memory_order_relaxed) != 0);
   for (Thread*& thread : threads_) thread = nullptr;
   to_serve_.forget_waiters();
   to_complete_.forget_waiters();
-  if (has_ring_) {
-    // Unmapped but not closed: the number may be anything in this table by now.
-    const io_uring& ring = as_ring(ring_);
-    raw_syscall(SYS_munmap, ring.sq.sqes, ring.sq.ring_entries * sizeof(io_uring_sqe));
-    raw_syscall(SYS_munmap, ring.sq.ring_ptr, ring.sq.ring_sz);
-    if (ring.cq.ring_ptr != ring.sq.ring_ptr) raw_syscall(SYS_munmap, ring.cq.ring_ptr, ring.cq.ring_sz);
-    has_ring_ = false;
-  }
+  idle_.forget_waiters();
+  // Unmapped but not closed: the number may be anything in this table by now.
+  if (has_ring_) unmap_ring();
+  has_ring_ = false;
   fd_ = descriptor;
+  file_ = identity(fd_);
   engine_ = options_.engine;
   return start();
 }
@@ -339,9 +356,9 @@ void FileDevice::end(Bio& bio, Errno status) {
 }
 
 void FileDevice::complete(Bio& bio, Errno status) {
-  // Before end_io, which may let the device's last user go.
-  under_way_.fetch_sub(1, std::memory_order_release);
   end(bio, status);
+  under_way_.fetch_sub(1, std::memory_order_release);
+  if (idle()) idle_.wake_all();
 }
 
 long FileDevice::transfer(const Bio& bio, uint64_t done) const {
@@ -366,58 +383,66 @@ Errno FileDevice::finish_transfer(const Bio& bio, long result) const {
 
 // ---- Kthreads -------------------------------------------------------------------------------------------------------
 
+// A request under way is inside the gate, by its kthread's pass: a fork finds none. One that waits in the queue may be there
+// when a process forks; then both serve it, from equal bytes to the same place.
+
 void FileDevice::io_thread(void* self) {
   auto& device = *static_cast<FileDevice*>(self);
   for (;;) {
     device.to_serve_.wait(
         [&] { return device.waiting_.load(std::memory_order_acquire) != 0 || kthread_should_stop(); });
-    Bio* bio = device.take_waiting();
-    if (bio != nullptr) {
+    if (device.waiting_.load(std::memory_order_acquire) == 0 && kthread_should_stop()) return;
+    KthreadPass pass;
+    if (Bio* bio = device.take_waiting(); bio != nullptr)
       device.complete(*bio, device.finish_transfer(*bio, device.transfer(*bio, 0)));
-    } else if (kthread_should_stop()) {
-      return;
-    }
   }
 }
 
 void FileDevice::submitter_thread(void* self) {
   auto& device = *static_cast<FileDevice*>(self);
-  io_uring& ring = as_ring(device.ring_);
+  const auto waiting = [&] { return device.waiting_.load(std::memory_order_acquire); };
+  const auto under_way = [&] { return device.under_way_.load(std::memory_order_acquire); };
   for (;;) {
-    device.to_serve_.wait([&] {
-      return kthread_should_stop() ||
-             (device.waiting_.load(std::memory_order_acquire) != 0 &&
-              device.under_way_.load(std::memory_order_acquire) < device.options_.queue_depth);
-    });
-    unsigned taken = 0;
-    while (device.under_way_.load(std::memory_order_acquire) < device.options_.queue_depth) {
-      Bio* bio = device.take_waiting();
-      if (bio == nullptr) break;
-      // There is always one: all earlier entries were submitted, and the ring holds queue_depth of them.
-      io_uring_sqe* sqe = io_uring_get_sqe(&ring);
-      WEIR_BUG_ON(sqe == nullptr);
-      if (bio->op == BioOp::write) {
-        io_uring_prep_write(sqe, device.fd_, bio->content.bytes, PAGE_SIZE, bio->sector * 512);
-      } else {
-        io_uring_prep_read(sqe, device.fd_, bio->content.bytes, PAGE_SIZE, bio->sector * 512);
-      }
-      io_uring_sqe_set_data(sqe, bio);
-      ++taken;
+    device.to_serve_.wait([&] { return waiting() != 0 || kthread_should_stop(); });
+    if (waiting() == 0) return;
+    // One pass until the ring is empty. It covers what the completer does.
+    KthreadPass pass;
+    do {
+      device.fill_ring();
+      device.to_serve_.wait([&] { return under_way() == 0 || (waiting() != 0 && under_way() < device.options_.queue_depth); });
+    } while (under_way() != 0);
+  }
+}
+
+void FileDevice::fill_ring() {
+  io_uring& ring = as_ring(ring_);
+  unsigned taken = 0;
+  while (under_way_.load(std::memory_order_acquire) < options_.queue_depth) {
+    Bio* bio = take_waiting();
+    if (bio == nullptr) break;
+    // There is always one: all earlier entries were submitted, and the ring holds queue_depth of them.
+    io_uring_sqe* sqe = io_uring_get_sqe(&ring);
+    WEIR_BUG_ON(sqe == nullptr);
+    if (bio->op == BioOp::write) {
+      io_uring_prep_write(sqe, fd_, bio->content.bytes, PAGE_SIZE, bio->sector * 512);
+    } else {
+      io_uring_prep_read(sqe, fd_, bio->content.bytes, PAGE_SIZE, bio->sector * 512);
     }
-    while (taken != 0) {
-      const int submitted = io_uring_submit(&ring);
-      if (submitted > 0) {
-        // Counted when the host has them: the completer, once it waits there, is woken by nothing else.
-        taken -= static_cast<unsigned>(submitted);
-        device.in_ring_.fetch_add(static_cast<unsigned>(submitted), std::memory_order_release);
-        device.to_complete_.wake_one();
-      } else {
-        // The host is short of memory or of room for completions: both get better with time.
-        WEIR_BUG_ON(submitted < 0 && submitted != -EAGAIN && submitted != -EBUSY && submitted != -EINTR);
-        world().schedule_timeout(100_us);
-      }
+    io_uring_sqe_set_data(sqe, bio);
+    ++taken;
+  }
+  while (taken != 0) {
+    const int submitted = io_uring_submit(&ring);
+    if (submitted > 0) {
+      // Counted when the host has them: the completer, once it waits there, is woken by nothing else.
+      taken -= static_cast<unsigned>(submitted);
+      in_ring_.fetch_add(static_cast<unsigned>(submitted), std::memory_order_release);
+      to_complete_.wake_one();
+    } else {
+      // The host is short of memory or of room for completions: both get better with time.
+      WEIR_BUG_ON(submitted < 0 && submitted != -EAGAIN && submitted != -EBUSY && submitted != -EINTR);
+      world().schedule_timeout(100_us);
     }
-    if (kthread_should_stop() && device.waiting_.load(std::memory_order_acquire) == 0) return;
   }
 }
 
@@ -435,7 +460,7 @@ void FileDevice::completer_thread(void* self) {
     io_uring_cqe_seen(&ring, cqe);
     device.in_ring_.fetch_sub(1, std::memory_order_relaxed);
     device.complete(bio, device.finish_transfer(bio, result));
-    if (device.waiting_.load(std::memory_order_acquire) != 0) device.to_serve_.wake_one();
+    device.to_serve_.wake_one();
   }
 }
 

@@ -56,6 +56,12 @@ struct FileDeviceError {
   char text[240] = {};
 };
 
+/// What a descriptor stands for: a number can be closed and given out again behind our back.
+struct FileIdentity {
+  uint64_t device = 0, inode = 0;
+  friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
+};
+
 class FileDevice final : public BlockDevice {
  public:
   /// Opens or makes the file, reserves its room and starts the kthreads; the device is made at `place` (sizeof(FileDevice),
@@ -64,7 +70,8 @@ class FileDevice final : public BlockDevice {
   /// (tmpfs, ramfs, hugetlbfs: swapping there frees nothing), that is no file or block device, or is too small; EAGAIN when no
   /// kthread can be had. io_uring that the host refuses becomes kthreads; engine() tells.
   static Result<FileDevice*> create(void* place, World& world, const FileDeviceOptions& options, FileDeviceError& error);
-  /// No request is under way. Stops the kthreads and closes the file.
+  /// Nobody submits any more. Waits for what is under way, stops the kthreads and closes the file. Not while holding the gate for
+  /// writing: the kthreads could not finish.
   ~FileDevice();
   FileDevice(const FileDevice&) = delete;
   FileDevice& operator=(const FileDevice&) = delete;
@@ -76,6 +83,14 @@ class FileDevice final : public BlockDevice {
   void submit_bio(Bio& bio) override;
   [[nodiscard]] bool congested() const override;
 
+  /// Nothing is queued or under way. Holding the gate for writing, nothing is under way, but something may be queued.
+  [[nodiscard]] bool idle() const {
+    return waiting_.load(std::memory_order_acquire) + under_way_.load(std::memory_order_acquire) == 0;
+  }
+
+  /// Requests that a kthread has taken and that have not ended.
+  [[nodiscard]] unsigned under_way() const { return under_way_.load(std::memory_order_acquire); }
+
   /// What is in use, which may be less than was asked for.
   [[nodiscard]] FileEngine engine() const { return engine_; }
   [[nodiscard]] bool direct() const { return direct_; }
@@ -85,8 +100,8 @@ class FileDevice final : public BlockDevice {
   [[nodiscard]] int descriptor() const { return fd_; }
   [[nodiscard]] int ring_descriptor() const;
 
-  /// In the child of a fork (nothing was under way): forgets the kthreads and the ring, which are the parent's, and starts its own on
-  /// `descriptor`, the child's for the same file. Closes nothing. Errors: EAGAIN.
+  /// In the child of a fork that was made under the gate: forgets the kthreads and the ring, which are the parent's, and starts its
+  /// own on `descriptor`, the child's for the same file. Serves what was queued. Closes nothing. Errors: EAGAIN.
   Result<void> restart_in_child(int descriptor);
 
  private:
@@ -96,11 +111,13 @@ class FileDevice final : public BlockDevice {
   Result<void> start();
   void stop();
   [[nodiscard]] bool start_ring();
+  void unmap_ring();
 
   static void io_thread(void* self);
   static void submitter_thread(void* self);
   static void completer_thread(void* self);
   [[nodiscard]] Bio* take_waiting();
+  void fill_ring();
   /// The host's result of reading or writing from byte `done` on: bytes, or -errno.
   [[nodiscard]] long transfer(const Bio& bio, uint64_t done) const;
   /// Goes on until the page is complete or an error comes; `result` is that of the first try.
@@ -125,8 +142,10 @@ class FileDevice final : public BlockDevice {
   std::atomic<unsigned> in_ring_{0};    // of those, what the host has: written by the submitter and the completer
   WaitQueue to_serve_;                  // I/O kthreads and the submitter
   WaitQueue to_complete_;               // the completer: the ring holds something
+  WaitQueue idle_;                      // the destructor
   alignas(8) std::byte ring_[256];      // struct io_uring
   bool has_ring_ = false;
+  FileIdentity file_, ring_file_;       // what the descriptors were when they were opened
 };
 
 }  // namespace weir

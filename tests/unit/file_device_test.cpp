@@ -4,17 +4,23 @@
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
+#include "kernel/host/host_world.hpp"
 #include "kernel/virtual/virtual_world.hpp"
 
 namespace weir {
@@ -65,11 +71,24 @@ struct Request {
   }
 };
 
+enum class Where { virtual_world, host_world };
+
+void run_in(Where where, std::function<void()> body) {
+  if (where == Where::virtual_world) {
+    VirtualWorld world({.cpus = 2, .preempt_one_in = 7});
+    world.spawn("test", body);
+    ASSERT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report();
+  } else {
+    HostWorld world;
+    ASSERT_TRUE(world.start().ok());
+    std::thread([&] { world.enter([](void* b) { (*static_cast<std::function<void()>*>(b))(); }, &body); }).join();
+  }
+}
+
 /// Runs `body` with a device of these options in a thread of a world.
 template <class Body>
-void with_device(FileDeviceOptions options, Body body) {
-  VirtualWorld world({.cpus = 2, .preempt_one_in = 7});
-  world.spawn("test", [&] {
+void with_device(FileDeviceOptions options, Body body, Where where = Where::virtual_world) {
+  run_in(where, [&] {
     alignas(FileDevice) static std::byte place[sizeof(FileDevice)];
     FileDeviceError error;
     Result<FileDevice*> device = FileDevice::create(place, weir::world(), options, error);
@@ -78,7 +97,6 @@ void with_device(FileDeviceOptions options, Body body) {
     body(**device);
     (*device)->~FileDevice();
   });
-  ASSERT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report();
 }
 
 Errno refused(FileDeviceOptions options, std::string* text = nullptr) {
@@ -97,20 +115,29 @@ Errno refused(FileDeviceOptions options, std::string* text = nullptr) {
   return result;
 }
 
-std::string engine_name(const testing::TestParamInfo<FileEngine>& info) {
-  constexpr const char* NAMES[] = {"synchronous", "kthreads", "io_uring"};
-  return NAMES[static_cast<int>(info.param)];
+struct Setting {
+  FileEngine engine;
+  Where where;
+};
+std::string setting_name(const testing::TestParamInfo<Setting>& info) {
+  constexpr const char* ENGINES[] = {"synchronous", "kthreads", "io_uring"};
+  return std::string(ENGINES[static_cast<int>(info.param.engine)]) +
+         (info.param.where == Where::virtual_world ? "_virtual" : "_host");
 }
 
-class FileDeviceEngines : public testing::TestWithParam<FileEngine> {};
+class FileDeviceEngines : public testing::TestWithParam<Setting> {};
 INSTANTIATE_TEST_SUITE_P(All, FileDeviceEngines,
-                         testing::Values(FileEngine::synchronous, FileEngine::kthreads, FileEngine::io_uring),
-                         engine_name);
+                         testing::Values(Setting{FileEngine::synchronous, Where::virtual_world},
+                                         Setting{FileEngine::kthreads, Where::virtual_world},
+                                         Setting{FileEngine::io_uring, Where::virtual_world},
+                                         Setting{FileEngine::kthreads, Where::host_world},
+                                         Setting{FileEngine::io_uring, Where::host_world}),
+                         setting_name);
 
 TEST_P(FileDeviceEngines, WhatWasWrittenIsReadAndLiesInTheFileAtItsPlace) {
   TestPath path;
-  with_device({.path = path.c_str(), .capacity = PageCount(64), .engine = GetParam()}, [&](FileDevice& device) {
-    if (device.engine() != GetParam()) GTEST_SKIP() << "the host has no io_uring";
+  with_device({.path = path.c_str(), .capacity = PageCount(64), .engine = GetParam().engine}, [&](FileDevice& device) {
+    if (device.engine() != GetParam().engine) GTEST_SKIP() << "the host has no io_uring";
     std::mt19937_64 random(1);
     std::map<uint64_t, std::byte> model;
     std::vector<std::unique_ptr<Request>> requests;
@@ -141,12 +168,12 @@ TEST_P(FileDeviceEngines, WhatWasWrittenIsReadAndLiesInTheFileAtItsPlace) {
       ASSERT_EQ(std::count(bytes.begin(), bytes.end(), fill), int{PAGE_SIZE});
     }
     close(fd);
-  });
+  }, GetParam().where);
 }
 
 TEST_P(FileDeviceEngines, RequestsThatMakeNoSenseEndWithAnError) {
   TestPath path;
-  with_device({.path = path.c_str(), .capacity = PageCount(8), .engine = GetParam()}, [&](FileDevice& device) {
+  with_device({.path = path.c_str(), .capacity = PageCount(8), .engine = GetParam().engine}, [&](FileDevice& device) {
     Request request;
     EXPECT_EQ(request.run(device, BioOp::read, 8), Errno::io);
     EXPECT_EQ(request.run(device, BioOp::write, 1 << 20), Errno::io);
@@ -159,17 +186,142 @@ TEST_P(FileDeviceEngines, RequestsThatMakeNoSenseEndWithAnError) {
     EXPECT_EQ(request.wait(), Errno::inval);
     EXPECT_EQ(device.stats().read_errors, 1u);
     EXPECT_EQ(device.stats().write_errors, 2u);
-  });
+  }, GetParam().where);
 }
 
 TEST_P(FileDeviceEngines, AFileThatShrankIsAnIoError) {
   TestPath path;
-  with_device({.path = path.c_str(), .capacity = PageCount(8), .engine = GetParam()}, [&](FileDevice& device) {
+  with_device({.path = path.c_str(), .capacity = PageCount(8), .engine = GetParam().engine}, [&](FileDevice& device) {
     ASSERT_EQ(truncate(path.c_str(), 4 * PAGE_SIZE), 0);
     Request request;
     EXPECT_EQ(request.run(device, BioOp::read, 3), Errno::ok);
     EXPECT_EQ(request.run(device, BioOp::read, 4), Errno::io);
-  });
+  }, GetParam().where);
+}
+
+TEST(FileDevice, IoGoesOnWhenTheProgramHasClosedTheDescriptors) {
+  for (FileEngine engine : {FileEngine::kthreads, FileEngine::io_uring}) {
+    TestPath path;
+    std::array<int, 2> numbers{};
+    with_device({.path = path.c_str(), .capacity = PageCount(8), .engine = engine},
+                [&](FileDevice& device) {
+                  const int ring = device.ring_descriptor();
+                  // What a program may do: close all, and open something else under the same number.
+                  const int other = open("/dev/null", O_RDWR | O_CLOEXEC);
+                  ASSERT_EQ(dup2(other, device.descriptor()), device.descriptor());
+                  ASSERT_TRUE(ring < 0 || dup2(other, ring) == ring);
+                  close(other);
+                  Request request;
+                  request.bytes.fill(std::byte{0x5a});
+                  EXPECT_EQ(request.run(device, BioOp::write, 3), Errno::ok);
+                  request.bytes.fill(std::byte{0});
+                  EXPECT_EQ(request.run(device, BioOp::read, 3), Errno::ok);
+                  EXPECT_EQ(std::count(request.bytes.begin(), request.bytes.end(), std::byte{0x5a}), int{PAGE_SIZE});
+                  numbers = {device.descriptor(), ring};
+                },
+                Where::host_world);
+    for (int number : numbers) {
+      EXPECT_TRUE(number < 0 || fcntl(number, F_GETFD) >= 0) << "the program's own file was closed";
+      close(number);
+    }
+  }
+}
+
+TEST(FileDevice, ManyThreadsSubmitAtOnce) {
+  for (FileEngine engine : {FileEngine::kthreads, FileEngine::io_uring}) {
+    TestPath path;
+    HostWorld world;
+    ASSERT_TRUE(world.start().ok());
+    alignas(FileDevice) static std::byte place[sizeof(FileDevice)];
+    FileDevice* device = nullptr;
+    const auto inside = [&](std::function<void()> body) {
+      world.enter([](void* b) { (*static_cast<std::function<void()>*>(b))(); }, &body);
+    };
+    std::thread([&] {
+      inside([&] {
+        FileDeviceError error;
+        device = *FileDevice::create(place, world, {.path = path.c_str(), .capacity = PageCount(256), .engine = engine, .queue_depth = 4}, error);
+      });
+    }).join();
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> threads;
+    for (uint64_t t = 0; t < 4; ++t) {
+      threads.emplace_back([&, t] {
+        for (int round = 0; round < 20; ++round) {
+          inside([&] {
+            std::vector<std::unique_ptr<Request>> requests;
+            for (uint64_t i = 0; i < 8; ++i) {
+              requests.push_back(std::make_unique<Request>());
+              requests[i]->bytes.fill(static_cast<std::byte>(round * 16 + i));
+              requests[i]->submit(*device, BioOp::write, t * 64 + i);
+            }
+            for (auto& r : requests) wrong += r->wait() != Errno::ok;
+            for (uint64_t i = 0; i < 8; ++i) {
+              requests[i]->bytes.fill(std::byte{0xff});
+              wrong += requests[i]->run(*device, BioOp::read, t * 64 + i) != Errno::ok;
+              wrong += std::count(requests[i]->bytes.begin(), requests[i]->bytes.end(), static_cast<std::byte>(round * 16 + i)) !=
+                       int{PAGE_SIZE};
+            }
+          });
+        }
+      });
+    }
+    // Meanwhile: whoever has the gate for writing finds nothing under way, though something may be queued.
+    std::function<void()> look = [&] { wrong += device->under_way() != 0; };
+    for (int i = 0; i < 20; ++i)
+      std::thread([&] { world.enter_exclusive([](void* b) { (*static_cast<std::function<void()>*>(b))(); }, &look); }).join();
+    for (std::thread& thread : threads) thread.join();
+    std::thread([&] { inside([&] { device->~FileDevice(); }); }).join();
+    EXPECT_EQ(wrong, 0);
+  }
+}
+
+TEST(FileDevice, AForkedChildGoesOnWithKthreadsOfItsOwn) {
+  for (FileEngine engine : {FileEngine::kthreads, FileEngine::io_uring}) {
+    TestPath path;
+    HostWorld world;
+    ASSERT_TRUE(world.start().ok());
+    alignas(FileDevice) static std::byte place[sizeof(FileDevice)];
+    FileDevice* device = nullptr;
+    pid_t child = -1;
+    Errno error = Errno::ok;
+    static Request request;
+    std::function<void()> make = [&] {
+      FileDeviceError text;
+      device = *FileDevice::create(place, world, {.path = path.c_str(), .capacity = PageCount(8), .engine = engine}, text);
+      request.bytes.fill(std::byte{1});
+      error = request.run(*device, BioOp::write, 0);
+    };
+    std::function<void()> fork_inside = [&] {
+      child = fork();
+      if (child != 0) return;
+      if (!world.restart_after_fork().ok() || !device->restart_in_child(device->descriptor()).ok()) _exit(1);
+    };
+    std::function<void()> write_child = [&] {
+      if (request.run(*device, BioOp::read, 0) != Errno::ok || request.bytes[0] != std::byte{1}) _exit(2);
+      request.bytes.fill(std::byte{2});
+      if (request.run(*device, BioOp::write, 1) != Errno::ok) _exit(3);
+      device->~FileDevice();
+      _exit(0);
+    };
+    std::function<void()> read_parent = [&] {
+      error = request.run(*device, BioOp::read, 1);
+      device->~FileDevice();
+    };
+    const auto call = [](void* b) { (*static_cast<std::function<void()>*>(b))(); };
+    std::thread([&] {
+      world.enter(call, &make);
+      world.enter_exclusive(call, &fork_inside);
+      if (child == 0) world.enter(call, &write_child);
+      int status = -1;
+      EXPECT_EQ(waitpid(child, &status, 0), child);
+      EXPECT_TRUE(WIFEXITED(status));
+      EXPECT_EQ(WEXITSTATUS(status), 0);
+      world.enter(call, &read_parent);
+    }).join();
+    EXPECT_EQ(error, Errno::ok);
+    EXPECT_EQ(request.bytes[0], std::byte{2});
+  }
 }
 
 TEST(FileDevice, ANewFileIsPrivateReservedAndDirect) {
