@@ -90,9 +90,9 @@ Bio* SimDisk::next_waiting() {
   Bio* before_best = nullptr;
   if (options_.motion == DiskMotion::rotational) {
     // C-LOOK: the nearest at or behind the arm, else the one nearest to the start.
-    const auto way = [this](const Bio* bio) {
+    const auto way = [arm = arm_](const Bio* bio) {
       const uint64_t page = bio->sector / SECTORS_PER_PAGE;
-      return page >= arm_ ? page - arm_ : page + (uint64_t{1} << 63);
+      return page >= arm ? page - arm : page + (uint64_t{1} << 63);
     };
     for (Bio *before = first_, *at = first_->next; at != nullptr; before = at, at = at->next) {
       if (way(at) >= way(best)) continue;

@@ -3,12 +3,15 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernel/virtual/virtual_world.hpp"
@@ -338,6 +341,56 @@ TEST(Zram, CountersEqualARecountAfterAnyOperations) {
   }
 }
 
+/// What was entered, one line a function, a tab for each function around it; and the stored sizes.
+class Tree final : public FlowSink {
+ public:
+  Tree() : saved_(engine_thread().sink) { engine_thread().sink = this; }
+  ~Tree() { engine_thread().sink = saved_; }
+  void enter(const FlowSite& site, uint64_t, uint64_t, uint64_t) override {
+    text.append(depth_++, '\t');
+    text += std::string(site.function) + " (" + site.file + ")\n";
+  }
+  void leave(const FlowSite&) override { --depth_; }
+  void state(const FlowSite&, State what, uint64_t subject, uint64_t before, uint64_t after) override {
+    ASSERT_EQ(what, State::zram_store);
+    stored.push_back({subject, before, after});
+  }
+  std::string text;
+  std::vector<std::array<uint64_t, 3>> stored;
+
+ private:
+  FlowSink* saved_;
+  size_t depth_ = 0;
+};
+
+TEST(Zram, AWriteIsRecordedFunctionByFunction) {
+  std::mt19937_64 random(10);
+  Device zram({});
+  const PageBytes text = text_page(random);
+  {
+    Tree tree;
+    ASSERT_EQ(zram.write(3, text), Errno::ok);
+    EXPECT_EQ(tree.text,
+              "zram_rw_page (zram_drv.cpp)\n"
+              "\tzram_bvec_rw (zram_drv.cpp)\n"
+              "\t\tzram_bvec_write (zram_drv.cpp)\n"
+              "\t\t\t__zram_bvec_write (zram_drv.cpp)\n"
+              "\t\t\t\tzcomp_compress (zcomp.cpp)\n"
+              "\t\t\t\tzs_malloc (zsmalloc.cpp)\n"
+              "\t\t\t\tzs_map_object (zsmalloc.cpp)\n"
+              "\t\t\t\tmemcpy (zram_drv.cpp)\n");
+    EXPECT_EQ(tree.stored, (std::vector<std::array<uint64_t, 3>>{{3, 4096, zram->mm_stat().compr_data_size.v}}));
+  }
+  Tree tree;
+  ASSERT_TRUE(zram.read(3).ok());
+  EXPECT_EQ(tree.text,
+            "zram_rw_page (zram_drv.cpp)\n"
+            "\tzram_bvec_rw (zram_drv.cpp)\n"
+            "\t\tzram_bvec_read (zram_drv.cpp)\n"
+            "\t\t\tzs_map_object (zsmalloc.cpp)\n"
+            "\t\t\tzcomp_decompress (zcomp.cpp)\n");
+}
+
 // ---- Tagged ---------------------------------------------------------------------------------------------------------
 
 TEST(ZramTagged, ATagComesBackAndItsSizeIsAFunctionOfIt) {
@@ -378,6 +431,41 @@ TEST(ZramTagged, BytesAndTagsAreNotTakenForEachOther) {
   EXPECT_EQ(zram.read_tag(2).error(), Errno::io);
   ASSERT_EQ(zram.write_tag(3, 0), Errno::ok);
   EXPECT_EQ(zram.read(3).error(), Errno::io);
+}
+
+// ---- Host threads, no world -----------------------------------------------------------------------------------------
+
+TEST(ZramThreads, ThreadsThatWriteReadAndFreeTheSameSlotsSeeOnlyWholePages) {
+  constexpr int THREADS = 4;
+  Device zram({.capacity = PageCount(8), .comp = {.streams = THREADS}});
+  std::mt19937_64 random(1);
+  const std::vector<PageBytes> pages = {mixed_page(random, 0.2), mixed_page(random, 0.5), mixed_page(random, 0.6),
+                                        random_page(random), word_page(5), word_page(0)};
+  std::atomic<int> torn{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < THREADS; ++t) {
+    threads.emplace_back([&, t] {
+      auto body = [&] {
+        std::mt19937_64 own(t);
+        for (int step = 0; step < 3000; ++step) {
+          const uint64_t index = own() % 8;
+          switch (own() % 4) {
+            case 0: zram->slot_free_notify(index); break;
+            case 1: torn += zram.write(index, pages[own() % pages.size()]) != Errno::ok; break;
+            default: {
+              Result<PageBytes> page = zram.read(index);
+              torn += !page.ok() || std::find(pages.begin(), pages.end(), *page) == pages.end();
+            }
+          }
+        }
+      };
+      run_on_engine_stack([](void* fn) { (*static_cast<decltype(body)*>(fn))(); }, &body);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(torn, 0);
+  EXPECT_EQ(zram->mm_stat(), zram->recount());
+  EXPECT_EQ(zram->pool().recount(), zram->pool().counters());
 }
 
 // ---- In a world -----------------------------------------------------------------------------------------------------
