@@ -1,0 +1,351 @@
+// src/cli/run.cpp
+//
+// weir run: starts a program with the preload, stays as its parent, passes signals and the exit status through, and reports.
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cerrno>
+#include <climits>
+#include <csignal>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <new>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "base/parse.hpp"
+#include "cli/verbs.hpp"
+#include "live/cgroup.hpp"
+#include "live/elf_check.hpp"
+#include "live/shared.hpp"
+#include "live/swap_spec.hpp"
+#include "mm/vmstat.hpp"
+
+namespace weir::cli {
+
+namespace {
+
+using live::ProcessSlot;
+using live::ProcessState;
+using live::SharedRun;
+
+/// Bad input, or a host that cannot: said in one line, exit status 2.
+struct RunError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct RunOptions {
+  Bytes ram{0};
+  std::string ram_from;               ///< where the limit came from, for the report
+  std::vector<std::string> swaps;
+  std::string stats, record;
+  uint64_t record_events = 0;
+  bool quiet = false, allow_unmanaged = false;
+  std::vector<std::string> program;
+};
+
+/// Room inside a cgroup for what is not managed: code, stacks, libraries' data, page tables.
+Bytes head_room(Bytes limit) { return std::max(Bytes(limit.v / 16), 12_MiB); }
+
+std::string human(uint64_t bytes) {
+  if (bytes >= uint64_t{10} << 30) return fmt::format("{:.1f}G", static_cast<double>(bytes) / (1 << 30));
+  if (bytes >= uint64_t{1} << 20) return fmt::format("{:.1f}M", static_cast<double>(bytes) / (1 << 20));
+  return fmt::format("{}K", bytes >> 10);
+}
+
+/// The folder where this command lies.
+std::string own_folder() {
+  char buffer[PATH_MAX];
+  const ssize_t n = readlink("/proc/self/exe", buffer, sizeof buffer - 1);
+  if (n <= 0) throw RunError("/proc/self/exe cannot be read: is /proc mounted?");
+  const std::string path(buffer, static_cast<size_t>(n));
+  return path.substr(0, path.rfind('/'));
+}
+
+std::string preload_library() {
+  const std::string folder = own_folder();
+  for (const char* place : {"/../lib/libweir-preload.so", "/libweir-preload.so"}) {
+    const std::string path = folder + place;
+    char real[PATH_MAX];
+    if (realpath(path.c_str(), real) != nullptr) return real;
+  }
+  throw RunError("libweir-preload.so is not beside the command (" + folder + "/../lib): `make build` makes both");
+}
+
+RunOptions parse(int argc, char** argv, int& exit_code) {
+  RunOptions o;
+  CLI::App app{"Runs a program with a memory manager of its own: real page faults, reclaim and swap inside the process.", "weir run"};
+  app.footer(
+      "SPEC is zram[:lz4|zstd[:SIZE]], file:PATH[:SIZE] or none; several are used in the order given.\n"
+      "SIZE is bytes or 64K, 256M, 4G; for --ram also 50% (of the machine).\n"
+      "Without --ram the limit is that of the memory cgroup, less head-room; without --swap it is zram, then a file where the\n"
+      "temporary folder is a disk.\n\n"
+      "Examples\n"
+      "  weir run --ram 256M --swap zram -- python3 train.py\n"
+      "  weir run --ram 1G --swap zram:zstd --swap file:/var/tmp/swap:8G -- ./solve big.in\n"
+      "  weir run -- sort huge.txt                      (in a container: its limit, no swap needed)\n"
+      "  weir run --ram 64M --stats s.json --record r.weir -- ./prog && weir flow --from r.weir --function do_swap_page\n\n"
+      "Exit status: the program's, or 128 + the signal that ended it (137 when the budget and all swap were full); 2 when it was not\n"
+      "started.");
+  std::string ram;
+  std::string events = "64K";
+  app.add_option("--ram", ram, "memory for the program's heap and mappings");
+  app.add_option("--swap", o.swaps, "where pages go that do not fit")->allow_extra_args(false);
+  app.add_option("--stats", o.stats, "writes counters as JSON at the end");
+  app.add_option("--record", o.record, "writes the last events of the run, for weir flow");
+  app.add_option("--record-events", events, "how many events the recording keeps (default 64K)");
+  app.add_flag("--quiet", o.quiet, "no report at the end");
+  app.add_flag("--allow-unmanaged", o.allow_unmanaged, "if this host or program cannot be managed, run it as it is");
+  app.add_option("PROGRAM", o.program, "what to run, after --")->required();
+  app.positionals_at_end();
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    exit_code = app.exit(e) == 0 ? 0 : 2;
+    return o;
+  }
+  exit_code = -1;
+
+  if (!ram.empty()) {
+    const Bytes machine(static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * PAGE_SIZE);
+    const std::optional<Bytes> bytes = parse_size(ram, machine);
+    if (!bytes) throw RunError(fmt::format("--ram {}: not a size; write 256M, 4G or 50%", ram));
+    o.ram = *bytes;
+    o.ram_from = "--ram";
+  } else {
+    const std::optional<live::CgroupLimit> limit = live::memory_limit();
+    if (!limit) throw RunError("no --ram given, and there is no memory cgroup limit to take it from; say how much, like --ram 256M");
+    const Bytes room = head_room(limit->limit);
+    if (limit->limit < room + 8_MiB) throw RunError(fmt::format("the limit in {} is {}: too little to work in", limit->file, human(limit->limit.v)));
+    o.ram = limit->limit - room;
+    o.ram_from = limit->file;
+  }
+  if (o.ram < 4_MiB) throw RunError(fmt::format("--ram {}: at least 4M are needed", human(o.ram.v)));
+  const std::optional<Bytes> n = parse_size(events);
+  if (!n || n->v < 1024 || n->v > (uint64_t{1} << 26)) throw RunError(fmt::format("--record-events {}: wants 1K to 64M", events));
+  if (!o.record.empty()) o.record_events = n->v;
+  if (o.swaps.empty()) o.swaps = live::default_swap_specs();
+  if (o.swaps.size() > live::MAX_SWAP_SPECS) throw RunError(fmt::format("--swap: at most {} areas", live::MAX_SWAP_SPECS));
+  for (const std::string& spec : o.swaps) {
+    const live::SwapSpecResult checked = live::parse_swap_spec(spec, o.ram);
+    if (!checked.error.empty()) throw RunError(fmt::format("--swap {}: {}", spec, checked.error));
+  }
+  return o;
+}
+
+SharedRun& share(const RunOptions& o, int& fd) {
+  fd = static_cast<int>(memfd_create("weir-run", MFD_CLOEXEC));
+  if (fd < 0 || ftruncate(fd, sizeof(SharedRun)) != 0) throw RunError(fmt::format("memfd_create: {}", std::strerror(errno)));
+  void* p = mmap(nullptr, sizeof(SharedRun), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (p == MAP_FAILED) throw RunError(fmt::format("mmap: {}", std::strerror(errno)));
+  auto* run = static_cast<SharedRun*>(p);  // fresh file: all zero, which is every atomic's start
+  run->magic = live::RUN_MAGIC;
+  run->version = live::RUN_VERSION;
+  run->size = sizeof(SharedRun);
+  run->launcher_pid = getpid();
+  run->ram_bytes = o.ram.v & PAGE_MASK;
+  run->nr_swaps = static_cast<uint32_t>(o.swaps.size());
+  for (size_t i = 0; i < o.swaps.size(); ++i) {
+    if (o.swaps[i].size() >= sizeof run->swaps[i]) throw RunError("--swap: the path is too long");
+    std::strcpy(run->swaps[i], o.swaps[i].c_str());
+  }
+  run->allow_unmanaged = o.allow_unmanaged ? 1 : 0;
+  run->quiet = o.quiet ? 1 : 0;
+  run->record_events = o.record_events;
+  if (!o.record.empty()) {
+    std::string path = o.record;
+    if (path[0] != '/') {
+      char cwd[PATH_MAX];
+      if (getcwd(cwd, sizeof cwd) == nullptr) throw RunError("--record: the current folder has no name");
+      path = std::string(cwd) + "/" + path;
+    }
+    if (path.size() >= sizeof run->record_path) throw RunError("--record: the path is too long");
+    std::strcpy(run->record_path, path.c_str());
+  }
+  run->frames_left.store(static_cast<int64_t>(run->ram_bytes >> PAGE_SHIFT));
+  return *run;
+}
+
+// ---- the child and its signals
+volatile sig_atomic_t child_pid = 0;
+
+void forward(int signal) {
+  const int e = errno;
+  if (child_pid > 0) kill(static_cast<pid_t>(child_pid), signal);
+  errno = e;
+}
+
+/// Signals sent to the launcher alone go on to the program; those of the terminal reach it anyway, and must not end the launcher first.
+void pass_signals() {
+  struct sigaction sa {};
+  sa.sa_handler = forward;
+  sa.sa_flags = SA_RESTART;
+  for (const int s : {SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH, SIGCONT}) sigaction(s, &sa, nullptr);
+  sa.sa_handler = SIG_IGN;
+  for (const int s : {SIGINT, SIGQUIT}) sigaction(s, &sa, nullptr);
+}
+
+int start_and_wait(const RunOptions& o, const std::string& path, SharedRun& run, int fd) {
+  const std::string preload = preload_library();
+  const char* others = std::getenv("LD_PRELOAD");
+  const std::string list = others != nullptr && *others != 0 ? preload + ":" + others : preload;
+  const std::string place = fmt::format("/proc/{}/fd/{}", getpid(), fd);
+  std::vector<char*> argv;
+  for (const std::string& a : o.program) argv.push_back(const_cast<char*>(a.c_str()));
+  argv.push_back(nullptr);
+  (void)run;
+
+  sigset_t all, old;
+  sigfillset(&all);
+  sigprocmask(SIG_BLOCK, &all, &old);
+  const pid_t pid = ::fork();
+  if (pid < 0) throw RunError(fmt::format("fork: {}", std::strerror(errno)));
+  if (pid == 0) {
+    setenv("LD_PRELOAD", list.c_str(), 1);
+    setenv(live::RUN_VARIABLE, place.c_str(), 1);
+    sigprocmask(SIG_SETMASK, &old, nullptr);
+    execv(path.c_str(), argv.data());
+    fmt::print(stderr, "weir run: {}: {}\n", path, std::strerror(errno));
+    _exit(errno == ENOENT ? 127 : 126);
+  }
+  child_pid = pid;
+  pass_signals();
+  sigprocmask(SIG_SETMASK, &old, nullptr);
+  for (;;) {
+    int status = 0;
+    const pid_t done = waitpid(pid, &status, WUNTRACED);
+    if (done < 0 && errno == EINTR) continue;
+    if (done < 0) throw RunError(fmt::format("waitpid: {}", std::strerror(errno)));
+    if (WIFSTOPPED(status)) {
+      // Job control: stop as the program did, go on when it is told to.
+      kill(getpid(), SIGSTOP);
+      kill(pid, SIGCONT);
+      continue;
+    }
+    if (WIFEXITED(status)) return WEXITSTATUS(status);
+    return 128 + WTERMSIG(status);
+  }
+}
+
+// ---- the report
+template <class Fn>
+void each_process(SharedRun& run, Fn fn) {
+  for (ProcessSlot& slot : run.slots)
+    if (slot.state.load() != 0) fn(slot);
+}
+
+nlohmann::ordered_json vmstat_of(const live::ProcessStats& s) {
+  nlohmann::ordered_json j;
+  for (unsigned i = 0; i < live::NR_GAUGES; ++i) j[stat_name(static_cast<NodeStat>(i))] = s.gauges[i].load();
+  j["nr_free_pages"] = s.nr_free_pages.load();
+  for (unsigned i = 0; i < live::NR_EVENTS; ++i) j[event_name(static_cast<VmEvent>(i))] = s.events[i].load();
+  return j;
+}
+
+nlohmann::ordered_json zram_of(const live::ProcessStats& s) {
+  return {{"orig_data_size", s.orig_data_size.load()}, {"compr_data_size", s.compr_data_size.load()}, {"mem_used_total", s.mem_used_total.load()},
+          {"mem_used_max", s.mem_used_max.load()},     {"same_pages", s.same_pages.load()},           {"huge_pages", s.huge_pages.load()}};
+}
+
+void write_stats(const RunOptions& o, SharedRun& run, int status) {
+  nlohmann::ordered_json j;
+  j["program"] = o.program;
+  j["exit_status"] = status;
+  j["ram_bytes"] = run.ram_bytes;
+  j["swap"] = o.swaps;
+  nlohmann::ordered_json vmstat, zram;
+  uint64_t anon = 0, unmanaged = 0;
+  j["processes"] = nlohmann::ordered_json::array();
+  each_process(run, [&](ProcessSlot& slot) {
+    nlohmann::ordered_json p;
+    p["pid"] = slot.pid.load();
+    p["comm"] = std::string(slot.comm, strnlen(slot.comm, sizeof slot.comm));
+    p["managed"] = slot.state.load() == static_cast<uint32_t>(ProcessState::managed) || slot.state.load() == static_cast<uint32_t>(ProcessState::oom_killed);
+    p["oom_killed"] = slot.state.load() == static_cast<uint32_t>(ProcessState::oom_killed);
+    p["vmstat"] = vmstat_of(slot.stats);
+    p["zram"] = zram_of(slot.stats);
+    p["resident_peak_pages"] = slot.stats.resident_peak.load();
+    p["managed_bytes"] = slot.stats.managed_bytes.load();
+    p["rss_anon_kb"] = slot.stats.rss_anon_kb.load();
+    p["unmanaged_anon_kb"] = slot.stats.unmanaged_kb.load();
+    p["unmanaged_anon_peak_kb"] = slot.stats.unmanaged_peak_kb.load();
+    anon += slot.stats.rss_anon_kb.load();
+    unmanaged += slot.stats.unmanaged_kb.load();
+    for (auto& [name, value] : p["vmstat"].items()) vmstat[name] = vmstat.value(name, int64_t{0}) + value.get<int64_t>();
+    for (auto& [name, value] : p["zram"].items()) zram[name] = zram.value(name, uint64_t{0}) + value.get<uint64_t>();
+    j["processes"].push_back(std::move(p));
+  });
+  j["vmstat"] = std::move(vmstat);
+  j["zram"] = std::move(zram);
+  j["unmanaged_anon_share"] = anon != 0 ? static_cast<double>(unmanaged) / static_cast<double>(anon) : 0.0;
+  std::ofstream out(o.stats, std::ios::binary);
+  out << j.dump(2) << "\n";
+  out.close();
+  if (!out) fmt::print(stderr, "weir run: --stats {}: cannot be written\n", o.stats);
+}
+
+uint64_t event_of(const live::ProcessStats& s, VmEvent e) { return s.events[static_cast<unsigned>(e)].load(); }
+
+void report(const RunOptions& o, SharedRun& run, int status) {
+  uint64_t in = 0, out = 0, major = 0, minor = 0, processes = 0, orig = 0, used = 0, unmanaged = 0;
+  bool killed = false;
+  each_process(run, [&](ProcessSlot& slot) {
+    ++processes;
+    in += event_of(slot.stats, VmEvent::pswpin);
+    out += event_of(slot.stats, VmEvent::pswpout);
+    major += event_of(slot.stats, VmEvent::pgmajfault);
+    minor += event_of(slot.stats, VmEvent::pgfault) - event_of(slot.stats, VmEvent::pgmajfault);
+    orig = std::max(orig, slot.stats.orig_data_size.load());
+    used = std::max(used, slot.stats.mem_used_max.load());
+    unmanaged += slot.stats.unmanaged_peak_kb.load();
+    killed |= slot.state.load() == static_cast<uint32_t>(ProcessState::oom_killed);
+  });
+  if (processes == 0) return;
+  fmt::print(stderr, "weir: {} {} · RAM {} ({})\n", o.program[0],
+             killed ? "was killed: RAM and swap were full" : status < 128 ? fmt::format("exited {}", status) : fmt::format("ended by signal {}", status - 128),
+             human(run.ram_bytes), o.ram_from);
+  fmt::print(stderr, "weir: faults {} minor, {} major · pages out {} ({}), in {} ({})\n", minor, major, out, human(out * PAGE_SIZE), in, human(in * PAGE_SIZE));
+  if (orig != 0) fmt::print(stderr, "weir: zram at most {} for pages · held {} at the end\n", human(used), human(orig));
+  fmt::print(stderr, "weir: {} process{} · private memory outside management at most {}\n", processes, processes == 1 ? "" : "es", human(unmanaged << 10));
+}
+
+}  // namespace
+
+int cmd_run(int argc, char** argv) {
+  try {
+    int exit_code = -1;
+    const RunOptions o = parse(argc, argv, exit_code);
+    if (exit_code >= 0) return exit_code;
+    const live::ProgramCheck check = live::check_program(o.program[0]);
+    if (check.path.empty()) {
+      fmt::print(stderr, "weir run: {}\n", check.problem);
+      return 127;
+    }
+    if (!check.problem.empty()) {
+      if (!o.allow_unmanaged) throw RunError(check.problem + " (--allow-unmanaged runs it as it is)");
+      fmt::print(stderr, "weir run: {}; running it unmanaged\n", check.problem);
+    }
+    int fd = -1;
+    SharedRun& run = share(o, fd);
+    const int status = start_and_wait(o, check.path, run, fd);
+    if (run.failed.load() != 0) {
+      // The process said so itself, in its own words; here only the status is put right.
+      if (!o.allow_unmanaged && run.processes.load() == 0) return 2;
+    }
+    if (!o.stats.empty()) write_stats(o, run, status);
+    if (!o.quiet) report(o, run, status);
+    return status;
+  } catch (const RunError& e) {
+    fmt::print(stderr, "weir run: {}\n", e.what());
+    return 2;
+  }
+}
+
+}  // namespace weir::cli
