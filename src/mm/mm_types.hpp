@@ -98,6 +98,7 @@ struct Mm {
   [[nodiscard]] int64_t get_mm_rss() const { return rss(RssKind::file) + rss(RssKind::anon) + rss(RssKind::shmem); }
   void add_mm_counter(RssKind k, int64_t n) {
     rss_stat[static_cast<unsigned>(k)].fetch_add(n, std::memory_order_relaxed);
+    if (k != RssKind::swapents) WEIR_STATE(rss, id, get_mm_rss() - n, get_mm_rss());
   }
   void inc_mm_counter(RssKind k) { add_mm_counter(k, 1); }
   void dec_mm_counter(RssKind k) { add_mm_counter(k, -1); }

@@ -59,6 +59,8 @@ class PteLock {
 class PageTables {
  public:
   PageTables(PageAllocator& pages, VmStat& vmstat);
+  /// The kernel's own pgd. Errors: ENOMEM.
+  Result<void> init() { return pgd_alloc(init_mm_); }
 
   /// Errors: ENOMEM.
   Result<void> pgd_alloc(Mm& mm);
