@@ -1,10 +1,14 @@
 // src/mm/page_io.hpp
 //
-// A page to its slot and back: sector = slot × 8. Linux: mm/page_io.c.
+// A page to its slot and back: sector = slot × 8. Linux: mm/page_io.c 4.14, fs/block_dev.c (bdev_write_page, bdev_read_page).
 //
 //   write: PG_writeback, unlock, submit_bio … end_swap_bio_write (error: dirty again, kept)
 //   read:  page locked until end_swap_bio_read (error: not uptodate)
 // Synchronous devices (zram) are served by bdev_write_page / bdev_read_page at once.
+//
+// Where the Mmu has no dirty bits, it keeps a mark of what lies in the slot. A write sets it before the page is unlocked, while
+// the bytes still are what is written; should the write fail, PG_error says that the mark is not to be believed
+// (page_may_be_clean) until the next write.
 #pragma once
 
 #include "mm/filemap.hpp"
@@ -14,27 +18,67 @@ namespace weir {
 
 class PageIo {
  public:
-  /// Bios come from a pool made at start: submit cannot fail, it waits for a free one.
   PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu);
+  PageIo(const PageIo&) = delete;
+  PageIo& operator=(const PageIo&) = delete;
+  /// Bios come from a pool made at start: submit cannot fail, it waits for a free one. Errors: ENOMEM.
   Result<void> init(unsigned pool_size);
 
-  /// Page locked, in the swap cache; unlocked when it returns. `still_wanted` is try_to_free_swap's answer, asked by the caller's a_ops.
+  /// Page locked, in the swap cache, PG_dirty taken off by the caller. Unlocked when it returns, unless it answers EAGAIN:
+  /// the device has no room; page still locked, dirty again, to be kept active (AOP_WRITEPAGE_ACTIVATE). Other errors: the page is
+  /// unlocked and dirty again. A slot that no PTE uses is given up and nothing is written (set_try_to_free_swap). Sleeps.
   Result<void> swap_writepage(Page& page, WritebackControl& wbc);
   Result<void> __swap_writepage(Page& page, WritebackControl& wbc);
-  /// Page locked, in the swap cache, not uptodate. Unlocked when the read is over.
+  /// Page locked, in the swap cache, not uptodate. Unlocked when the read is over; then it is uptodate, or PG_error. Sleeps.
   Result<void> swap_readpage(Page& page);
-  /// For other rooms that write pages to devices (files): submits, calls done(page, errno, owner) at the end.
+  /// A swap-cache page is newer than its slot. True if it was clean before. Without tags: nobody looks for dirty swap pages by tree.
+  bool swap_set_page_dirty(Page& page);
+  /// Where the Mmu has no dirty bits: may its answer "as in the slot" be believed? Not after a failed write.
+  [[nodiscard]] static bool page_may_be_clean(const Page& page) {
+    return PageSwapCache(page) && !page.test(PageFlag::error);
+  }
+  /// For other rooms that read and write pages of devices (files): submits, calls done(page, errno, owner) once at the end, in any
+  /// thread, possibly before this returns; it must not sleep. Counts pgpgin and pgpgout (in sectors). Sleeps while the pool is empty.
   void submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& page, void (*done)(Page&, Errno, void*), void* owner);
   /// try_to_free_swap is above this floor; the swap cache plugs it in.
   void set_try_to_free_swap(bool (*fn)(void*, Page&), void* arg) { try_to_free_swap_ = fn, try_arg_ = arg; }
 
+  /// Bios of the pool that are under way, for verify() and tests.
+  [[nodiscard]] unsigned bios_in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
+
  private:
+  /// A bio of the pool with what its end needs to know.
+  struct PageBio {
+    Bio bio;
+    PageIo* io = nullptr;
+    Page* page = nullptr;
+    void (*done)(Page&, Errno, void*) = nullptr;
+    void* owner = nullptr;
+    PageBio* next_free = nullptr;
+  };
+
+  [[nodiscard]] PageBio& get_bio();
+  void bio_put(PageBio& bio);
+  [[nodiscard]] PageBio& prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&));
+  void submit(BlockDevice& device, PageBio& bio);
+  Result<void> bdev_write_page(BlockDevice& device, uint64_t index, Page& page);
+  Result<void> bdev_read_page(BlockDevice& device, uint64_t index, Page& page);
+  void write_failed(Page& page, SwpEntry entry);
+  void read_failed(Page& page, SwpEntry entry);
+  static void end_swap_bio_write(Bio& bio);
+  static void end_swap_bio_read(Bio& bio);
+  static void end_page_bio(Bio& bio);
+
   Filemap& filemap_;
   SwapFiles& swap_;
   VmStat& vmstat_;
   Mmu& mmu_;
   bool (*try_to_free_swap_)(void*, Page&) = nullptr;
   void* try_arg_ = nullptr;
+  SpinLock pool_lock_{LockRank::leaf};
+  PageBio* free_bios_ WEIR_GUARDED_BY(pool_lock_) = nullptr;
+  WaitQueue pool_wait_;
+  std::atomic<unsigned> in_flight_{0};
 };
 
 }  // namespace weir

@@ -1,0 +1,260 @@
+// src/mm/page_io.cpp: pages to devices and back. See page_io.hpp
+#include "mm/page_io.hpp"
+
+namespace weir {
+
+PageIo::PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu)
+    : filemap_(filemap), swap_(swap), vmstat_(vmstat), mmu_(mmu) {}
+
+// ----------------------------------------------------------------------------------------------------------------- bios
+
+Result<void> PageIo::init(unsigned pool_size) {
+  if (pool_size == 0) return Errno::inval;
+  constexpr unsigned per_page = PAGE_SIZE / sizeof(PageBio);
+  for (unsigned made = 0; made < pool_size; made += per_page) {
+    std::byte* place = filemap_.pages().get_zeroed_page(GFP_KERNEL);
+    if (place == nullptr) return Errno::nomem;
+    ScopedLock guard(pool_lock_);
+    for (unsigned i = 0; i < per_page; ++i) {
+      auto* bio = ::new (static_cast<void*>(place + i * sizeof(PageBio))) PageBio();
+      bio->io = this;
+      bio->next_free = free_bios_;
+      free_bios_ = bio;
+    }
+  }
+  return {};
+}
+
+PageIo::PageBio& PageIo::get_bio() {
+  PageBio* bio = nullptr;
+  const auto take = [&]() WEIR_NO_THREAD_SAFETY_ANALYSIS {
+    if (bio != nullptr) return true;
+    ScopedLock guard(pool_lock_);
+    bio = free_bios_;
+    if (bio == nullptr) return false;
+    free_bios_ = bio->next_free;
+    return true;
+  };
+  // Completions need nothing to free theirs, so this ends.
+  if (!take()) pool_wait_.wait(take);
+  in_flight_.fetch_add(1, std::memory_order_relaxed);
+  bio->bio = Bio();
+  return *bio;
+}
+
+void PageIo::bio_put(PageBio& bio) {
+  in_flight_.fetch_sub(1, std::memory_order_relaxed);
+  {
+    ScopedLock guard(pool_lock_);
+    bio.next_free = free_bios_;
+    free_bios_ = &bio;
+  }
+  pool_wait_.wake_one();
+}
+
+// Page locked, or under writeback: its bytes stay where kmap finds them until the end.
+PageIo::PageBio& PageIo::prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&)) {
+  PageBio& bio = get_bio();
+  bio.page = &page;
+  bio.bio.op = op;
+  bio.bio.sector = sector;
+  bio.bio.content = mmu_.kmap(page);
+  bio.bio.end_io = end_io;
+  bio.bio.owner = &bio;
+  return bio;
+}
+
+void PageIo::submit(BlockDevice& device, PageBio& bio) {
+  vmstat_.count_vm_events(bio.bio.op == BioOp::read ? VmEvent::pgpgin : VmEvent::pgpgout, SECTORS_PER_PAGE);
+  // The page lock goes with a read: its end unlocks.
+  if (bio.bio.op == BioOp::read) lockdep_release_any(bio.page, LockRank::page);
+  device.submit_bio(bio.bio);
+}
+
+void PageIo::submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& page, void (*done)(Page&, Errno, void*),
+                         void* owner) {
+  PageBio& bio = prepare(op, sector, page, end_page_bio);
+  bio.done = done;
+  bio.owner = owner;
+  submit(device, bio);
+}
+
+void PageIo::end_page_bio(Bio& bio) {
+  PageBio& mine = *static_cast<PageBio*>(bio.owner);
+  PageIo& io = *mine.io;
+  Page& page = *mine.page;
+  const Errno status = bio.status;
+  WEIR_STATE(io_done, bio.sector, io.filemap_.pages().mem().pfn(page), status);
+  io.mmu_.kunmap(page);
+  void (*const done)(Page&, Errno, void*) = mine.done;
+  void* const owner = mine.owner;
+  io.bio_put(mine);
+  done(page, status, owner);
+}
+
+// -------------------------------------------------------------------------------------------------------------- writing
+
+bool PageIo::swap_set_page_dirty(Page& page) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page));
+  return !page.test_and_set(PageFlag::dirty);
+}
+
+Result<void> PageIo::swap_writepage(Page& page, WritebackControl& wbc) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), SwpEntry{page.private_});
+  if (try_to_free_swap_ != nullptr && try_to_free_swap_(try_arg_, page)) {
+    filemap_.unlock_page(page);
+    return {};
+  }
+  return __swap_writepage(page, wbc);
+}
+
+// Dirty as before, and its slot holds nobody knows what.
+void PageIo::write_failed(Page& page, SwpEntry entry) {
+  page.set(PageFlag::error);
+  page.set(PageFlag::dirty);
+  // Not to be rotated to where it would be tried again at once.
+  page.clear(PageFlag::reclaim);
+  vmstat_.count_vm_event(VmEvent::swap_write_error);
+  SwapInfo* si = swap_.swap_info(swp_type(entry));
+  if (si == nullptr) return;
+  si->write_errors.fetch_add(1, std::memory_order_relaxed);
+  LogLine() << "Write-error on swap-device (" << si->bdev->name() << ":" << swp_offset(entry) * SECTORS_PER_PAGE << ")";
+}
+
+void PageIo::end_swap_bio_write(Bio& bio) {
+  PageBio& mine = *static_cast<PageBio*>(bio.owner);
+  PageIo& io = *mine.io;
+  Page& page = *mine.page;
+  WEIR_FLOW(io.filemap_.pages().mem().pfn(page), bio.status);
+  WEIR_STATE(io_done, bio.sector, io.filemap_.pages().mem().pfn(page), bio.status);
+  io.mmu_.kunmap(page);
+  if (bio.status != Errno::ok) io.write_failed(page, SwpEntry{page.private_});
+  io.bio_put(mine);
+  io.filemap_.end_page_writeback(page);
+}
+
+Result<void> PageIo::bdev_write_page(BlockDevice& device, uint64_t index, Page& page) {
+  const Pfn pfn = filemap_.pages().mem().pfn(page);
+  WEIR_FLOW(index, pfn);
+  filemap_.set_page_writeback(page);
+  const Result<void> written = device.rw_page(BioOp::write, index, mmu_.kmap(page));
+  mmu_.kunmap(page);
+  WEIR_STATE(io_done, index * SECTORS_PER_PAGE, pfn, written.error());
+  // The page stays locked until the caller has drawn the consequences, so nobody can use a half-finished state.
+  filemap_.end_page_writeback(page);
+  if (!written) return written.error();
+  return {};
+}
+
+Result<void> PageIo::__swap_writepage(Page& page, WritebackControl& wbc) {
+  const Pfn pfn = filemap_.pages().mem().pfn(page);
+  const SwpEntry entry{page.private_};
+  WEIR_FLOW(pfn, entry);
+  (void)wbc;
+  WEIR_DEBUG_BUG_ON(!PageSwapCache(page));
+  SwapInfo* si = swap_.swap_info(swp_type(entry));
+  if (si == nullptr) {
+    write_failed(page, entry);
+    filemap_.unlock_page(page);
+    return Errno::io;
+  }
+  WEIR_STATE(swap_write, entry, pfn, 0);
+  if (si->bdev->synchronous()) {
+    const Result<void> written = bdev_write_page(*si->bdev, swp_offset(entry), page);
+    if (written) {
+      page.clear(PageFlag::error);
+      vmstat_.count_vm_event(VmEvent::pswpout);
+      if (!mmu_.caps().has_dirty) mmu_.mark_clean(page);
+      filemap_.unlock_page(page);
+      return {};
+    }
+    if (written.error() == Errno::nomem) {
+      // Room, not health, is what the device lacks. What the slot held before still lies there, older than the page.
+      page.set(PageFlag::dirty);
+      page.clear(PageFlag::reclaim);
+      return Errno::again;
+    }
+    write_failed(page, entry);
+    filemap_.unlock_page(page);
+    return written.error();
+  }
+  PageBio& bio = prepare(BioOp::write, swp_offset(entry) * SECTORS_PER_PAGE, page, end_swap_bio_write);
+  page.clear(PageFlag::error);
+  vmstat_.count_vm_event(VmEvent::pswpout);
+  if (!mmu_.caps().has_dirty) mmu_.mark_clean(page);
+  filemap_.set_page_writeback(page);
+  filemap_.unlock_page(page);
+  submit(*si->bdev, bio);
+  return {};
+}
+
+// -------------------------------------------------------------------------------------------------------------- reading
+
+void PageIo::read_failed(Page& page, SwpEntry entry) {
+  page.set(PageFlag::error);
+  page.clear(PageFlag::uptodate);
+  vmstat_.count_vm_event(VmEvent::swap_read_error);
+  SwapInfo* si = swap_.swap_info(swp_type(entry));
+  if (si == nullptr) return;
+  si->read_errors.fetch_add(1, std::memory_order_relaxed);
+  LogLine() << "Read-error on swap-device (" << si->bdev->name() << ":" << swp_offset(entry) * SECTORS_PER_PAGE << ")";
+}
+
+void PageIo::end_swap_bio_read(Bio& bio) {
+  PageBio& mine = *static_cast<PageBio*>(bio.owner);
+  PageIo& io = *mine.io;
+  Page& page = *mine.page;
+  WEIR_FLOW(io.filemap_.pages().mem().pfn(page), bio.status);
+  WEIR_STATE(io_done, bio.sector, io.filemap_.pages().mem().pfn(page), bio.status);
+  io.mmu_.kunmap(page);
+  if (bio.status == Errno::ok) {
+    if (!io.mmu_.caps().has_dirty) io.mmu_.mark_clean(page);
+    page.set(PageFlag::uptodate);
+  } else {
+    io.read_failed(page, SwpEntry{page.private_});
+  }
+  io.bio_put(mine);
+  io.filemap_.unlock_page(page);
+}
+
+Result<void> PageIo::bdev_read_page(BlockDevice& device, uint64_t index, Page& page) {
+  const Pfn pfn = filemap_.pages().mem().pfn(page);
+  WEIR_FLOW(index, pfn);
+  const Result<void> got = device.rw_page(BioOp::read, index, mmu_.kmap(page));
+  mmu_.kunmap(page);
+  WEIR_STATE(io_done, index * SECTORS_PER_PAGE, pfn, got.error());
+  if (!got) return got.error();
+  return {};
+}
+
+Result<void> PageIo::swap_readpage(Page& page) {
+  const Pfn pfn = filemap_.pages().mem().pfn(page);
+  const SwpEntry entry{page.private_};
+  WEIR_FLOW(pfn, entry);
+  WEIR_DEBUG_BUG_ON(!PageSwapCache(page) || page.test(PageFlag::uptodate));
+  SwapInfo* si = swap_.swap_info(swp_type(entry));
+  if (si == nullptr) {
+    read_failed(page, entry);
+    filemap_.unlock_page(page);
+    return Errno::io;
+  }
+  WEIR_STATE(swap_read, entry, pfn, 0);
+  vmstat_.count_vm_event(VmEvent::pswpin);
+  page.clear(PageFlag::error);
+  if (!si->bdev->synchronous()) {
+    submit(*si->bdev, prepare(BioOp::read, swp_offset(entry) * SECTORS_PER_PAGE, page, end_swap_bio_read));
+    return {};
+  }
+  const Result<void> got = bdev_read_page(*si->bdev, swp_offset(entry), page);
+  if (got) {
+    if (!mmu_.caps().has_dirty) mmu_.mark_clean(page);
+    page.set(PageFlag::uptodate);
+  } else {
+    read_failed(page, entry);
+  }
+  filemap_.unlock_page(page);
+  if (!got) return got.error();
+  return {};
+}
+
+}  // namespace weir

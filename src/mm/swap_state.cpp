@@ -1,0 +1,369 @@
+// src/mm/swap_state.cpp: the swap cache. See swap_state.hpp
+#include "mm/swap_state.hpp"
+
+#include <algorithm>
+
+namespace weir {
+
+namespace {
+
+/// An empty tree whose nodes come as `mask` says.
+void INIT_RADIX_TREE(AddressSpace& space, gfp_t mask) {
+  WEIR_FLOW(mask);
+  WEIR_BUG_ON(!space.page_tree.empty());
+  space.gfp_mask = mask;
+}
+
+/// Pages of this space are never tagged: who writes them finds them on the LRU, not in the tree.
+void mapping_set_no_writeback_tags(AddressSpace& space) {
+  WEIR_FLOW();
+  space.no_writeback_tags = true;
+}
+
+}  // namespace
+
+SwapCache::SwapCache(Filemap& filemap, SwapFiles& swap, SwapSlots& slots, PageIo& io, VmStat& vmstat, Mmu& mmu)
+    : filemap_(filemap), swap_(swap), slots_(slots), io_(io), vmstat_(vmstat), mmu_(mmu), swap_aops_(io) {
+  io_.set_try_to_free_swap([](void* self, Page& page) { return static_cast<SwapCache*>(self)->try_to_free_swap(page); }, this);
+  swap_.set_try_to_reclaim_swap(
+      [](void* self, SwpEntry entry) { return static_cast<SwapCache*>(self)->__try_to_reclaim_swap(entry); }, this);
+}
+
+// --------------------------------------------------------------------------------------------------------------- spaces
+
+Result<void> SwapCache::init_swap_address_space(unsigned type, uint64_t nr_pages) {
+  WEIR_FLOW(type, nr_pages);
+  const uint64_t nr = (nr_pages + SWAP_ADDRESS_SPACE_PAGES - 1) >> SWAP_ADDRESS_SPACE_SHIFT;
+  auto* spaces = static_cast<AddressSpace*>(swap_.slab().kzalloc(nr * sizeof(AddressSpace), GFP_KERNEL));
+  if (spaces == nullptr) return Errno::nomem;
+  for (uint64_t i = 0; i < nr; ++i) {
+    AddressSpace& space = *::new (static_cast<void*>(spaces + i)) AddressSpace();
+    INIT_RADIX_TREE(space, GFP_ATOMIC | __GFP_NOWARN);
+    space.a_ops = &swap_aops_;
+    space.max_index = std::min((i + 1) << SWAP_ADDRESS_SPACE_SHIFT, nr_pages) - 1;
+    mapping_set_no_writeback_tags(space);
+  }
+  swapper_spaces_[type] = spaces;
+  nr_swapper_spaces_[type] = static_cast<unsigned>(nr);
+  return {};
+}
+
+void SwapCache::exit_swap_address_space(unsigned type) {
+  AddressSpace* spaces = swapper_spaces_[type];
+  const unsigned nr = nr_swapper_spaces_[type];
+  nr_swapper_spaces_[type] = 0;
+  swapper_spaces_[type] = nullptr;
+  for (unsigned i = 0; i < nr; ++i) {
+    WEIR_BUG_ON(!spaces[i].page_tree.empty());
+    spaces[i].~AddressSpace();
+  }
+  swap_.slab().kfree(spaces);
+}
+
+AddressSpace* SwapCache::space_of(SwpEntry entry) const {
+  const unsigned type = swp_type(entry);
+  const uint64_t i = swp_offset(entry) >> SWAP_ADDRESS_SPACE_SHIFT;
+  return type < MAX_SWAPFILES && i < nr_swapper_spaces_[type] ? &swapper_spaces_[type][i] : nullptr;
+}
+
+AddressSpace& SwapCache::swap_address_space(SwpEntry entry) {
+  WEIR_FLOW(entry);
+  AddressSpace* space = space_of(entry);
+  WEIR_BUG_ON(space == nullptr);
+  return *space;
+}
+
+AddressSpace* SwapCache::page_mapping(const Page& page) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page));
+  if (page.test(PageFlag::slab)) return nullptr;
+  if (PageSwapCache(page)) return space_of(SwpEntry{page.private_});
+  return Filemap::file_mapping(page);
+}
+
+PageCount SwapCache::total_swapcache_pages() const { return PageCount(vmstat_.node_page_state(NodeStat::nr_swapcached)); }
+
+// --------------------------------------------------------------------------------------------------------------- in, out
+
+bool SwapCache::add_to_swap(Page& page) {
+  const Pfn pfn = filemap_.pages().mem().pfn(page);
+  WEIR_FLOW(pfn);
+  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !page.test(PageFlag::uptodate) || PageSwapCache(page));
+  const SwpEntry entry = slots_.get_swap_page(&page);
+  if (!entry) return false;
+  // Reclaim may use the reserves; the tree's nodes must not eat them up to the last page, or nothing would be left to write with.
+  if (!add_to_swap_cache(page, entry, __GFP_HIGH | __GFP_NOMEMALLOC | __GFP_NOWARN)) {
+    swap_.swapcache_free(entry);
+    return false;
+  }
+  // The slot holds nothing yet.
+  filemap_.lru().set_page_flag(page, PageFlag::dirty);
+  return true;
+}
+
+Result<void> SwapCache::add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), entry);
+  AddressSpace* space = space_of(entry);
+  if (space == nullptr) return Errno::nomem;
+  PageTreeNodes nodes = filemap_.node_source(gfp);
+  RadixPreload preload(nodes, space->max_index);
+  WEIR_TRY_VOID(radix_tree_maybe_preload_order(preload, 0));
+  const Result<void> added = __add_to_swap_cache(page, entry, preload);
+  radix_tree_preload_end(preload);
+  if (!added) return added.error();
+  return {};
+}
+
+Result<void> SwapCache::__add_to_swap_cache(Page& page, SwpEntry entry, RadixPreload& preload) {
+  const Pfn pfn = filemap_.pages().mem().pfn(page);
+  WEIR_FLOW(pfn, entry);
+  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || PageSwapCache(page) || !PageSwapBacked(page));
+  page_ref_add(page, 1);
+  AddressSpace& space = swap_address_space(entry);
+  page.private_ = entry.val;
+  Result<void> added;
+  {
+    ScopedLock guard(space.tree_lock);
+    page.set(PageFlag::swapcache);
+    added = space.page_tree.radix_tree_insert(swp_offset(entry), &page, preload);
+    if (added) {
+      ++space.nrpages;
+      vmstat_.inc_node_page_state(NodeStat::nr_file_pages);
+      vmstat_.inc_node_page_state(NodeStat::nr_swapcached);
+      WEIR_STATE(swap_cache, entry, 0, pfn.v + 1);
+    } else {
+      page.clear(PageFlag::swapcache);
+      page.private_ = 0;
+    }
+  }
+  if (!added) {
+    filemap_.lru().put_page(page);
+    return added.error();
+  }
+  stats_.add_total.fetch_add(1, std::memory_order_relaxed);
+  return {};
+}
+
+void SwapCache::__delete_from_swap_cache(Page& page) {
+  const SwpEntry entry{page.private_};
+  const Pfn pfn = filemap_.pages().mem().pfn(page);
+  WEIR_FLOW(pfn, entry);
+  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !PageSwapCache(page) || page.test(PageFlag::writeback));
+  AddressSpace& space = swap_address_space(entry);
+  void* was = space.page_tree.erase(swp_offset(entry), filemap_.node_source());
+  WEIR_BUG_ON(was != &page);
+  page.private_ = 0;
+  page.clear(PageFlag::swapcache);
+  // Its doubts were about the slot.
+  page.clear(PageFlag::error);
+  --space.nrpages;
+  vmstat_.dec_node_page_state(NodeStat::nr_file_pages);
+  vmstat_.dec_node_page_state(NodeStat::nr_swapcached);
+  stats_.del_total.fetch_add(1, std::memory_order_relaxed);
+  WEIR_STATE(swap_cache, entry, pfn.v + 1, 0);
+}
+
+void SwapCache::delete_from_swap_cache(Page& page) {
+  const SwpEntry entry{page.private_};
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), entry);
+  AddressSpace& space = swap_address_space(entry);
+  {
+    ScopedLock guard(space.tree_lock);
+    __delete_from_swap_cache(page);
+  }
+  swap_.swapcache_free(entry);
+  filemap_.lru().put_page(page);
+}
+
+Page* SwapCache::lookup_swap_cache(SwpEntry entry) {
+  WEIR_FLOW(entry);
+  stats_.find_total.fetch_add(1, std::memory_order_relaxed);
+  AddressSpace* space = space_of(entry);
+  Page* page = space != nullptr ? filemap_.find_get_page(*space, swp_offset(entry)) : nullptr;
+  if (page == nullptr) return nullptr;
+  stats_.find_success.fetch_add(1, std::memory_order_relaxed);
+  // On a page that is being written the same bit means that it is wanted back by reclaim; it stays.
+  if (page->test(PageFlag::reclaim) && !page->test(PageFlag::writeback) && page->test_and_clear(PageFlag::reclaim)) {
+    vmstat_.count_vm_event(VmEvent::swap_ra_hit);
+    swapin_readahead_hits_.fetch_add(1, std::memory_order_relaxed);
+  }
+  return page;
+}
+
+// -------------------------------------------------------------------------------------------------------------- reading
+
+Page* SwapCache::__read_swap_cache_async(SwpEntry entry, gfp_t gfp, bool& new_page_allocated) {
+  WEIR_FLOW(entry);
+  new_page_allocated = false;
+  Page* fresh = nullptr;
+  Page* found = nullptr;
+  for (;;) {
+    AddressSpace* space = space_of(entry);
+    if (space == nullptr) break;
+    found = filemap_.find_get_page(*space, swp_offset(entry));
+    if (found != nullptr) break;
+    // Nobody's any more, though it may still wait in a slots cache with SWAP_HAS_CACHE set.
+    if (swap_.swp_swapcount(entry) == 0) break;
+    if (fresh == nullptr) {
+      fresh = filemap_.pages().alloc_page(gfp | GFP_HIGHUSER_MOVABLE);
+      if (fresh == nullptr) break;
+    }
+    PageTreeNodes nodes = filemap_.node_source(gfp);
+    RadixPreload preload(nodes, space->max_index);
+    if (!radix_tree_maybe_preload(preload)) break;
+    const Result<void> prepared = swap_.swapcache_prepare(entry);
+    if (prepared.error() == Errno::exist) {
+      // Somebody has the slot's cache bit and not yet, or no longer, its page in the tree. That takes a moment.
+      radix_tree_preload_end(preload);
+      world().schedule_timeout(50_us);
+      continue;
+    }
+    if (!prepared) {
+      radix_tree_preload_end(preload);
+      break;
+    }
+    filemap_.__set_page_locked(*fresh);
+    fresh->set(PageFlag::swapbacked);
+    const Result<void> added = __add_to_swap_cache(*fresh, entry, preload);
+    radix_tree_preload_end(preload);
+    if (added) {
+      filemap_.lru().lru_cache_add_anon(*fresh);
+      new_page_allocated = true;
+      return fresh;
+    }
+    fresh->clear(PageFlag::swapbacked);
+    filemap_.unlock_page(*fresh);
+    swap_.swapcache_free(entry);
+    if (added.error() == Errno::nomem) break;
+  }
+  if (fresh != nullptr) filemap_.lru().put_page(*fresh);
+  return found;
+}
+
+Page* SwapCache::read_swap_cache_async(SwpEntry entry, gfp_t gfp) {
+  WEIR_FLOW(entry);
+  bool fresh = false;
+  Page* page = __read_swap_cache_async(entry, gfp, fresh);
+  // An error shows as a page that is not uptodate, to whoever waits for its lock.
+  if (fresh) (void)io_.swap_readpage(*page);
+  return page;
+}
+
+unsigned SwapCache::__swapin_nr_pages(uint64_t prev_offset, uint64_t offset, unsigned hits, unsigned max_pages, unsigned last) {
+  // What was read ahead is used: keep reading what was used, rounded up. Nothing was: a neighbour may be the start of a row.
+  unsigned pages = hits + 2;
+  if (hits == 0) {
+    if (offset != prev_offset + 1 && offset + 1 != prev_offset) pages = 1;
+  } else {
+    unsigned rounded = 4;
+    while (rounded < pages) rounded <<= 1;
+    pages = rounded;
+  }
+  // Not down too fast: one miss may be a disturbance.
+  return std::max(std::min(pages, max_pages), last / 2);
+}
+
+unsigned SwapCache::swapin_nr_pages(uint64_t offset) {
+  const unsigned max_pages = 1u << page_cluster();
+  if (max_pages <= 1) return 1;
+  const unsigned hits = swapin_readahead_hits_.exchange(0, std::memory_order_relaxed);
+  const unsigned pages = __swapin_nr_pages(prev_offset_.load(std::memory_order_relaxed), offset, hits, max_pages,
+                                           last_readahead_pages_.load(std::memory_order_relaxed));
+  if (hits == 0) prev_offset_.store(offset, std::memory_order_relaxed);
+  last_readahead_pages_.store(pages, std::memory_order_relaxed);
+  return pages;
+}
+
+Page* SwapCache::swapin_readahead(SwpEntry entry, gfp_t gfp) {
+  WEIR_FLOW(entry);
+  const uint64_t offset = swp_offset(entry);
+  const unsigned window = swapin_nr_pages(offset);
+  const SwapInfo* si = swap_.swap_info(swp_type(entry));
+  if (window > 1 && si != nullptr) {
+    // Aligned, so that the next fault of a row falls into the next window. Slot 0 is the header's.
+    const uint64_t first = std::max<uint64_t>(offset & ~uint64_t{window - 1}, 1);
+    const uint64_t last = std::min(offset | (window - 1), si->max - 1);
+    for (uint64_t at = first; at <= last; ++at) {
+      bool fresh = false;
+      Page* page = __read_swap_cache_async(swp_entry(si->type, at), gfp, fresh);
+      if (page == nullptr) continue;
+      if (fresh) {
+        if (at != offset) {
+          page->set(PageFlag::reclaim);  // PG_readahead
+          vmstat_.count_vm_event(VmEvent::swap_ra);
+        }
+        (void)io_.swap_readpage(*page);
+      }
+      filemap_.lru().put_page(*page);
+    }
+    filemap_.lru().lru_add_drain();
+  }
+  return read_swap_cache_async(entry, gfp);
+}
+
+// ----------------------------------------------------------------------------------------------------- giving slots back
+
+bool SwapCache::page_swapped(const Page& page) { return swap_.swp_swapcount(SwpEntry{page.private_}) != 0; }
+
+bool SwapCache::try_to_free_swap(Page& page) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page));
+  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
+  if (!PageSwapCache(page) || page.test(PageFlag::writeback) || page_swapped(page)) return false;
+  // Dirty first: from here on the page is the only copy.
+  filemap_.lru().set_page_flag(page, PageFlag::dirty);
+  delete_from_swap_cache(page);
+  return true;
+}
+
+bool SwapCache::reuse_swap_page(Page& page) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page));
+  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
+  const bool cached = PageSwapCache(page);
+  const int users = page_mapcount(page) + (cached ? swap_.swp_swapcount(SwpEntry{page.private_}) : 0);
+  if (users > 1) return false;
+  if (users == 1 && cached && !page.test(PageFlag::writeback)) {
+    filemap_.lru().set_page_flag(page, PageFlag::dirty);
+    delete_from_swap_cache(page);
+  }
+  return true;
+}
+
+void SwapCache::free_swap_cache(Page& page) {
+  if (!PageSwapCache(page) || page_mapped(page) || !filemap_.trylock_page(page)) return;
+  try_to_free_swap(page);
+  filemap_.unlock_page(page);
+}
+
+void SwapCache::free_page_and_swap_cache(Page& page) {
+  free_swap_cache(page);
+  filemap_.lru().put_page(page);
+}
+
+void SwapCache::free_swap_and_cache(SwpEntry entry) {
+  WEIR_FLOW(entry);
+  if (swap_.swap_free(entry) != SWAP_HAS_CACHE) return;
+  // Only the cache is left. Whoever holds the page lock now decides for itself.
+  AddressSpace* space = space_of(entry);
+  Page* page = space != nullptr ? filemap_.find_get_page(*space, swp_offset(entry)) : nullptr;
+  if (page == nullptr) return;
+  if (filemap_.trylock_page(*page)) {
+    if (PageSwapCache(*page) && page->private_ == entry.val && (!page_mapped(*page) || swap_.vm_swap_full()))
+      try_to_free_swap(*page);
+    filemap_.unlock_page(*page);
+  }
+  filemap_.lru().put_page(*page);
+}
+
+bool SwapCache::__try_to_reclaim_swap(SwpEntry entry) {
+  AddressSpace* space = space_of(entry);
+  Page* page = space != nullptr ? filemap_.find_get_page(*space, swp_offset(entry)) : nullptr;
+  if (page == nullptr) return false;
+  bool freed = false;
+  if (filemap_.trylock_page(*page)) {
+    if (PageSwapCache(*page) && page->private_ == entry.val) freed = try_to_free_swap(*page);
+    filemap_.unlock_page(*page);
+  }
+  filemap_.lru().put_page(*page);
+  return freed;
+}
+
+}  // namespace weir
