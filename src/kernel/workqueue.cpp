@@ -91,10 +91,10 @@ bool Workqueue::queue_work(WorkStruct& work) {
 }
 
 bool Workqueue::queue_delayed_work(DelayedWork& delayed, Nanos delay) {
-  delayed.wq = this;
   if (delay.v == 0) return queue_work(delayed.work);
   ScopedLock guard(lock_);
   if ((delayed.work.data.fetch_or(WorkStruct::PENDING, std::memory_order_acq_rel) & WorkStruct::PENDING) != 0) return false;
+  delayed.wq = this;
   delayed.on_timer = true;
   delayed.timer.function = delayed_work_timer_fn;
   delayed.timer.data = &delayed;
@@ -103,21 +103,25 @@ bool Workqueue::queue_delayed_work(DelayedWork& delayed, Nanos delay) {
 }
 
 bool Workqueue::mod_delayed_work(DelayedWork& delayed, Nanos delay) {
-  bool inserted = false;
+  bool was_on_timer;
   {
     ScopedLock guard(lock_);
     if (delayed.work.queued) return true;
-    if (delayed.on_timer && delay.v > 0) {
+    was_on_timer = delayed.on_timer;
+    if (was_on_timer && delay.v > 0) {
       world_->timer_arm(delayed.timer, delay);
       return true;
     }
-    if (delayed.on_timer) {
-      delayed.on_timer = false;  // the timer, when it comes, finds that it is no longer meant
-      insert(delayed.work);
-      inserted = true;
-    }
+    delayed.on_timer = false;
   }
-  if (!inserted) return !queue_delayed_work(delayed, delay);
+  if (!was_on_timer) return !queue_delayed_work(delayed, delay);
+  // The item is off the timer and still pending, so nobody else moves it. The timer goes first: once in the queue the item
+  // may run, and be gone.
+  world_->timer_cancel(delayed.timer);
+  {
+    ScopedLock guard(lock_);
+    insert(delayed.work);
+  }
   more_.wake_one();
   return true;
 }

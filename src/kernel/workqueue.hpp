@@ -79,7 +79,7 @@ class Workqueue {
   /// The same after `delay`. The queue has been started.
   bool queue_delayed_work(DelayedWork& work, Nanos delay);
   /// Queues it, or moves the end of the delay that it is in (it may still run at the old time when that is just passing).
-  /// True if it was pending.
+  /// True if it was pending. Any context but spinlocks that a timer's function takes.
   bool mod_delayed_work(DelayedWork& work, Nanos delay);
 
   /// Waits until the item, as queued or running now, has run. False if it was neither. Sleeps.

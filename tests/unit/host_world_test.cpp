@@ -23,6 +23,9 @@
 #if defined(__SANITIZE_THREAD__)
 #define WEIR_TSAN 1
 #endif
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define WEIR_LIBC_KTHREADS 1
+#endif
 
 namespace weir {
 namespace {
@@ -303,7 +306,7 @@ TEST(HostFiles, EveryKthreadFirstCallsTheHook) {
   while (calls < 2) std::this_thread::yield();  // the timer thread's too
 }
 
-#ifndef WEIR_TSAN  // there kthreads are libc's own threads
+#ifndef WEIR_LIBC_KTHREADS  // there kthreads are libc's own threads
 TEST_F(Host, AnErrnoThatAKthreadSetsIsNobodyElses) {
   errno = 77;
   Thread* kthread = world_.kthread_create([](void*) { (void)!::write(-1, "", 1); }, nullptr, "failing");

@@ -12,15 +12,16 @@
 
 #include "kernel/host/sys.hpp"
 
+// Sanitizers must know their threads, so there kthreads are libc's.
 #if defined(__has_feature)
-#if __has_feature(thread_sanitizer)
-#define WEIR_TSAN 1
+#if __has_feature(thread_sanitizer) || __has_feature(address_sanitizer)
+#define WEIR_LIBC_KTHREADS 1
 #endif
 #endif
-#if defined(__SANITIZE_THREAD__)
-#define WEIR_TSAN 1
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+#define WEIR_LIBC_KTHREADS 1
 #endif
-#ifdef WEIR_TSAN
+#ifdef WEIR_LIBC_KTHREADS
 #include <pthread.h>
 #endif
 
@@ -38,7 +39,7 @@ struct HostThread : Thread {
   void (*function)(void*) = nullptr;
   void* argument = nullptr;
   HostWorld* host = nullptr;
-#ifdef WEIR_TSAN
+#ifdef WEIR_LIBC_KTHREADS
   pthread_t pthread{};
 #endif
 };
@@ -317,18 +318,23 @@ void HostWorld::kthread_main(void* arg) {
   lockdep_thread_idle(t);
 }
 
-#ifdef WEIR_TSAN
+#ifdef WEIR_LIBC_KTHREADS
 
-// The thread sanitizer must know its threads, so they are libc's here.
 int32_t HostWorld::clone_kthread(HostThread& t) {
   auto body = [](void* arg) -> void* {
     auto& self = *static_cast<HostThread*>(arg);
     self.tid = sys::gettid();
+    sys::set_signal_mask(sys::ALL_SIGNALS);  // libc let in signals of its own
     if (self.host->options_.files == KthreadFiles::own) sys::call(SYS_unshare, CLONE_FILES);
+    self.alive.store(2, std::memory_order_release);
+    sys::futex_wake(self.alive, 1);
     engine_stack_call(self.stack, kthread_main, &self);
     return nullptr;
   };
-  return pthread_create(&t.pthread, nullptr, body, &t) == 0 ? 1 : -1;
+  if (pthread_create(&t.pthread, nullptr, body, &t) != 0) return -1;
+  // As with clone, its descriptor table is that of this moment.
+  while (t.alive.load(std::memory_order_acquire) == 1) sys::futex_wait(t.alive, 1);
+  return 1;
 }
 
 #else
@@ -389,7 +395,7 @@ void HostWorld::kthread_stop(Thread& thread) {
   auto& t = static_cast<HostThread&>(thread);
   t.should_stop.store(true, std::memory_order_release);
   wake(t);
-#ifdef WEIR_TSAN
+#ifdef WEIR_LIBC_KTHREADS
   pthread_join(t.pthread, nullptr);
 #else
   // The host's wake on exit is not a private one.
