@@ -1,49 +1,145 @@
 // src/mm/filemap_io.hpp
 //
-// Files read, written, mapped. Linux: mm/filemap.c (generic_file_read_iter, generic_perform_write, filemap_fault), mm/readahead.c.
+// Files read, written, mapped. Linux: mm/filemap.c (generic_file_read_iter, generic_perform_write, filemap_fault), and
+// as much of a file system as they need.
+//
+//   read:   find page --there, uptodate--> copy
+//                     --missing--> readahead: pages into the tree, locked, bios out --unlocked when read--> copy
+//   write:  find or make page, locked; read it first if only part is written --> copy, dirty --> balance_dirty_pages
+//   fault:  as read, the page comes back locked;  first store: page_mkwrite --> dirty
+//   out:    flusher, fsync or reclaim --> writepage: PG_writeback, unlocked, bio --end--> clean
+//                                                                          --error--> PG_error, dirty again; told by
+//                                                                          fsync
+//
+// A page that could not be written stays dirty and in memory: it is tried again by the flusher 30 s later, by fsync, by
+// iput. (Linux's file systems leave it clean: the next reclaim loses what the program wrote.) Accepted loss: a device
+// that takes no writes at all fills the machine with dirty pages up to the limit, and holds its writers there until
+// they are killed.
+//
+// A content tag stands for a page whose 512 words all have that value; so bytes and tags can be read and written in
+// both kinds of machine, and whole pages of one value come back as they went.
 #pragma once
 
 #include "mm/inode.hpp"
 #include "mm/page_io.hpp"
 #include "mm/page_writeback.hpp"
+#include "mm/readahead.hpp"
+#include "mm/truncate.hpp"
 #include "mm/vma.hpp"
 
 namespace weir {
 
+/// A file request's kind, as recorded with State::file_request.
+enum class FileRequest : uint8_t { read, write, fault };
+
 class FilemapIo final : public VmOps, public AddressSpaceOps {
  public:
   FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu);
+  /// Makes the caches "inode_cache" and "filp". Errors: ENOMEM.
   Result<void> init();
 
-  /// A file of max_bytes on `device` from page first_page. Errors: ENOMEM, EINVAL (outside the device).
+  /// A file of `size` bytes, never more than max_bytes, on `device` from page first_page; what lies there is its
+  /// content. The caller has a reference. Errors: ENOMEM, EINVAL (no room for a page, outside the device, larger than
+  /// max_bytes).
   Result<Inode*> create_inode(const char* name, BlockDevice& device, uint64_t first_page, Bytes size, Bytes max_bytes);
+  /// Errors: ENOMEM.
   Result<File*> open(Inode& inode);
-  void close(File& file);
+  /// Drops a reference (fput). Sleeps.
+  void close(File& file) { fput(file); }
+  /// Drops a reference. With the last one dirty pages are written out, all pages are freed, and the inode is gone.
+  /// Sleeps.
   void iput(Inode& inode);
 
-  /// Reads up to n bytes at pos into `to` (backed) — or, tagged, the tag of each page into `tags`. Returns bytes. Errors: EIO, ENOMEM, EINTR.
+  /// Reads up to `bytes` at pos into `to`, or nowhere if it is null. Returns bytes; fewer at the end of the file, at an
+  /// error after the first page, or at a kill. Errors: EIO, ENOMEM, EINTR (killed).
   Result<uint64_t> read(File& file, uint64_t pos, std::byte* to, uint64_t bytes);
+  /// Writes; `from` may be null where pages are tagged: then the tags change. Returns bytes; fewer at max_bytes. Sleeps
+  /// while too much is dirty. Errors: EFBIG (pos at or behind max_bytes), EIO (a page to be changed in part cannot be
+  /// read), ENOMEM, EINTR.
   Result<uint64_t> write(File& file, uint64_t pos, const std::byte* from, uint64_t bytes);
-  /// Whole pages by content: what tagged simulations and the model test use.
+  /// Whole pages by content: what tagged simulations and the model test use. Errors: as above; ENOENT for a page behind
+  /// the end.
   Result<uint64_t> read_tag(File& file, uint64_t index);
   Result<void> write_tag(File& file, uint64_t index, uint64_t tag);
+  /// What was written before is on the device. Errors: EIO or ENOSPC if a write of the file failed since this File last
+  /// reported.
   Result<void> fsync(File& file);
+  /// The file becomes `size` bytes long; what is new reads as zero. Errors: EFBIG, EIO, ENOMEM, EINTR.
+  Result<void> truncate(Inode& inode, Bytes size);
+  /// Drops the file's pages that can be dropped at once. Returns how many.
+  uint64_t invalidate(Inode& inode) { return truncate_.invalidate_mapping_pages(inode.i_data, 0, ~uint64_t{0}); }
+
+  /// Writes pages [start, end] that are dirty and waits for them. Errors are kept in mapping.wb_err.
+  void filemap_write_and_wait_range(AddressSpace& mapping, uint64_t start, uint64_t end);
+  /// Waits for the writes under way.
+  void filemap_fdatawait_range(AddressSpace& mapping, uint64_t start, uint64_t end);
 
   // VmOps
-  uint32_t fault(FaultRequest& request) override;
-  uint32_t page_mkwrite(FaultRequest& request) override;
+  uint32_t fault(FaultRequest& request) override { return filemap_fault(request); }
+  uint32_t page_mkwrite(FaultRequest& request) override { return filemap_page_mkwrite(request); }
   // AddressSpaceOps
   Result<void> writepage(Page& page, WritebackControl& wbc) override;
   Result<void> readpage(AddressSpace& mapping, Page& page) override;
   bool set_page_dirty(Page& page) override;
 
+  /// Every inode there is: fn(Inode&). None may come or go meanwhile. For verify().
+  template <class Fn>
+  void for_each_inode(Fn&& fn) {
+    for (Inode& inode : inodes_) fn(inode);
+  }
+
  private:
+  using InodeList = boost::intrusive::list<Inode, boost::intrusive::member_hook<Inode, ListHook, &Inode::i_sb_list>,
+                                           boost::intrusive::constant_time_size<false>>;
+  /// What is written: bytes, or a tag that stands for them.
+  struct Source {
+    const std::byte* from = nullptr;
+    const uint64_t* tag = nullptr;
+  };
+
+  // read
+  Result<uint64_t> generic_file_read_iter(File& file, uint64_t pos, std::byte* to, uint64_t bytes);
+  Result<uint64_t> generic_file_buffered_read(File& file, uint64_t pos, std::byte* to, uint64_t bytes);
+  Result<Page*> read_cache_page(File& file, uint64_t index, uint64_t wanted);
+  Result<bool> wait_for_read(Inode& inode, Page& page);
+  Result<Page*> find_missed(Inode& inode, uint64_t index);
+  Result<void> page_cache_read(AddressSpace& mapping, uint64_t index, gfp_t gfp);
+  static void end_read(Page& page, Errno error, void* self);
+
+  // write
+  Result<uint64_t> generic_file_write_iter(File& file, uint64_t pos, const Source& source, uint64_t bytes);
+  Result<uint64_t> generic_perform_write(Inode& inode, uint64_t pos, const Source& source, uint64_t bytes);
+  Result<Page*> grab_cache_page_write_begin(AddressSpace& mapping, uint64_t index);
+  Result<Page*> write_begin(Inode& inode, uint64_t index, uint32_t offset, uint64_t bytes);
+  void fill(Page& page, uint32_t offset, uint64_t bytes, const Source& source, uint64_t done);
+  void make_zero(Page& page);
+  Result<void> make_valid(Inode& inode, uint64_t pages);
+  Result<void> zero_tail_of_last_page(Inode& inode);
+  static void end_write(Page& page, Errno error, void* self);
+
+  // fault
+  uint32_t filemap_fault(FaultRequest& request);
+  uint32_t filemap_page_mkwrite(FaultRequest& request);
+  void do_sync_mmap_readahead(const VmArea& vma, File& file, uint64_t index);
+  void do_async_mmap_readahead(const VmArea& vma, File& file, Page& page, uint64_t index);
+  bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags);
+
+  void fput_final(File& file);
+  [[nodiscard]] Page* find_page(Inode& inode, uint64_t index);
+
   Filemap& filemap_;
   PageIo& io_;
   PageWriteback& writeback_;
   Slab& slab_;
   VmStat& vmstat_;
   Mmu& mmu_;
+  Readahead readahead_;
+  Truncate truncate_;
+  KmemCache* inode_cache_ = nullptr;
+  KmemCache* file_cache_ = nullptr;
+  SpinLock inodes_lock_{LockRank::leaf};
+  InodeList inodes_;  // inodes_lock_, but for for_each_inode
+  std::atomic<uint64_t> next_ino_{1};
 };
 
 }  // namespace weir

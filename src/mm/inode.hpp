@@ -30,6 +30,7 @@ struct Inode {
   bool i_sync = false;             ///< in the flusher's hands: it stays until this is off. Writeback lock
   Nanos dirtied_when{};            // writeback lock
   ListHook wb_list;                // writeback lock
+  uint32_t wb_err_seen = 0;        ///< i_data.wb_err_seq when the flusher last looked; its thread's
 };
 
 /// An open file. Linux: struct file. What is not said otherwise is for one reader at a time; two at once get a wrong

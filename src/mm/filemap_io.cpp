@@ -1,0 +1,679 @@
+// src/mm/filemap_io.cpp: see filemap_io.hpp
+#include "mm/filemap_io.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace weir {
+
+namespace {
+
+/// A fault that found no page costs one; so many more than hits, and reading around faults is given up. Linux's value.
+constexpr uint32_t MMAP_LOTSAMISS = 100;
+
+uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+
+/// Bytes [offset, offset + n) of a page whose words are all `tag`.
+void tag_to_bytes(uint64_t tag, uint32_t offset, std::byte* to, uint64_t n) {
+  for (uint64_t i = 0; i < n; ++i) to[i] = static_cast<std::byte>(tag >> ((offset + i) % 8 * 8));
+}
+
+/// The tag of a page of tag `old` after [offset, offset + n) was overwritten with `from` (null: with who knows what).
+/// The one word's value, if the page consists of one word now; else a value that depends on all that it should.
+uint64_t bytes_to_tag(uint64_t old, uint32_t offset, const std::byte* from, uint64_t n) {
+  if (from != nullptr && n == PAGE_SIZE) {
+    uint64_t word;
+    std::memcpy(&word, from, sizeof word);
+    bool alike = true;
+    for (uint64_t i = sizeof word; i < n && alike; i += sizeof word)
+      alike = std::memcmp(from + i, &word, sizeof word) == 0;
+    if (alike) return word;
+    old = 0;
+  }
+  uint64_t tag = mix(old ^ (uint64_t{offset} << 32 | n));
+  for (uint64_t i = 0; from != nullptr && i < n; ++i) tag = (tag ^ static_cast<uint64_t>(from[i])) * 0x100000001b3ull;
+  return mix(tag) | 1;  // 0 is the zero page's
+}
+
+}  // namespace
+
+FilemapIo::FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu)
+    : filemap_(filemap),
+      io_(io),
+      writeback_(writeback),
+      slab_(slab),
+      vmstat_(vmstat),
+      mmu_(mmu),
+      readahead_(filemap),
+      truncate_(filemap, writeback, mmu) {}
+
+Result<void> FilemapIo::init() {
+  inode_cache_ = WEIR_TRY(slab_.kmem_cache_create("inode_cache", sizeof(Inode),
+                                                  {.align = alignof(Inode), .reclaimable = Slab::Reclaimable::yes}));
+  file_cache_ = WEIR_TRY(slab_.kmem_cache_create("filp", sizeof(File), {.align = alignof(File)}));
+  return {};
+}
+
+// ---- Inodes and files ----------------------------------------------------------------------------------------------
+
+Result<Inode*> FilemapIo::create_inode(const char* name, BlockDevice& device, uint64_t first_page, Bytes size,
+                                       Bytes max_bytes) {
+  const auto capacity = static_cast<uint64_t>(device.capacity().v);
+  const uint64_t max_pages = max_bytes.v >> PAGE_SHIFT;
+  if (max_pages == 0 || first_page > capacity || max_pages > capacity - first_page) return Errno::inval;
+  if (size.v > max_pages << PAGE_SHIFT) return Errno::inval;
+  auto* inode = slab_.create<Inode>(*inode_cache_, GFP_KERNEL);
+  if (inode == nullptr) return Errno::nomem;
+  inode->ino = next_ino_.fetch_add(1, std::memory_order_relaxed);
+  std::strncpy(inode->name, name, sizeof inode->name - 1);
+  inode->bdev = &device;
+  inode->first_page = first_page;
+  inode->max_pages = max_pages;
+  inode->i_size.store(size.v, std::memory_order_relaxed);
+  inode->valid_pages.store(i_size_pages(*inode), std::memory_order_relaxed);
+  inode->i_data.host = inode;
+  inode->i_data.a_ops = this;
+  inode->i_data.max_index = max_pages - 1;
+  ScopedLock guard(inodes_lock_);
+  inodes_.push_back(*inode);
+  return inode;
+}
+
+void FilemapIo::iput(Inode& inode) {
+  if (inode.i_count.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+  WEIR_FLOW(inode.ino);
+  AddressSpace& mapping = inode.i_data;
+  filemap_write_and_wait_range(mapping, 0, ~uint64_t{0});
+  truncate_.truncate_inode_pages(mapping, 0);
+  WEIR_BUG_ON(mapping.nrpages != 0 || !mapping.i_mmap.empty());
+  // Without pages nobody can make it dirty again, so the flusher, once rid of it, stays so.
+  if (writeback_.flusher() != nullptr) writeback_.flusher()->forget_inode(inode);
+  {
+    ScopedLock guard(mapping.tree_lock);
+    mapping.page_tree.destroy(filemap_.node_source());  // shadows of evicted pages
+    mapping.nrexceptional = 0;
+  }
+  {
+    ScopedLock guard(inodes_lock_);
+    inodes_.erase(inodes_.iterator_to(inode));
+  }
+  slab_.destroy(*inode_cache_, &inode);
+}
+
+Result<File*> FilemapIo::open(Inode& inode) {
+  File* file = slab_.create<File>(*file_cache_, GFP_KERNEL);
+  if (file == nullptr) return Errno::nomem;
+  inode.i_count.fetch_add(1, std::memory_order_relaxed);
+  file->f_inode = &inode;
+  file->release = [](void* self, File& f) { static_cast<FilemapIo*>(self)->fput_final(f); };
+  file->owner = this;
+  file->f_wb_err.store(inode.i_data.wb_err_seq.load(std::memory_order_acquire), std::memory_order_relaxed);
+  return file;
+}
+
+void FilemapIo::fput_final(File& file) {
+  Inode& inode = *file.f_inode;
+  slab_.destroy(*file_cache_, &file);
+  iput(inode);
+}
+
+Page* FilemapIo::find_page(Inode& inode, uint64_t index) {
+  Page* page = filemap_.find_get_page(inode.i_data, index);
+  WEIR_STATE(page_cache_find, inode.ino, index, page != nullptr ? filemap_.pages().mem().pfn(page).v + 1 : 0);
+  return page;
+}
+
+// ---- Reading -------------------------------------------------------------------------------------------------------
+
+void FilemapIo::make_zero(Page& page) {
+  mmu_.clear_user_highpage(page);
+  page.set(PageFlag::uptodate);
+}
+
+Result<void> FilemapIo::readpage(AddressSpace& mapping, Page& page) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), page.index);
+  Inode& inode = *mapping.host;
+  // No page becomes valid without its lock, which we have.
+  if (page.index >= inode.valid_pages.load(std::memory_order_acquire)) {
+    make_zero(page);
+    filemap_.unlock_page(page);
+    return {};
+  }
+  WEIR_STATE(page_cache_read, inode.ino, page.index, filemap_.pages().mem().pfn(page));
+  lockdep_release_any(&page, LockRank::page);  // the read's now
+  io_.submit_page(*inode.bdev, BioOp::read, (inode.first_page + page.index) * SECTORS_PER_PAGE, page, &end_read, this);
+  return {};
+}
+
+void FilemapIo::end_read(Page& page, Errno error, void* self) {
+  auto& files = *static_cast<FilemapIo*>(self);
+  if (error == Errno::ok) {
+    // Behind the end of the file a mapping must see zeros, not what the device has there.
+    const Inode& inode = *Filemap::file_mapping(page)->host;
+    const uint64_t size = inode.i_size.load(std::memory_order_acquire);
+    if (page.index == size >> PAGE_SHIFT && size % PAGE_SIZE != 0)
+      zero_page_tail(files.mmu_, page, static_cast<uint32_t>(size % PAGE_SIZE));
+    page.set(PageFlag::uptodate);
+  } else {
+    page.clear(PageFlag::uptodate);
+    page.set(PageFlag::error);
+  }
+  files.filemap_.unlock_page(page);
+}
+
+/// One page into the cache, and its read started.
+Result<void> FilemapIo::page_cache_read(AddressSpace& mapping, uint64_t index, gfp_t gfp) {
+  WEIR_FLOW(index);
+  Page* page = filemap_.pages().alloc_page(gfp);
+  if (page == nullptr) return Errno::nomem;
+  Result<void> done = filemap_.add_to_page_cache_lru(*page, mapping, index, gfp);
+  if (done) {
+    done = mapping.a_ops->readpage(mapping, *page);
+  } else if (done.error() == Errno::exist) {
+    done = {};  // somebody else was faster
+  }
+  filemap_.lru().put_page(*page);
+  return done;
+}
+
+/// Page in the tree, referenced, seen not uptodate. True: now it is. False: it has left the tree, look again. Errors:
+/// EIO, EINTR.
+Result<bool> FilemapIo::wait_for_read(Inode& inode, Page& page) {
+  if (!filemap_.wait_on_page_locked_killable(page)) return Errno::intr;
+  if (page.test(PageFlag::uptodate)) return true;
+  // Nobody reads it, or the read failed. One more try is ours, under the lock.
+  if (!filemap_.lock_page_killable(page)) return Errno::intr;
+  if (Filemap::file_mapping(page) != &inode.i_data) {
+    filemap_.unlock_page(page);
+    return false;
+  }
+  if (page.test(PageFlag::uptodate)) {
+    filemap_.unlock_page(page);
+    return true;
+  }
+  page.clear(PageFlag::error);
+  WEIR_TRY_VOID(readpage(inode.i_data, page));
+  if (!filemap_.wait_on_page_locked_killable(page)) return Errno::intr;
+  if (page.test(PageFlag::uptodate)) return true;
+  if (Filemap::file_mapping(page) != &inode.i_data) return false;
+  return Errno::io;
+}
+
+/// The page at `index`, referenced and uptodate; null behind the end of the file. `wanted`: pages from there on that
+/// the request asks for. Errors: EIO, ENOMEM, EINTR.
+Result<Page*> FilemapIo::read_cache_page(File& file, uint64_t index, uint64_t wanted) {
+  Inode& inode = *file.f_inode;
+  AddressSpace& mapping = inode.i_data;
+  for (;;) {
+    if (fatal_signal_pending()) return Errno::intr;
+    if (index >= i_size_pages(inode)) return nullptr;
+    Page* page = find_page(inode, index);
+    if (page == nullptr) {
+      readahead_.page_cache_sync_readahead(mapping, file, index, wanted);
+      page = filemap_.find_get_page(mapping, index);
+      if (page == nullptr) {  // no readahead, or no memory for it: this one page is needed
+        WEIR_TRY_VOID(page_cache_read(mapping, index, mapping.gfp_mask));
+        continue;
+      }
+    }
+    if (Readahead::PageReadahead(*page)) readahead_.page_cache_async_readahead(mapping, file, *page, index, wanted);
+    if (!page->test(PageFlag::uptodate)) {
+      Result<bool> there = wait_for_read(inode, *page);
+      if (!there || !*there) {
+        filemap_.lru().put_page(*page);
+        if (!there) return there.error();
+        continue;
+      }
+    }
+    WEIR_STATE(page_cache_return, inode.ino, index, filemap_.pages().mem().pfn(page));
+    return page;
+  }
+}
+
+Result<uint64_t> FilemapIo::generic_file_buffered_read(File& file, uint64_t pos, std::byte* to, uint64_t bytes) {
+  WEIR_FLOW(pos, bytes);
+  Inode& inode = *file.f_inode;
+  uint64_t done = 0;
+  while (done < bytes) {
+    world().cond_resched();
+    const uint64_t at = pos + done, index = at >> PAGE_SHIFT;
+    const auto offset = static_cast<uint32_t>(at % PAGE_SIZE);
+    const uint64_t wanted = ((pos + bytes + PAGE_SIZE - 1) >> PAGE_SHIFT) - index;
+    Result<Page*> got = read_cache_page(file, index, wanted);
+    if (!got) {
+      if (done > 0) break;
+      return got.error();
+    }
+    Page* page = *got;
+    // The size is looked at after the page is uptodate: a page behind the end that was read as zero must not be
+    // returned as the file's when the file grows now.
+    const uint64_t size = inode.i_size.load(std::memory_order_acquire);
+    if (page == nullptr || at >= size) {
+      if (page != nullptr) filemap_.lru().put_page(*page);
+      break;
+    }
+    const uint64_t n = std::min({bytes - done, PAGE_SIZE - offset, size - at});
+    // Reading on in the same page is one access.
+    if (file.prev_index != index || file.prev_offset != offset) filemap_.lru().mark_page_accessed(*page);
+    file.prev_index = index;
+    if (to != nullptr) {
+      const Content content = mmu_.kmap(*page);
+      if (content.tagged())
+        tag_to_bytes(*content.tag, offset, to + done, n);
+      else
+        std::memcpy(to + done, content.bytes + offset, n);
+      mmu_.kunmap(*page);
+    }
+    filemap_.lru().put_page(*page);
+    done += n;
+    file.prev_offset = static_cast<uint32_t>((pos + done) % PAGE_SIZE);
+  }
+  return done;
+}
+
+Result<uint64_t> FilemapIo::generic_file_read_iter(File& file, uint64_t pos, std::byte* to, uint64_t bytes) {
+  WEIR_FLOW(pos, bytes);
+  WEIR_STATE(file_request, file.f_inode->ino, FileRequest::read, pos >> PAGE_SHIFT);
+  return generic_file_buffered_read(file, pos, to, bytes);
+}
+
+Result<uint64_t> FilemapIo::read(File& file, uint64_t pos, std::byte* to, uint64_t bytes) {
+  WEIR_STATE(user_request, pos, 3, bytes);
+  return generic_file_read_iter(file, pos, to, bytes);
+}
+
+Result<uint64_t> FilemapIo::read_tag(File& file, uint64_t index) {
+  WEIR_STATE(user_request, index << PAGE_SHIFT, 3, PAGE_SIZE);
+  WEIR_STATE(file_request, file.f_inode->ino, FileRequest::read, index);
+  Page* page = WEIR_TRY(read_cache_page(file, index, 1));
+  if (page == nullptr) return Errno::noent;
+  if (file.prev_index != index || file.prev_offset != 0) filemap_.lru().mark_page_accessed(*page);
+  file.prev_index = index;
+  file.prev_offset = 0;
+  const Content content = mmu_.kmap(*page);
+  uint64_t tag;
+  if (content.tagged())
+    tag = *content.tag;
+  else
+    std::memcpy(&tag, content.bytes, sizeof tag);
+  mmu_.kunmap(*page);
+  filemap_.lru().put_page(*page);
+  return tag;
+}
+
+// ---- Writing -------------------------------------------------------------------------------------------------------
+
+bool FilemapIo::set_page_dirty(Page& page) {
+  AddressSpace* mapping = Filemap::file_mapping(page);
+  if (mapping == nullptr) return false;
+  // What it said (a readahead marker, or "free me after this write") is no longer so.
+  if (page.test(PageFlag::reclaim)) page.clear(PageFlag::reclaim);
+  return writeback_.__set_page_dirty_nobuffers(page, *mapping);
+}
+
+/// The page at `index`, locked, referenced, not under writeback; perhaps new. Errors: ENOMEM.
+Result<Page*> FilemapIo::grab_cache_page_write_begin(AddressSpace& mapping, uint64_t index) {
+  WEIR_FLOW(index);
+  for (;;) {
+    Page* page = filemap_.find_lock_page(mapping, index);
+    if (page == nullptr) {
+      page = filemap_.pages().alloc_page(mapping.gfp_mask | __GFP_WRITE);
+      if (page == nullptr) return Errno::nomem;
+      const Result<void> added = filemap_.add_to_page_cache_lru(*page, mapping, index, mapping.gfp_mask);
+      if (!added) {
+        filemap_.lru().put_page(*page);
+        if (added.error() == Errno::exist) continue;
+        return added.error();
+      }
+    }
+    // Stable pages: a device must not see a page change while it writes it.
+    filemap_.wait_on_page_writeback(*page);
+    return page;
+  }
+}
+
+/// The same, uptodate where [offset, offset + bytes) leaves something of it. Errors: EIO, ENOMEM.
+Result<Page*> FilemapIo::write_begin(Inode& inode, uint64_t index, uint32_t offset, uint64_t bytes) {
+  AddressSpace& mapping = inode.i_data;
+  for (;;) {
+    Page* page = WEIR_TRY(grab_cache_page_write_begin(mapping, index));
+    if (page->test(PageFlag::uptodate) || (offset == 0 && bytes == PAGE_SIZE)) return page;
+    if (index >= inode.valid_pages.load(std::memory_order_acquire)) {
+      make_zero(*page);
+      return page;
+    }
+    page->clear(PageFlag::error);
+    const Result<void> started = readpage(mapping, *page);
+    if (started) {
+      filemap_.lock_page(*page);
+      const bool there = Filemap::file_mapping(*page) == &mapping;
+      if (there && page->test(PageFlag::uptodate)) {
+        filemap_.wait_on_page_writeback(*page);
+        return page;
+      }
+      filemap_.unlock_page(*page);
+      filemap_.lru().put_page(*page);
+      if (there) return Errno::io;
+      continue;  // reclaimed between its read and our lock
+    }
+    filemap_.lru().put_page(*page);
+    return started.error();
+  }
+}
+
+void FilemapIo::fill(Page& page, uint32_t offset, uint64_t bytes, const Source& source, uint64_t done) {
+  const Content content = mmu_.kmap(page);
+  if (content.tagged()) {
+    *content.tag = source.tag != nullptr ? *source.tag
+                                         : bytes_to_tag(*content.tag, offset,
+                                                        source.from != nullptr ? source.from + done : nullptr, bytes);
+  } else if (source.tag != nullptr) {
+    tag_to_bytes(*source.tag, offset, content.bytes + offset, bytes);
+  } else {
+    WEIR_BUG_ON(source.from == nullptr);
+    std::memcpy(content.bytes + offset, source.from + done, bytes);
+  }
+  mmu_.kunmap(page);
+}
+
+/// Page locked: valid_pages is at least `pages`, of which this is the last.
+static void advance_valid_pages(Inode& inode, uint64_t pages) {
+  uint64_t now = inode.valid_pages.load(std::memory_order_relaxed);
+  while (now < pages && !inode.valid_pages.compare_exchange_weak(now, pages, std::memory_order_acq_rel)) {
+  }
+}
+
+/// Pages below `pages` (and below the end of the file) are valid: what was not is zero now, and dirty.
+Result<void> FilemapIo::make_valid(Inode& inode, uint64_t pages) {
+  for (;;) {
+    const uint64_t index = inode.valid_pages.load(std::memory_order_acquire);
+    if (index >= pages) return {};
+    if (fatal_signal_pending()) return Errno::intr;
+    Page* page = WEIR_TRY(write_begin(inode, index, 0, 1));
+    const bool inside = index < i_size_pages(inode);  // looked at under the lock: truncation waits for us, or we see it
+    if (inside) {
+      set_page_dirty(*page);
+      advance_valid_pages(inode, index + 1);
+    }
+    filemap_.unlock_page(*page);
+    filemap_.lru().put_page(*page);
+    if (!inside) return {};
+    writeback_.balance_dirty_pages_ratelimited(inode.i_data);
+  }
+}
+
+/// The file is about to grow: what lies behind its end in its last page becomes zero. Inode::rwsem held.
+Result<void> FilemapIo::zero_tail_of_last_page(Inode& inode) {
+  const uint64_t size = inode.i_size.load(std::memory_order_acquire), index = size >> PAGE_SHIFT;
+  if (size % PAGE_SIZE == 0 || index >= inode.valid_pages.load(std::memory_order_acquire)) return {};
+  Page* page = WEIR_TRY(write_begin(inode, index, 0, 1));
+  zero_page_tail(mmu_, *page, static_cast<uint32_t>(size % PAGE_SIZE));
+  set_page_dirty(*page);
+  filemap_.unlock_page(*page);
+  filemap_.lru().put_page(*page);
+  return {};
+}
+
+Result<uint64_t> FilemapIo::generic_perform_write(Inode& inode, uint64_t pos, const Source& source, uint64_t bytes) {
+  WEIR_FLOW(pos, bytes);
+  uint64_t done = 0;
+  Errno error = Errno::ok;
+  while (done < bytes && error == Errno::ok) {
+    if (fatal_signal_pending()) {
+      error = Errno::intr;
+      break;
+    }
+    const uint64_t at = pos + done, index = at >> PAGE_SHIFT;
+    const auto offset = static_cast<uint32_t>(at % PAGE_SIZE);
+    const uint64_t n = std::min(bytes - done, PAGE_SIZE - offset);
+    Result<Page*> got = write_begin(inode, index, offset, n);
+    if (!got) {
+      error = got.error();
+      break;
+    }
+    Page& page = **got;
+    fill(page, offset, n, source, done);
+    page.set(PageFlag::uptodate);
+    set_page_dirty(page);
+    advance_valid_pages(inode, index + 1);
+    // With the page locked, so that whoever reads it for the first time after the size grew finds these bytes.
+    if (at + n > inode.i_size.load(std::memory_order_relaxed)) inode.i_size.store(at + n, std::memory_order_release);
+    filemap_.unlock_page(page);
+    filemap_.lru().put_page(page);
+    done += n;
+    world().cond_resched();
+    writeback_.balance_dirty_pages_ratelimited(inode.i_data);
+  }
+  if (done > 0) return done;
+  if (error != Errno::ok) return error;
+  return uint64_t{0};
+}
+
+Result<uint64_t> FilemapIo::generic_file_write_iter(File& file, uint64_t pos, const Source& source, uint64_t bytes) {
+  WEIR_FLOW(pos, bytes);
+  Inode& inode = *file.f_inode;
+  WEIR_STATE(file_request, inode.ino, FileRequest::write, pos >> PAGE_SHIFT);
+  const uint64_t limit = inode.max_pages << PAGE_SHIFT;
+  if (bytes == 0) return uint64_t{0};
+  if (pos >= limit) return Errno::fbig;
+  ScopedLock guard(inode.rwsem);
+  const uint64_t old_size = inode.i_size.load(std::memory_order_acquire);
+  Result<void> ready;
+  if (pos > old_size) {
+    WEIR_TRY_VOID(zero_tail_of_last_page(inode));
+    // Up to where this write begins the file is zero. The size grows first: pages are made valid inside the file only.
+    inode.i_size.store(pos, std::memory_order_release);
+  }
+  ready = make_valid(inode, pos >> PAGE_SHIFT);
+  Result<uint64_t> written =
+      ready ? generic_perform_write(inode, pos, source, std::min(bytes, limit - pos)) : ready.error();
+  if (!written && pos > old_size) truncate_.truncate_setsize(inode, old_size);
+  return written;
+}
+
+Result<uint64_t> FilemapIo::write(File& file, uint64_t pos, const std::byte* from, uint64_t bytes) {
+  WEIR_STATE(user_request, pos, 3, bytes);
+  return generic_file_write_iter(file, pos, {.from = from}, bytes);
+}
+
+Result<void> FilemapIo::write_tag(File& file, uint64_t index, uint64_t tag) {
+  WEIR_STATE(user_request, index << PAGE_SHIFT, 3, PAGE_SIZE);
+  const Result<uint64_t> written = generic_file_write_iter(file, index << PAGE_SHIFT, {.tag = &tag}, PAGE_SIZE);
+  if (!written) return written.error();
+  return {};
+}
+
+Result<void> FilemapIo::truncate(Inode& inode, Bytes size) {
+  WEIR_FLOW(inode.ino, size);
+  if (size.v > inode.max_pages << PAGE_SHIFT) return Errno::fbig;
+  ScopedLock guard(inode.rwsem);
+  if (size.v > inode.i_size.load(std::memory_order_acquire)) WEIR_TRY_VOID(zero_tail_of_last_page(inode));
+  truncate_.truncate_setsize(inode, size.v);
+  return {};
+}
+
+// ---- To the device -------------------------------------------------------------------------------------------------
+
+Result<void> FilemapIo::writepage(Page& page, WritebackControl& wbc) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), page.index);
+  (void)wbc;
+  Inode& inode = *Filemap::file_mapping(page)->host;
+  if (page.index >= i_size_pages(inode)) {  // truncation has it next
+    filemap_.unlock_page(page);
+    return {};
+  }
+  page.clear(PageFlag::error);
+  const uint64_t sector = (inode.first_page + page.index) * SECTORS_PER_PAGE;
+  filemap_.set_page_writeback(page);
+  filemap_.unlock_page(page);
+  io_.submit_page(*inode.bdev, BioOp::write, sector, page, &end_write, this);
+  return {};
+}
+
+void FilemapIo::end_write(Page& page, Errno error, void* self) {
+  auto& files = *static_cast<FilemapIo*>(self);
+  if (error != Errno::ok) {
+    page.set(PageFlag::error);
+    // Nobody takes the page or the inode away before the write has ended. Dirty before that: at no moment does the page
+    // look as if it could be dropped.
+    AddressSpace& mapping = *Filemap::file_mapping(page);
+    mapping.wb_err.store(error, std::memory_order_release);
+    mapping.wb_err_seq.fetch_add(1, std::memory_order_acq_rel);
+    files.set_page_dirty(page);
+  }
+  files.filemap_.end_page_writeback(page);
+}
+
+void FilemapIo::filemap_fdatawait_range(AddressSpace& mapping, uint64_t start, uint64_t end) {
+  WEIR_FLOW(start, end);
+  Page* pages[PAGEVEC_SIZE];
+  while (const unsigned found =
+             filemap_.find_get_pages_tag(mapping, start, end, PageTag::writeback, PAGEVEC_SIZE, pages)) {
+    start = pages[found - 1]->index + 1;
+    for (unsigned i = 0; i < found; ++i) filemap_.wait_on_page_writeback(*pages[i]);
+    filemap_.lru().release_pages(pages, found);
+    if (start == 0 || start > end) break;
+  }
+}
+
+void FilemapIo::filemap_write_and_wait_range(AddressSpace& mapping, uint64_t start, uint64_t end) {
+  WEIR_FLOW(start, end);
+  WritebackControl wbc;
+  wbc.nr_to_write = INT64_MAX;
+  wbc.sync_mode = SyncMode::all;
+  wbc.range_start = start;
+  wbc.range_end = end;
+  writeback_.write_cache_pages(mapping, wbc);
+  filemap_fdatawait_range(mapping, start, end);
+}
+
+Result<void> FilemapIo::fsync(File& file) {
+  WEIR_FLOW(file.f_inode->ino);
+  AddressSpace& mapping = file.f_inode->i_data;
+  filemap_write_and_wait_range(mapping, 0, ~uint64_t{0});
+  const uint32_t seq = mapping.wb_err_seq.load(std::memory_order_acquire);
+  if (file.f_wb_err.exchange(seq, std::memory_order_acq_rel) != seq)
+    return mapping.wb_err.load(std::memory_order_acquire);
+  return {};
+}
+
+// ---- Faults --------------------------------------------------------------------------------------------------------
+
+void FilemapIo::do_sync_mmap_readahead(const VmArea& vma, File& file, uint64_t index) {
+  WEIR_FLOW(index);
+  if ((vma.vm_flags & VM_RAND_READ) != 0 || file.ra_pages == 0) return;
+  AddressSpace& mapping = file.f_inode->i_data;
+  if ((vma.vm_flags & VM_SEQ_READ) != 0) {
+    readahead_.page_cache_sync_readahead(mapping, file, index, file.ra_pages);
+    return;
+  }
+  if (file.mmap_miss < MMAP_LOTSAMISS * 10) ++file.mmap_miss;
+  if (file.mmap_miss > MMAP_LOTSAMISS) return;
+  // Faults of a program tend to lie close together, in both directions: read around.
+  file.ra_start = index > file.ra_pages / 2 ? index - file.ra_pages / 2 : 0;
+  file.ra_size = file.ra_pages;
+  file.ra_async_size = file.ra_pages / 4;
+  readahead_.ra_submit(mapping, file);
+}
+
+void FilemapIo::do_async_mmap_readahead(const VmArea& vma, File& file, Page& page, uint64_t index) {
+  if ((vma.vm_flags & VM_RAND_READ) != 0) return;
+  if (file.mmap_miss > 0) --file.mmap_miss;
+  if (!Readahead::PageReadahead(page)) return;
+  WEIR_FLOW(index);
+  readahead_.page_cache_async_readahead(file.f_inode->i_data, file, page, index, file.ra_pages);
+}
+
+/// False: the page is not ours, and mmap_sem is no longer held.
+bool FilemapIo::lock_page_or_retry(Page& page, Mm& mm, uint32_t flags) {
+  if (filemap_.trylock_page(page)) return true;
+  if ((flags & FAULT_FLAG_ALLOW_RETRY) != 0) {
+    // Others may change the address space while the disk turns.
+    mm.mmap_sem.up_read();
+    (void)filemap_.wait_on_page_locked_killable(page);
+    return false;
+  }
+  filemap_.lock_page(page);
+  return true;
+}
+
+uint32_t FilemapIo::filemap_fault(FaultRequest& request) {
+  WEIR_FLOW(request.address, request.pgoff);
+  const VmArea& vma = *request.vma;
+  File& file = *vma.vm_file;
+  Inode& inode = *file.f_inode;
+  AddressSpace& mapping = inode.i_data;
+  const uint64_t index = request.pgoff;
+  WEIR_STATE(file_request, inode.ino, FileRequest::fault, index);
+  if (index >= i_size_pages(inode)) return VM_FAULT_SIGBUS;
+  // A store into the page may come without another fault, so what lies before it must be valid by then.
+  constexpr uint64_t MAY_BE_STORED_TO = VM_SHARED | VM_MAYWRITE;
+  if ((vma.vm_flags & MAY_BE_STORED_TO) == MAY_BE_STORED_TO) {
+    if (const Result<void> valid = make_valid(inode, index + 1); !valid) {
+      return valid.error() == Errno::nomem  ? VM_FAULT_OOM
+             : valid.error() == Errno::intr ? VM_FAULT_KILLED
+                                            : VM_FAULT_SIGBUS;
+    }
+  }
+
+  uint32_t result = 0;
+  Page* page = find_page(inode, index);
+  if (page != nullptr) {
+    if ((request.flags & FAULT_FLAG_TRIED) == 0) do_async_mmap_readahead(vma, file, *page, index);
+  } else {
+    do_sync_mmap_readahead(vma, file, index);
+    vmstat_.count_vm_event(VmEvent::pgmajfault);
+    result = VM_FAULT_MAJOR;
+    page = filemap_.find_get_page(mapping, index);
+  }
+  for (;; page = filemap_.find_get_page(mapping, index)) {
+    if (page == nullptr) {
+      if (const Result<void> reading = page_cache_read(mapping, index, mapping.gfp_mask); !reading)
+        return reading.error() == Errno::nomem ? VM_FAULT_OOM : VM_FAULT_SIGBUS;
+      continue;
+    }
+    if (!lock_page_or_retry(*page, *vma.vm_mm, request.flags)) {
+      filemap_.lru().put_page(*page);
+      return result | VM_FAULT_RETRY;
+    }
+    if (Filemap::file_mapping(*page) != &mapping) {
+      filemap_.unlock_page(*page);
+      filemap_.lru().put_page(*page);
+      continue;
+    }
+    if (!page->test(PageFlag::uptodate)) {
+      // Its read failed: once more, for us.
+      page->clear(PageFlag::error);
+      const Result<void> reading = readpage(mapping, *page);
+      filemap_.wait_on_page_locked(*page);
+      const bool good = reading.ok() && page->test(PageFlag::uptodate);
+      filemap_.lru().put_page(*page);
+      if (!good) return VM_FAULT_SIGBUS;
+      continue;
+    }
+    break;
+  }
+  if (index >= i_size_pages(inode)) {  // truncated since: under the lock this holds until the page is mapped
+    filemap_.unlock_page(*page);
+    filemap_.lru().put_page(*page);
+    return VM_FAULT_SIGBUS;
+  }
+  WEIR_STATE(page_cache_return, inode.ino, index, filemap_.pages().mem().pfn(page));
+  request.page = page;
+  return result | VM_FAULT_LOCKED;
+}
+
+uint32_t FilemapIo::filemap_page_mkwrite(FaultRequest& request) {
+  WEIR_FLOW(request.address, request.pgoff);
+  Page& page = *request.page;
+  if (Filemap::file_mapping(page) != &request.vma->vm_file->f_inode->i_data) return VM_FAULT_NOPAGE;  // truncated
+  set_page_dirty(page);
+  filemap_.wait_on_page_writeback(page);
+  return 0;
+}
+
+}  // namespace weir
