@@ -1,8 +1,8 @@
 // src/kernel/freezer.cpp: see freezer.hpp
 //
-// Frozen threads hang in a lock-free stack of nodes on their own stacks. Whoever empties it owns all nodes and lets all of
-// them go; one that should stay frozen hangs itself up again. So no lock is needed, and a thread that leaves early (it is
-// being stopped) empties the stack too.
+// Frozen threads hang in a lock-free stack of nodes on their own stacks. Whoever empties it owns all nodes and lets all
+// of them go; one that should stay frozen hangs itself up again. So no lock is needed, and a thread that leaves early
+// (it is being stopped) empties the stack too.
 #include "kernel/freezer.hpp"
 
 namespace weir {

@@ -6,7 +6,8 @@
 //                   --frozen----------> parked until thaw_processes() --> true
 //
 // Freezing does not wake who sleeps: it meets the freezer when it next has work.
-// Linux: include/linux/freezer.h, kernel/freezer.c; here one flag a world, in place of one for users and one for kthreads.
+// Linux: include/linux/freezer.h, kernel/freezer.c; here one flag a world, in place of one for users and one for
+// kthreads.
 #pragma once
 
 #include "kernel/locks.hpp"

@@ -1,8 +1,8 @@
 // src/kernel/kernel.hpp
 //
-// What a memory manager stands on: who runs (`current`), sleeping and waking, time, kthreads, timers. One interface, two
-// worlds: virtual/ (fibers on simulated time, one host thread, the seed decides who runs) and host/ (threads, futexes).
-// mm code is straight-line code that may block; it never asks which world it is in.
+// What a memory manager stands on: who runs (`current`), sleeping and waking, time, kthreads, timers. One interface,
+// two worlds: virtual/ (fibers on simulated time, one host thread, the seed decides who runs) and host/ (threads,
+// futexes). mm code is straight-line code that may block; it never asks which world it is in.
 //
 //   schedule()  : running --> parked --wake()--> runnable --> running      (a wake before the park is not lost)
 #pragma once
@@ -26,35 +26,37 @@ class RwSem;
 enum ThreadFlag : uint32_t {
   PF_KTHREAD = 1u << 0,
   PF_KSWAPD = 1u << 1,
-  PF_SWAPWRITE = 1u << 2,   ///< may write to a congested swap device
-  PF_MEMALLOC = 1u << 3,    ///< may use the reserves: it is freeing memory
+  PF_SWAPWRITE = 1u << 2,  ///< may write to a congested swap device
+  PF_MEMALLOC = 1u << 3,   ///< may use the reserves: it is freeing memory
   PF_LESS_THROTTLE = 1u << 4,
   PF_MEMALLOC_NOFS = 1u << 5,
   PF_MEMALLOC_NOIO = 1u << 6,
-  TIF_MEMDIE = 1u << 8,     ///< chosen by the OOM killer: may use the reserves to die
-  PF_STAGING = 1u << 9,     ///< inside the arch's own work: no fault may be taken
-  PF_NOFREEZE = 1u << 10,   ///< the freezer leaves it alone
+  TIF_MEMDIE = 1u << 8,    ///< chosen by the OOM killer: may use the reserves to die
+  PF_STAGING = 1u << 9,    ///< inside the arch's own work: no fault may be taken
+  PF_NOFREEZE = 1u << 10,  ///< the freezer leaves it alone
+  PF_IN_PASS = 1u << 11,   ///< inside a KthreadPass
 };
 
 inline constexpr int MAX_HELD_LOCKS = 24;
 
-/// One flow of engine execution: a simulated task's fiber, a kthread, or a program's thread that entered through the door.
-/// Owned by its world. Only the thread itself writes it, but for the atomics.
+/// One flow of engine execution: a simulated task's fiber, a kthread, or a program's thread that entered through the
+/// door. Owned by its world. Only the thread itself writes it, but for the atomics.
 struct Thread {
   World* world = nullptr;
   EngineThread* stack = nullptr;
-  Task* task = nullptr;          ///< null for kthreads that serve nobody
-  uint32_t flags = 0;            ///< ThreadFlag bits
+  Task* task = nullptr;  ///< null for kthreads that serve nobody
+  uint32_t flags = 0;    ///< ThreadFlag bits
   int32_t tid = 0;
   char comm[16] = {};
-  CpuId cpu{};                   ///< virtual world: the CPU it runs on. Host: a hint, so per-CPU data always has its lock
+  CpuId cpu{};  ///< virtual world: the CPU it runs on. Host: a hint, so per-CPU data always has its lock
   std::atomic<bool> should_stop{false};
   struct HeldLock {
     const void* lock;
     LockRank rank;
-  } held[MAX_HELD_LOCKS] = {};   ///< lockdep: what it holds, in order of acquisition (debug builds)
+  } held[MAX_HELD_LOCKS] = {};  ///< lockdep: what it holds, in order of acquisition (debug builds)
   uint8_t held_count = 0;
-  std::atomic<int32_t> page_locks{0};  ///< lockdep: page locks held; they are not in `held`, another thread may release them
+  std::atomic<int32_t> page_locks{
+      0};                        ///< lockdep: page locks held; they are not in `held`, another thread may release them
   uint8_t spin_depth = 0;        ///< spinning locks held: sleeping is a bug while not 0 (debug builds)
   void* journal_info = nullptr;  ///< reclaim_state, as in the kernel: who runs reclaim hangs its counts here
 };
@@ -64,10 +66,10 @@ struct Timer {
   void (*function)(void* data) = nullptr;
   void* data = nullptr;
   Nanos expires{};
-  bool deferrable = false;     ///< virtual: never the reason why an idle machine wakes up; runs when something else does
-  Timer* next = nullptr;       ///< world's own
-  uint64_t id = 0;             ///< world's own
-  bool armed = false;          ///< world's own
+  bool deferrable = false;  ///< virtual: never the reason why an idle machine wakes up; runs when something else does
+  Timer* next = nullptr;    ///< world's own
+  uint64_t id = 0;          ///< world's own
+  bool armed = false;       ///< world's own
 };
 
 /// What the freezer (freezer.hpp) keeps in a world.
@@ -93,7 +95,8 @@ class World {
   virtual void wake(Thread& thread) = 0;
   /// Lets others run (virtual: at the seed's choice, and always when the slice is used up; host: nothing).
   virtual void cond_resched() = 0;
-  /// A place where the virtual world may switch threads: locks, unlocks, shared atomics, PTE stores, wakes. Host: nothing.
+  /// A place where the virtual world may switch threads: locks, unlocks, shared atomics, PTE stores, wakes. Host:
+  /// nothing.
   virtual void preempt_point() = 0;
   /// A spinlock's slow half: returns when it is worth trying again. `word` is 2 while somebody waits.
   virtual void spin_wait(std::atomic<uint32_t>& word) = 0;
@@ -107,7 +110,8 @@ class World {
   /// Afterwards the function neither runs nor will run.
   virtual void timer_cancel(Timer& timer) = 0;
   [[nodiscard]] virtual unsigned nr_cpus() const = 0;
-  /// A random number that the seed decides (virtual); host: a cheap mix of the clock. For victims and hashes, never for order.
+  /// A random number that the seed decides (virtual); host: a cheap mix of the clock. For victims and hashes, never for
+  /// order.
   virtual uint64_t random() = 0;
   /// A line for a person: the kernel's log. `text` ends without a newline.
   virtual void printk(const char* text) = 0;
@@ -124,7 +128,8 @@ class World {
 [[nodiscard]] inline Thread& current() { return *engine_thread().thread; }
 [[nodiscard]] inline World& world() { return *engine_thread().world; }
 
-/// Puts flags on the current thread for a scope and restores those that were not there: PF_MEMALLOC as a right with an end.
+/// Puts flags on the current thread for a scope and restores those that were not there: PF_MEMALLOC as a right with an
+/// end.
 class ThreadFlagScope {
  public:
   explicit ThreadFlagScope(uint32_t flags) : thread_(current()), saved_(thread_.flags & flags), flags_(flags) {

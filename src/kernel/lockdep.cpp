@@ -1,22 +1,24 @@
 // src/kernel/lockdep.cpp
 //
-// The lock table at work: names of ranks in every build; in debug builds each thread keeps the list of what it holds, and
+// The lock table at work: names of ranks in every build; in debug builds each thread keeps the list of what it holds,
+// and
 //
-//   blocking acquire of L:  every held lock has a smaller rank, or the same where the table lets the rank nest; L is not held;
+//   blocking acquire of L:  every held lock has a smaller rank, or the same where the table lets the rank nest; L is
+//   not held;
 //                           L may sleep only while no spinning lock is held
 //   trylock:                only noted down
 //   might_sleep:            no spinning lock is held
 //
 // A violation prints both locks and what the thread holds, and aborts.
 //
-// Page locks are not in a thread's list, as another thread may release them: they are in one table, lock -> holder, and the
-// thread has only their number. Linux: kernel/locking/lockdep.c, which learns the order; ours is written down.
-#include "kernel/locks.hpp"
-
+// Page locks are not in a thread's list, as another thread may release them: they are in one table, lock -> holder, and
+// the thread has only their number. Linux: kernel/locking/lockdep.c, which learns the order; ours is written down.
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cstring>
+
+#include "kernel/locks.hpp"
 
 namespace weir {
 
@@ -260,7 +262,8 @@ void might_sleep() {
   Report report;
   bool spinning_held = false;
   for (unsigned i = 0; i < t->held_count; ++i) spinning_held |= info(t->held[i].rank).kind == LockKind::spinning;
-  report << (spinning_held ? "weir: lockdep: sleeping under a spinlock" : "weir: lockdep: sleeping in a timer's function");
+  report << (spinning_held ? "weir: lockdep: sleeping under a spinlock"
+                           : "weir: lockdep: sleeping in a timer's function");
   fail(report, *t);
 }
 

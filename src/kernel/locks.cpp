@@ -27,8 +27,8 @@ void SpinLock::unlock_slow() {
 }
 
 // ---- WaitQueue -----------------------------------------------------------------------------------------------------
-// A sleeper links itself, then looks at the state; a waker changes the state, then looks at the queue. Both look through a
-// read-modify-write of head_, so that one of the two sees the other.
+// A sleeper links itself, then looks at the state; a waker changes the state, then looks at the queue. Both look
+// through a read-modify-write of head_, so that one of the two sees the other.
 
 void WaitQueue::prepare(Waiter& waiter, const void* key) {
   ScopedLock guard(lock_);
@@ -74,15 +74,16 @@ void WaitQueue::finish(Waiter& waiter, const void* key) {
 }
 
 unsigned WaitQueue::wake(const void* key, unsigned at_most) {
-  // Waking is a host call: done without the lock, in batches. A waiter's node is gone once it is off the queue, its Thread
-  // is not: worlds keep Thread structures, and a wake too many is harmless.
+  // Waking is a host call: done without the lock, in batches. A waiter's node is gone once it is off the queue, its
+  // Thread is not: worlds keep Thread structures, and a wake too many is harmless.
   constexpr unsigned BATCH = 16;
   Thread* batch[BATCH];
   unsigned count = 0;
   {
     ScopedLock guard(lock_);
     Waiter* next;
-    for (Waiter* w = head_.load(std::memory_order_relaxed); w != nullptr && count < BATCH && count < at_most; w = next) {
+    for (Waiter* w = head_.load(std::memory_order_relaxed); w != nullptr && count < BATCH && count < at_most;
+         w = next) {
       next = w->next;
       if (key != nullptr && w->key != key) continue;
       batch[count++] = w->thread;

@@ -14,20 +14,21 @@ namespace weir {
 
 /// Lockdep's doors; empty unless WEIR_DEBUG. For locks that are not of these classes (the page lock is a bit) too.
 ///
-/// The page lock has no owner in the kernel's sense: whoever completes the read unlocks. So lockdep_acquire(page) only checks;
-/// the lock counts as held from lockdep_acquire_try(), which lock_page() calls when it has the bit, until
-/// lockdep_release_any(). Who submits a locked page for reading hands it to the I/O: lockdep_release_any() there, and once
-/// more (then without effect) when the completion unlocks.
+/// The page lock has no owner in the kernel's sense: whoever completes the read unlocks. So lockdep_acquire(page) only
+/// checks; the lock counts as held from lockdep_acquire_try(), which lock_page() calls when it has the bit, until
+/// lockdep_release_any(). Who submits a locked page for reading hands it to the I/O: lockdep_release_any() there, and
+/// once more (then without effect) when the completion unlocks.
 #ifdef WEIR_DEBUG
 void lockdep_acquire(const void* lock, LockRank rank);      ///< before blocking on it
 void lockdep_acquire_try(const void* lock, LockRank rank);  ///< after a successful trylock: no order check
 void lockdep_release(const void* lock, LockRank rank);
-/// The page lock is handed from thread to thread (I/O completion unlocks): drops it from whoever holds it, if anybody does.
+/// The page lock is handed from thread to thread (I/O completion unlocks): drops it from whoever holds it, if anybody
+/// does.
 void lockdep_release_any(const void* lock, LockRank rank);
-void might_sleep();                                          ///< a bug while a spinning lock is held
+void might_sleep();  ///< a bug while a spinning lock is held
 [[nodiscard]] bool lockdep_holds(const void* lock);
-void lockdep_thread_idle(Thread& thread);                    ///< a bug while it holds anything: it ends or leaves the engine
-void lockdep_forget(Thread& thread);                         ///< it is dropped as it is: whatever it holds is forgotten
+void lockdep_thread_idle(Thread& thread);  ///< a bug while it holds anything: it ends or leaves the engine
+void lockdep_forget(Thread& thread);       ///< it is dropped as it is: whatever it holds is forgotten
 #else
 inline void lockdep_acquire(const void*, LockRank) {}
 inline void lockdep_acquire_try(const void*, LockRank) {}
@@ -178,8 +179,8 @@ class WEIR_CAPABILITY("mutex") Mutex {
   WaitQueue waiters_;
 };
 
-/// Readers and a writer; a waiting writer keeps new readers out (so that fork and set-up come through). Readers cost one
-/// atomic add each way while no writer is about. Not recursive, not even for reading.
+/// Readers and a writer; a waiting writer keeps new readers out (so that fork and set-up come through). Readers cost
+/// one atomic add each way while no writer is about. Not recursive, not even for reading.
 class WEIR_CAPABILITY("rwsem") RwSem {
  public:
   constexpr explicit RwSem(LockRank rank) : rank_(rank) {}
@@ -187,7 +188,8 @@ class WEIR_CAPABILITY("rwsem") RwSem {
     lockdep_acquire(this, rank_);
     if (__builtin_expect(state_.fetch_add(READER, std::memory_order_acquire) >= WRITER_WAITS, 0)) down_read_slow();
   }
-  /// For reading, past writers that wait: only one that holds it keeps us out. For threads that those wait for who are inside.
+  /// For reading, past writers that wait: only one that holds it keeps us out. For threads that those wait for who are
+  /// inside.
   void down_read_overtaking() WEIR_TSA(acquire_shared_capability());
   [[nodiscard]] bool down_read_trylock() WEIR_TSA(try_acquire_shared_capability(true));
   void up_read() WEIR_TSA(release_shared_capability()) {
@@ -198,9 +200,7 @@ class WEIR_CAPABILITY("rwsem") RwSem {
   void down_write() WEIR_ACQUIRE();
   [[nodiscard]] bool down_write_trylock() WEIR_TRY_ACQUIRE(true);
   void up_write() WEIR_RELEASE();
-  [[nodiscard]] bool is_locked() const {
-    return (state_.load(std::memory_order_relaxed) & (WRITER | READERS)) != 0;
-  }
+  [[nodiscard]] bool is_locked() const { return (state_.load(std::memory_order_relaxed) & (WRITER | READERS)) != 0; }
   [[nodiscard]] bool is_write_locked() const { return (state_.load(std::memory_order_relaxed) & WRITER) != 0; }
   /// As WaitQueue's: the caller holds it for writing, and everybody else is gone.
   void forget_waiters();
@@ -257,22 +257,30 @@ class WEIR_SCOPED_CAPABILITY ScopedWrite {
   RwSem& sem_;
 };
 
-/// One piece of a kthread's work: a reclaim pass, a round of writeback. Live it joins the gate, so that fork and set-up come
-/// between two pieces and find no page locked by a kthread; asleep for want of work a kthread is outside. A writer that waits
-/// does not keep a pass out: somebody inside may be waiting for what this kthread is about to do.
+/// One piece of a kthread's work: a reclaim pass, a round of writeback. Live it joins the gate, so that fork and set-up
+/// come between two pieces and find no page locked by a kthread; asleep for want of work a kthread is outside. A writer
+/// that waits does not keep a pass out: somebody inside may be waiting for what this kthread is about to do. A pass
+/// inside a pass is one pass; on a thread that is no kthread it is nothing, as that one came through the gate.
 class KthreadPass {
  public:
-  KthreadPass() : gate_((current().flags & PF_KTHREAD) != 0 ? world().gate() : nullptr) {
-    if (gate_ != nullptr) gate_->down_read_overtaking();
+  KthreadPass() {
+    Thread& t = current();
+    if ((t.flags & (PF_KTHREAD | PF_IN_PASS)) != PF_KTHREAD) return;
+    gate_ = world().gate();
+    if (gate_ == nullptr) return;
+    gate_->down_read_overtaking();
+    t.flags |= PF_IN_PASS;
   }
   ~KthreadPass() {
-    if (gate_ != nullptr) gate_->up_read();
+    if (gate_ == nullptr) return;
+    current().flags &= ~PF_IN_PASS;
+    gate_->up_read();
   }
   KthreadPass(const KthreadPass&) = delete;
   KthreadPass& operator=(const KthreadPass&) = delete;
 
  private:
-  RwSem* gate_;
+  RwSem* gate_ = nullptr;
 };
 
 /// Something that happens once, and whoever waits for it.

@@ -93,7 +93,8 @@ bool Workqueue::queue_work(WorkStruct& work) {
 bool Workqueue::queue_delayed_work(DelayedWork& delayed, Nanos delay) {
   if (delay.v == 0) return queue_work(delayed.work);
   ScopedLock guard(lock_);
-  if ((delayed.work.data.fetch_or(WorkStruct::PENDING, std::memory_order_acq_rel) & WorkStruct::PENDING) != 0) return false;
+  if ((delayed.work.data.fetch_or(WorkStruct::PENDING, std::memory_order_acq_rel) & WorkStruct::PENDING) != 0)
+    return false;
   delayed.wq = this;
   delayed.on_timer = true;
   delayed.timer.function = delayed_work_timer_fn;
@@ -115,8 +116,8 @@ bool Workqueue::mod_delayed_work(DelayedWork& delayed, Nanos delay) {
     delayed.on_timer = false;
   }
   if (!was_on_timer) return !queue_delayed_work(delayed, delay);
-  // The item is off the timer and still pending, so nobody else moves it. The timer goes first: once in the queue the item
-  // may run, and be gone.
+  // The item is off the timer and still pending, so nobody else moves it. The timer goes first: once in the queue the
+  // item may run, and be gone.
   world_->timer_cancel(delayed.timer);
   {
     ScopedLock guard(lock_);

@@ -5,9 +5,9 @@
 //   queue_work():          idle --> pending (in the queue) --> running --> idle
 //   queue_delayed_work():  idle --> pending (on the timer) --> pending (in the queue) --> running --> idle
 //
-// A work item is queued once until it runs: queueing a pending one does nothing, queueing a running one makes it run once
-// more. Items may lie in any object; when the function runs the item is the function's, which may free it.
-// Linux: include/linux/workqueue.h, kernel/workqueue.c (which shares its workers; here each queue has one).
+// A work item is queued once until it runs: queueing a pending one does nothing, queueing a running one makes it run
+// once more. Items may lie in any object; when the function runs the item is the function's, which may free it. Linux:
+// include/linux/workqueue.h, kernel/workqueue.c (which shares its workers; here each queue has one).
 #pragma once
 
 #include "kernel/locks.hpp"
@@ -78,16 +78,16 @@ class Workqueue {
   bool queue_work(WorkStruct& work);
   /// The same after `delay`. The queue has been started.
   bool queue_delayed_work(DelayedWork& work, Nanos delay);
-  /// Queues it, or moves the end of the delay that it is in (it may still run at the old time when that is just passing).
-  /// True if it was pending. Any context but spinlocks that a timer's function takes.
+  /// Queues it, or moves the end of the delay that it is in (it may still run at the old time when that is just
+  /// passing). True if it was pending. Any context but spinlocks that a timer's function takes.
   bool mod_delayed_work(DelayedWork& work, Nanos delay);
 
   /// Waits until the item, as queued or running now, has run. False if it was neither. Sleeps.
   bool flush_work(WorkStruct& work);
   /// Waits for everything queued before. Sleeps.
   void flush_workqueue();
-  /// Afterwards it is neither pending nor running, even if its function queues it again. True if it was pending. Sleeps;
-  /// not from the item's own function, and by one caller at a time.
+  /// Afterwards it is neither pending nor running, even if its function queues it again. True if it was pending.
+  /// Sleeps; not from the item's own function, and by one caller at a time.
   bool cancel_work_sync(WorkStruct& work);
   bool cancel_delayed_work_sync(DelayedWork& work);
 

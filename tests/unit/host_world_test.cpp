@@ -1,5 +1,5 @@
-// The live world: real threads inside a program. Behaviour that it shares with the virtual world is in locks_test and the
-// kernel_*_tests.
+// The live world: real threads inside a program. Behaviour that it shares with the virtual world is in locks_test and
+// the kernel_*_tests.
 #include "kernel/host/host_world.hpp"
 
 #include <fcntl.h>
@@ -90,10 +90,9 @@ std::atomic<int> handled{0};
 TEST_F(Host, IsEnteredFromASignalHandler) {
   world_of_handler = &world_;
   handled = 0;
-  struct sigaction action {}, before {};
-  action.sa_handler = [](int) {
-    world_of_handler->enter([](void*) { handled = current().tid; }, nullptr);
-  };
+  struct sigaction action {
+  }, before{};
+  action.sa_handler = [](int) { world_of_handler->enter([](void*) { handled = current().tid; }, nullptr); };
   sigaction(SIGUSR1, &action, &before);
   raise(SIGUSR1);
   EXPECT_EQ(handled, gettid());
@@ -166,6 +165,7 @@ TEST_F(Host, AnExclusiveEntryComesBetweenTwoPassesOfAKthread) {
           {
             KthreadPass pass;
             s.in_pass = true;
+            KthreadPass inner;
             world().schedule_timeout(20_us);
             s.passes.fetch_add(1);
             s.in_pass = false;
@@ -244,8 +244,7 @@ TEST_F(Host, AKthreadIsAThreadOfItsOwnWithItsName) {
 
 TEST_F(Host, AKthreadThatReturnedCanStillBeStopped) {
   std::atomic<bool> ended{false};
-  Thread* kthread =
-      world_.kthread_create([](void* p) { *static_cast<std::atomic<bool>*>(p) = true; }, &ended, "short");
+  Thread* kthread = world_.kthread_create([](void* p) { *static_cast<std::atomic<bool>*>(p) = true; }, &ended, "short");
   while (!ended) std::this_thread::yield();
   world_.kthread_stop(*kthread);
   EXPECT_EQ(world_.nr_kthreads(), 1u);
@@ -290,7 +289,8 @@ TEST(HostFiles, KthreadsMayShareTheTable) {
   ASSERT_TRUE(world.start().ok());
   long opened = -1;
   Thread* kthread = world.kthread_create(
-      [](void* p) { *static_cast<long*>(p) = sys::call(SYS_open, sys::arg("/dev/null"), O_RDONLY); }, &opened, "opener");
+      [](void* p) { *static_cast<long*>(p) = sys::call(SYS_open, sys::arg("/dev/null"), O_RDONLY); }, &opened,
+      "opener");
   world.kthread_stop(*kthread);
   ASSERT_GE(opened, 0);
   EXPECT_EQ(close(static_cast<int>(opened)), 0);
@@ -465,7 +465,9 @@ TEST_F(Host, TheSinkIsSeenByEntriesAndKthreads) {
   Names names;
   world_.set_sink(&names);
   auto start = [](void*) {
-    if (Thread* t = kthread_run(world(), [](void*) {}, nullptr, "one")) world().kthread_stop(*t);
+    if (Thread* t = kthread_run(
+            world(), [](void*) {}, nullptr, "one"))
+      world().kthread_stop(*t);
   };
   world_.enter(start, nullptr);
   Thread* kthread = world_.kthread_create(start, nullptr, "starter");
@@ -483,6 +485,13 @@ TEST_F(Host, PrintkIsOneLineOnStandardError) {
 TEST_F(Host, ThereIsACpu) {
   EXPECT_GE(world_.nr_cpus(), 1u);
   enter([&] { EXPECT_LT(current().cpu.v, world_.nr_cpus()); });
+}
+
+constinit HostWorld constant;
+
+TEST(HostStatic, AWorldNeedsNoConstructionAtRunTime) {
+  ASSERT_TRUE(constant.start().ok());
+  constant.stop();
 }
 
 TEST_F(Host, AWorldCanBeStartedAgain) {

@@ -1,12 +1,11 @@
 // The freezer: kthreads stop where they look, in both worlds.
-#include "kernel/freezer.hpp"
-
 #include <gtest/gtest.h>
 
 #include <atomic>
 #include <string>
 #include <vector>
 
+#include "kernel/freezer.hpp"
 #include "kernel/host/host_world.hpp"
 #include "kernel/virtual/virtual_world.hpp"
 
@@ -111,11 +110,15 @@ void in_host_world(void (*body)()) {
   world.enter([](void* p) { (*static_cast<void (**)()>(p))(); }, &body);
 }
 
-TEST(Freezer, AFrozenWorkerDoesNothingUntilThawedVirtual) { in_virtual_world(a_frozen_worker_does_nothing_until_thawed); }
+TEST(Freezer, AFrozenWorkerDoesNothingUntilThawedVirtual) {
+  in_virtual_world(a_frozen_worker_does_nothing_until_thawed);
+}
 TEST(Freezer, AFrozenWorkerDoesNothingUntilThawedHost) { in_host_world(a_frozen_worker_does_nothing_until_thawed); }
 TEST(Freezer, AFrozenWorkerCanBeStoppedVirtual) { in_virtual_world(a_frozen_worker_can_be_stopped); }
 TEST(Freezer, AFrozenWorkerCanBeStoppedHost) { in_host_world(a_frozen_worker_can_be_stopped); }
-TEST(Freezer, FreezingAndThawingLosesNobodyVirtual) { in_virtual_world(freezing_and_thawing_over_and_over_loses_nobody); }
+TEST(Freezer, FreezingAndThawingLosesNobodyVirtual) {
+  in_virtual_world(freezing_and_thawing_over_and_over_loses_nobody);
+}
 TEST(Freezer, FreezingAndThawingLosesNobodyHost) { in_host_world(freezing_and_thawing_over_and_over_loses_nobody); }
 
 TEST(Freezer, SomeAreLeftAlone) {

@@ -1,6 +1,4 @@
 // Work queues, in both worlds.
-#include "kernel/workqueue.hpp"
-
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -8,6 +6,7 @@
 
 #include "kernel/host/host_world.hpp"
 #include "kernel/virtual/virtual_world.hpp"
+#include "kernel/workqueue.hpp"
 
 namespace weir {
 namespace {
@@ -17,7 +16,7 @@ struct Counter {
   std::atomic<int> runs{0};
   std::atomic<bool> hold{false};  // the function waits while this is set
   std::atomic<bool> inside{false};
-  Workqueue* again = nullptr;     // the function queues itself there
+  Workqueue* again = nullptr;  // the function queues itself there
   WorkStruct& work() { return delayed.work; }
   static void run(WorkStruct* work) {
     auto& c = reinterpret_cast<Counter&>(to_delayed_work(*work));
@@ -205,7 +204,7 @@ void in_host_world(void (*body)()) {
   world.enter([](void* p) { (*static_cast<void (**)()>(p))(); }, &body);
 }
 
-#define BOTH_WORLDS(name, body)                          \
+#define BOTH_WORLDS(name, body)                              \
   TEST(Workqueue, name##Virtual) { in_virtual_world(body); } \
   TEST(Workqueue, name##Host) { in_host_world(body); }
 

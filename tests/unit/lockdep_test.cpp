@@ -42,83 +42,94 @@ struct WorldNames {
 TYPED_TEST_SUITE(Lockdep, Worlds, WorldNames);
 
 TYPED_TEST(Lockdep, ReportsAWrongOrderWithBothLocks) {
-  EXPECT_DEATH(TypeParam::run([] {
-    SpinLock lru(LockRank::lru), page_table(LockRank::page_table);
-    lru.lock();
-    page_table.lock();
-  }), "wrong order: taking `page_table` \\(spinning, 0x[0-9a-f]+\\) while holding `lru` \\(spinning, 0x[0-9a-f]+\\)");
+  EXPECT_DEATH(
+      TypeParam::run([] {
+        SpinLock lru(LockRank::lru), page_table(LockRank::page_table);
+        lru.lock();
+        page_table.lock();
+      }),
+      "wrong order: taking `page_table` \\(spinning, 0x[0-9a-f]+\\) while holding `lru` \\(spinning, 0x[0-9a-f]+\\)");
 }
 
 TYPED_TEST(Lockdep, ReportsTwoOfARankThatDoesNotNest) {
   EXPECT_DEATH(TypeParam::run([] {
-    SpinLock a(LockRank::zone), b(LockRank::zone);
-    a.lock();
-    b.lock();
-  }), "taking `zone` .* while holding `zone` .*two of this rank do not nest");
+                 SpinLock a(LockRank::zone), b(LockRank::zone);
+                 a.lock();
+                 b.lock();
+               }),
+               "taking `zone` .* while holding `zone` .*two of this rank do not nest");
 }
 
 TYPED_TEST(Lockdep, ReportsALockTakenTwice) {
   EXPECT_DEATH(TypeParam::run([] {
-    Mutex a(LockRank::anon_vma);
-    a.lock();
-    a.lock();
-  }), "taking `anon_vma` .* which it already holds");
+                 Mutex a(LockRank::anon_vma);
+                 a.lock();
+                 a.lock();
+               }),
+               "taking `anon_vma` .* which it already holds");
 }
 
 TYPED_TEST(Lockdep, ReportsSleepingUnderASpinlock) {
   EXPECT_DEATH(TypeParam::run([] {
-    SpinLock lock(LockRank::lru);
-    lock.lock();
-    world().schedule_timeout(1_us);
-  }), "sleeping under a spinlock(.|\n)*holds:(.|\n)*`lru`");
+                 SpinLock lock(LockRank::lru);
+                 lock.lock();
+                 world().schedule_timeout(1_us);
+               }),
+               "sleeping under a spinlock(.|\n)*holds:(.|\n)*`lru`");
 }
 
 TYPED_TEST(Lockdep, ReportsAMutexUnderASpinlock) {
   EXPECT_DEATH(TypeParam::run([] {
-    SpinLock lock(LockRank::vmalloc);
-    Mutex slots(LockRank::swap_slots);
-    lock.lock();
-    slots.lock();
-  }), "sleeping under a spinlock: taking `swap_slots`");
+                 SpinLock lock(LockRank::vmalloc);
+                 Mutex slots(LockRank::swap_slots);
+                 lock.lock();
+                 slots.lock();
+               }),
+               "sleeping under a spinlock: taking `swap_slots`");
 }
 
 TYPED_TEST(Lockdep, ReportsAWaitUnderASpinlockEvenIfNothingIsWaitedFor) {
   EXPECT_DEATH(TypeParam::run([] {
-    SpinLock lock(LockRank::lru);
-    WaitQueue queue;
-    lock.lock();
-    queue.wait([] { return true; });
-  }), "sleeping under a spinlock");
+                 SpinLock lock(LockRank::lru);
+                 WaitQueue queue;
+                 lock.lock();
+                 queue.wait([] { return true; });
+               }),
+               "sleeping under a spinlock");
 }
 
 TYPED_TEST(Lockdep, ReportsALockThatIsNotHeld) {
   EXPECT_DEATH(TypeParam::run([] {
-    Mutex lock(LockRank::oom);
-    lock.unlock();
-  }), "releasing `oom` .* which it does not hold");
+                 Mutex lock(LockRank::oom);
+                 lock.unlock();
+               }),
+               "releasing `oom` .* which it does not hold");
 }
 
 TYPED_TEST(Lockdep, ReportsAThreadThatEndsWithALock) {
   EXPECT_DEATH(TypeParam::run([] {
-    static Mutex lock(LockRank::oom);
-    lock.lock();
-  }), "leaves with locks held(.|\n)*`oom`");
+                 static Mutex lock(LockRank::oom);
+                 lock.lock();
+               }),
+               "leaves with locks held(.|\n)*`oom`");
 }
 
 TYPED_TEST(Lockdep, ReportsATimerThatSleeps) {
   EXPECT_DEATH(TypeParam::run([] {
-    Timer timer{.function = [](void*) { world().schedule_timeout(1_us); }};
-    world().timer_arm(timer, 1_us);
-    for (;;) world().schedule_timeout(1_s);
-  }), "sleeping in a timer's function");
+                 Timer timer{.function = [](void*) { world().schedule_timeout(1_us); }};
+                 world().timer_arm(timer, 1_us);
+                 for (;;) world().schedule_timeout(1_s);
+               }),
+               "sleeping in a timer's function");
 }
 
 TYPED_TEST(Lockdep, ReportsFreezingWithALock) {
   EXPECT_DEATH(TypeParam::run([] {
-    Mutex lock(LockRank::oom);
-    lock.lock();
-    try_to_freeze();
-  }), "leaves with locks held");
+                 Mutex lock(LockRank::oom);
+                 lock.lock();
+                 try_to_freeze();
+               }),
+               "leaves with locks held");
 }
 
 TYPED_TEST(Lockdep, AcceptsTheOrderOfTheTable) {
@@ -172,19 +183,21 @@ void lock_page(int* page) {
 
 TYPED_TEST(Lockdep, ReportsMmapLockUnderAPageLock) {
   EXPECT_DEATH(TypeParam::run([] {
-    int page = 0;
-    RwSem mmap(LockRank::mmap);
-    lock_page(&page);
-    mmap.down_read();
-  }), "taking `mmap` .* while holding `page`");
+                 int page = 0;
+                 RwSem mmap(LockRank::mmap);
+                 lock_page(&page);
+                 mmap.down_read();
+               }),
+               "taking `mmap` .* while holding `page`");
 }
 
 TYPED_TEST(Lockdep, ReportsAPageLockedTwice) {
   EXPECT_DEATH(TypeParam::run([] {
-    int page = 0;
-    lock_page(&page);
-    lock_page(&page);
-  }), "taking `page` .* which it already holds");
+                 int page = 0;
+                 lock_page(&page);
+                 lock_page(&page);
+               }),
+               "taking `page` .* which it already holds");
 }
 
 TYPED_TEST(Lockdep, APageHandedToTheIoIsNoLongerHeld) {

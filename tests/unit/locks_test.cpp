@@ -21,7 +21,8 @@ using Bodies = std::vector<std::function<void()>>;
 /// Fibers. run() repeats what `make` sets up under many seeds.
 struct Virtual {
   static constexpr int ROUNDS = 20;  // of each body's loop
-  static void run(const std::function<Bodies()>& make, const std::function<void()>& after = [] {}) {
+  static void run(
+      const std::function<Bodies()>& make, const std::function<void()>& after = [] {}) {
     for (uint64_t seed = 1; seed <= 200; ++seed) {
       SCOPED_TRACE("seed " + std::to_string(seed));
       VirtualWorld world({.seed = seed, .cpus = 1 + static_cast<unsigned>(seed % 4), .preempt_one_in = 3});
@@ -35,7 +36,8 @@ struct Virtual {
 /// Threads of the host.
 struct Host {
   static constexpr int ROUNDS = 2000;
-  static void run(const std::function<Bodies()>& make, const std::function<void()>& after = [] {}) {
+  static void run(
+      const std::function<Bodies()>& make, const std::function<void()>& after = [] {}) {
     HostWorld world;
     ASSERT_TRUE(world.start().ok());
     for (int turn = 0; turn < 3; ++turn) {

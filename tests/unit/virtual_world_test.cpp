@@ -18,9 +18,7 @@ using RunState = VirtualWorld::RunState;
 TEST(VirtualWorld, RunsAThreadToItsEnd) {
   VirtualWorld world;
   bool ran = false;
-  world.spawn("one", [&] {
-    ran = &weir::world() == &world && std::string(current().comm) == "one";
-  });
+  world.spawn("one", [&] { ran = &weir::world() == &world && std::string(current().comm) == "one"; });
   EXPECT_EQ(world.run(), RunState::finished);
   EXPECT_TRUE(ran);
 }
@@ -114,6 +112,56 @@ TEST(VirtualWorld, TheCpuThatIsFurthestBehindGoesNext) {
   EXPECT_EQ(steps.size(), 12u);
 }
 
+TEST(VirtualWorld, ACpuRunsAheadOfOthersByTheSkewAtMost) {
+  auto run = [](Nanos skew, uint64_t& switches) {
+    VirtualWorld world({.cpus = 3, .skew = skew});
+    Nanos at[3]{};
+    uint64_t furthest = 0;
+    for (int i = 0; i < 3; ++i) {
+      world.spawn("worker", [&, i] {
+        for (int k = 0; k < 1000; ++k) {
+          at[i] = world.now();
+          for (Nanos other : at)
+            if (at[i] > other) furthest = std::max(furthest, (at[i] - other).v);
+          world.spend(Nanos(90 + static_cast<uint64_t>(i)));
+          world.preempt_point();
+        }
+        at[i] = Nanos(~uint64_t{0});
+      });
+    }
+    EXPECT_EQ(world.run(), RunState::finished);
+    switches = world.switches();
+    return furthest;
+  };
+  uint64_t often, seldom;
+  EXPECT_LE(run(0_ns, often), 92u);
+  EXPECT_LE(run(1_us, seldom), 1092u);
+  EXPECT_LT(seldom * 5, often);
+}
+
+TEST(VirtualWorld, TheSeedFindsARace) {
+  for (unsigned cpus : {1u, 2u, 4u}) {
+    int found = 0;
+    for (uint64_t seed = 1; seed <= 200; ++seed) {
+      VirtualWorld world({.seed = seed, .cpus = cpus, .preempt_one_in = 4});
+      int counter = 0;
+      for (int i = 0; i < 4; ++i) {
+        world.spawn("racer", [&] {
+          for (int k = 0; k < 3; ++k) {
+            const int before = counter;
+            world.preempt_point();
+            counter = before + 1;
+            world.preempt_point();
+          }
+        });
+      }
+      EXPECT_EQ(world.run(), RunState::finished);
+      if (counter != 12) ++found;
+    }
+    EXPECT_GT(found, 100) << cpus << " CPUs";
+  }
+}
+
 TEST(VirtualWorld, ASliceEndsWhenOthersWait) {
   VirtualWorld world({.slice = 1_ms});
   std::vector<int> order;
@@ -143,8 +191,9 @@ TEST(VirtualWorld, AThreadThatIsNotParkedKeepsItsCpu) {
     });
   }
   EXPECT_EQ(world.run(), RunState::finished);
-  EXPECT_EQ(world.busy_time(CpuId(0)) + world.busy_time(CpuId(1)) + world.busy_time(CpuId(2)) + world.busy_time(CpuId(3)),
-            24_ms);
+  EXPECT_EQ(
+      world.busy_time(CpuId(0)) + world.busy_time(CpuId(1)) + world.busy_time(CpuId(2)) + world.busy_time(CpuId(3)),
+      24_ms);
 }
 
 TEST(VirtualWorld, CpuTimeIsCountedPerThread) {
@@ -258,7 +307,8 @@ TEST(VirtualWorld, ThreadsThatWaitForEverAreADeadlockAndNamed) {
   EXPECT_NE(world.report().find("right (tid 4): parked"), std::string::npos) << world.report();
   EXPECT_NE(world.report().find("kswapd0 (tid 2): parked, a kthread"), std::string::npos) << world.report();
 #ifdef WEIR_DEBUG
-  EXPECT_NE(world.report().find("left (tid 3): parked, holds or waits for: swapon"), std::string::npos) << world.report();
+  EXPECT_NE(world.report().find("left (tid 3): parked, holds or waits for: swapon"), std::string::npos)
+      << world.report();
 #endif
 }
 
@@ -515,7 +565,8 @@ TEST(VirtualWorld, TheSinkIsSeenByThreadsOldAndNew) {
   VirtualWorld world;
   Names names;
   auto start = [&] {
-    Thread* t = kthread_run(world, [](void*) {}, nullptr, "kswapd0");
+    Thread* t = kthread_run(
+        world, [](void*) {}, nullptr, "kswapd0");
     world.kthread_stop(*t);
   };
   world.spawn("old", start);

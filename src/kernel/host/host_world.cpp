@@ -33,7 +33,7 @@ struct HostThread : Thread {
   std::atomic<uint32_t> park{EMPTY};
   // Kthreads: not 0 until the thread's last use of its stack; the host clears it and wakes who waits.
   std::atomic<uint32_t> alive{0};
-  std::atomic<uint32_t> next_free{0};            // index + 1 in its pool
+  std::atomic<uint32_t> next_free{0};             // index + 1 in its pool
   std::atomic<EngineThread*> own_stack{nullptr};  // stays with the place
   char* tls = nullptr;
   void (*function)(void*) = nullptr;
@@ -46,8 +46,8 @@ struct HostThread : Thread {
 
 namespace {
 
-// Below the thread pointer lies what linked-in code has as static TLS (libc's errno among it), above it libc's own thread
-// descriptor, of which nothing but the head is filled in.
+// Below the thread pointer lies what linked-in code has as static TLS (libc's errno among it), above it libc's own
+// thread descriptor, of which nothing but the head is filled in.
 constexpr size_t TLS_BELOW = 56 << 10, TLS_ABOVE = 8 << 10;
 
 char* map(size_t bytes) {
@@ -274,7 +274,8 @@ void HostWorld::set_sink(FlowSink* sink) {
 
 // ---- Kthreads ------------------------------------------------------------------------------------------------------
 
-// clone with a function to call on the new stack: rdi flags, rsi stack, rdx parent_tid, rcx child_tid, r8 tls, r9 fn, then arg.
+// clone with a function to call on the new stack: rdi flags, rsi stack, rdx parent_tid, rcx child_tid, r8 tls, r9 fn,
+// then arg.
 extern "C" [[gnu::visibility("hidden")]] long weir_host_clone(uint64_t flags, void* stack, int32_t* parent_tid,
                                                               std::atomic<uint32_t>* child_tid, void* tls,
                                                               void (*fn)(void*), void* arg);
@@ -344,7 +345,8 @@ int32_t HostWorld::clone_kthread(HostThread& t) {
     t.tls = map(TLS_BELOW + TLS_ABOVE);
     if (t.tls == nullptr) return -1;
   }
-  // The head of a thread descriptor on x86-64: itself at 0 and 16, "many threads" at 24, stack and pointer guards at 40, 48.
+  // The head of a thread descriptor on x86-64: itself at 0 and 16, "many threads" at 24, stack and pointer guards at
+  // 40, 48.
   char* tp = t.tls + TLS_BELOW;
   uint64_t stack_guard, pointer_guard;
   asm("movq %%fs:40, %0" : "=r"(stack_guard));
@@ -356,8 +358,8 @@ int32_t HostWorld::clone_kthread(HostThread& t) {
   std::memcpy(tp + 40, &stack_guard, 8);
   std::memcpy(tp + 48, &pointer_guard, 8);
 
-  uint64_t flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID |
-                   CLONE_CHILD_CLEARTID;
+  uint64_t flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS |
+                   CLONE_PARENT_SETTID | CLONE_CHILD_CLEARTID;
   if (options_.files == KthreadFiles::shared) flags |= CLONE_FILES;
   return static_cast<int32_t>(
       weir_host_clone(flags, engine_stack_top(t.stack), &t.tid, &t.alive, tp, kthread_main, &t));
@@ -454,7 +456,8 @@ bool HostWorld::schedule_timeout(Nanos delay) {
 
 void HostWorld::wake(Thread& thread) {
   auto& t = static_cast<HostThread&>(thread);
-  if (t.park.exchange(HostThread::NOTIFIED, std::memory_order_release) == HostThread::PARKED) sys::futex_wake(t.park, 1);
+  if (t.park.exchange(HostThread::NOTIFIED, std::memory_order_release) == HostThread::PARKED)
+    sys::futex_wake(t.park, 1);
 }
 
 void HostWorld::spin_wait(std::atomic<uint32_t>& word) {

@@ -1,16 +1,16 @@
 // src/kernel/host/host_world.hpp
 //
-// Real time and real threads, inside somebody else's program. Whatever the program's threads hold (malloc's lock, libc's,
-// a lock of the loader) the engine may be entered, so nothing here allocates, throws, uses thread_local or calls what takes a
-// libc lock: memory is mapped by start(), threads are raw clones, sleeping is a futex.
+// Real time and real threads, inside somebody else's program. Whatever the program's threads hold (malloc's lock,
+// libc's, a lock of the loader) the engine may be entered, so nothing here allocates, throws, uses thread_local or
+// calls what takes a libc lock: memory is mapped by start(), threads are raw clones, sleeping is a futex.
 //
 //   program thread --enter()--> all signals blocked --> an engine stack from the pool --> gate for reading --> fn(arg)
 //   kthread        raw clone; all signals blocked; engine stack, TLS block and descriptor table of its own
 //   timers         run by one kthread, "ktimerd"
 //
-// A kthread is not a thread that libc knows: %fs points to a zeroed block of our own, so that an errno that libc writes hits
-// nobody else's. Calls that need more of libc than that (malloc, stdio, locales, dlopen, anything with a thread_local of a
-// shared library) must not be made there.
+// A kthread is not a thread that libc knows: %fs points to a zeroed block of our own, so that an errno that libc writes
+// hits nobody else's. Calls that need more of libc than that (malloc, stdio, locales, dlopen, anything with a
+// thread_local of a shared library) must not be made there.
 #pragma once
 
 #include <atomic>
@@ -28,21 +28,21 @@ class HostWorld final : public World {
   static constexpr unsigned MAX_ENTERED = 512;
 
   enum class KthreadFiles : uint8_t {
-    own,     ///< a copy of the creator's descriptor table: a program that closes all its descriptors does not close ours
+    own,  ///< a copy of the creator's descriptor table: a program that closes all its descriptors does not close ours
     shared,  ///< the program's table
   };
   struct Options {
     KthreadFiles files = KthreadFiles::own;
-    /// Called first in every kthread. With files == own: the place to close what the engine does not need, or the copies
-    /// keep the program's pipes open for ever.
+    /// Called first in every kthread. With files == own: the place to close what the engine does not need, or the
+    /// copies keep the program's pipes open for ever.
     void (*kthread_start)(void* data) = nullptr;
     void* kthread_start_data = nullptr;
     /// Engine stacks made by start(); more are made when needed, up to MAX_ENTERED.
     unsigned entry_stacks = 8;
   };
 
-  HostWorld() : HostWorld(Options{}) {}
-  explicit HostWorld(Options options) : options_(options) {}
+  constexpr HostWorld() : HostWorld(Options{}) {}
+  constexpr explicit HostWorld(Options options) : options_(options) {}
   ~HostWorld() { stop(); }
   HostWorld(const HostWorld&) = delete;
   HostWorld& operator=(const HostWorld&) = delete;
@@ -52,22 +52,23 @@ class HostWorld final : public World {
   /// Ends the timer thread and unmaps everything. All other kthreads are stopped, nobody is inside. On any stack.
   void stop();
 
-  /// Runs fn(arg) in the engine, for `task`. From any program thread, in a signal handler too; not from within the engine.
-  /// Waits while somebody holds the gate for writing, or all MAX_ENTERED places are taken.
+  /// Runs fn(arg) in the engine, for `task`. From any program thread, in a signal handler too; not from within the
+  /// engine. Waits while somebody holds the gate for writing, or all MAX_ENTERED places are taken.
   void enter(void (*fn)(void*), void* arg, Task* task = nullptr) { do_enter(fn, arg, task, Gate::shared); }
-  /// The same with the gate for writing: nobody else is inside, no kthread is at work.
+  /// The same with the gate for writing: nobody else is inside, no kthread is at work. So fn waits for no kthread, and
+  /// stops none.
   void enter_exclusive(void (*fn)(void*), void* arg, Task* task = nullptr) { do_enter(fn, arg, task, Gate::exclusive); }
   [[nodiscard]] RwSem* gate() override { return &gate_; }
 
-  /// In the child of a fork made inside enter_exclusive(): no thread but the caller is here. Forgets all others, restarts the
-  /// timer thread (armed timers stay armed). The caller then starts its kthreads anew, having called forget_waiters() on
-  /// the wait queues that the old ones slept in. Errors: EAGAIN.
+  /// In the child of a fork made inside enter_exclusive(): no thread but the caller is here. Forgets all others,
+  /// restarts the timer thread (armed timers stay armed). The caller then starts its kthreads anew, having called
+  /// forget_waiters() on the wait queues that the old ones slept in. Errors: EAGAIN.
   [[nodiscard]] Result<void> restart_after_fork();
   /// The kthreads are not here; their Threads become free.
   void forget_kthreads();
 
-  /// Where all threads record, present and future; null turns recording off. A running thread may miss it until its next
-  /// function.
+  /// Where all threads record, present and future; null turns recording off. A running thread may miss it until its
+  /// next function.
   void set_sink(FlowSink* sink);
   /// Kthreads that exist, the timer thread included.
   [[nodiscard]] unsigned nr_kthreads() const { return nr_kthreads_.load(std::memory_order_relaxed); }
@@ -119,7 +120,7 @@ class HostWorld final : public World {
   RwSem gate_{LockRank::gate};
   void* area_ = nullptr;
   Pool kthreads_, entries_;
-  std::atomic<uint32_t> entry_given_{0};    // counts up when a place is given back
+  std::atomic<uint32_t> entry_given_{0};  // counts up when a place is given back
   std::atomic<uint32_t> entry_waiters_{0};
   std::atomic<uint32_t> nr_kthreads_{0};
   std::atomic<FlowSink*> sink_{nullptr};
@@ -129,7 +130,7 @@ class HostWorld final : public World {
   Timer* timers_ WEIR_GUARDED_BY(timer_lock_) = nullptr;  // by time, then by arming
   Thread* timer_thread_ = nullptr;
   std::atomic<Timer*> running_timer_{nullptr};
-  std::atomic<uint32_t> timer_runs_{0};     // counts up after each function
+  std::atomic<uint32_t> timer_runs_{0};  // counts up after each function
 };
 
 }  // namespace weir

@@ -1,7 +1,7 @@
 // src/kernel/host/sys.hpp
 //
-// System calls without libc: no errno (it lives in TLS), no cancellation, no lock. Results as the kernel gives them: -errno
-// on failure.
+// System calls without libc: no errno (it lives in TLS), no cancellation, no lock. Results as the kernel gives them:
+// -errno on failure.
 #pragma once
 
 #include <linux/futex.h>

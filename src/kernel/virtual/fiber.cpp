@@ -32,8 +32,8 @@ namespace weir {
 
 namespace bc = boost::context::detail;
 
-// Between the announcement and the jump the thread sanitizer believes in the new fiber while the old one still runs: the
-// functions on that way are not instrumented, or their returns would be counted on the wrong stack.
+// Between the announcement and the jump the thread sanitizer believes in the new fiber while the old one still runs:
+// the functions on that way are not instrumented, or their returns would be counted on the wrong stack.
 #ifdef WEIR_TSAN
 #define WEIR_SWITCHES __attribute__((no_sanitize("thread")))
 #else
@@ -62,7 +62,8 @@ void Fiber::reuse() {
   tsan_ = __tsan_create_fiber(0);
 #endif
   fake_stack_ = nullptr;
-  context_ = bc::make_fcontext(engine_stack_top(stack_), ENGINE_STACK_SIZE, [](bc::transfer_t t) { enter(t.fctx, t.data); });
+  context_ =
+      bc::make_fcontext(engine_stack_top(stack_), ENGINE_STACK_SIZE, [](bc::transfer_t t) { enter(t.fctx, t.data); });
 }
 
 void Fiber::destroy() {

@@ -1,7 +1,7 @@
 // src/kernel/virtual/fiber.hpp
 //
-// A flow of execution on an engine stack of its own, switched to by hand (Boost.Context). Every switch is announced to the
-// address and thread sanitizers.
+// A flow of execution on an engine stack of its own, switched to by hand (Boost.Context). Every switch is announced to
+// the address and thread sanitizers.
 //
 //   main --switch_to(a)--> a --switch_to(b)--> b --switch_to(main)--> main
 //
@@ -22,8 +22,8 @@ class Fiber {
   /// Nobody runs on it. What lies on its stack is dropped as it is.
   ~Fiber() { destroy(); }
 
-  /// Gives it a stack, entry(arg) as what it does, and keeps both for reuse(). entry never returns: it switches away for
-  /// good. False when the host has no memory.
+  /// Gives it a stack, entry(arg) as what it does, and keeps both for reuse(). entry never returns: it switches away
+  /// for good. False when the host has no memory.
   [[nodiscard]] bool create(Entry entry, void* arg);
   /// Makes a fiber that ended (or never ran) new: the same stack, from the top.
   void reuse();

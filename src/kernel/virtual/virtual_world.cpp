@@ -10,19 +10,20 @@
 namespace weir {
 
 struct VirtualWorld::VThread : Thread {
-  // runnable: in its CPU's queue. running: its CPU's `curr`, though another CPU's thread may be executing at the moment.
+  // runnable: in its CPU's queue. running: its CPU's `curr`, though another CPU's thread may be executing at the
+  // moment.
   enum class State : uint8_t { runnable, running, parked, spinning, ended };
   State state = State::runnable;
   bool wake_pending = false;
   bool timed_out = false;
   Nanos ready_at{0};
   Nanos spent{0};
-  EventKey sleep{};                              // id 0: no event
+  EventKey sleep{};  // id 0: no event
   const std::atomic<uint32_t>* spins_on = nullptr;
-  VThread* stopper = nullptr;                    // waits in kthread_stop for it
-  VThread* next = nullptr;                       // in its CPU's queue
+  VThread* stopper = nullptr;  // waits in kthread_stop for it
+  VThread* next = nullptr;     // in its CPU's queue
   VThread* prev = nullptr;
-  void (*function)(void*) = nullptr;             // what it runs: this, or body
+  void (*function)(void*) = nullptr;  // what it runs: this, or body
   void* argument = nullptr;
   std::function<void()> body;
   std::unique_ptr<Fiber> fiber;
@@ -67,7 +68,8 @@ struct VirtualWorld::Cpu {
 
 VirtualWorld::VirtualWorld() : VirtualWorld(Options{}) {}
 
-VirtualWorld::VirtualWorld(Options options) : options_(std::move(options)), dice_{options_.seed}, random_{~options_.seed} {
+VirtualWorld::VirtualWorld(Options options)
+    : options_(std::move(options)), dice_{options_.seed}, random_{~options_.seed} {
   WEIR_BUG_ON(options_.cpus == 0);
   cpus_.resize(options_.cpus);
   throw_dice();
@@ -238,8 +240,8 @@ Nanos VirtualWorld::start_of(const Cpu& cpu) const {
   return cpu.curr != nullptr ? cpu.clock : std::max(cpu.clock, cpu.head->ready_at);
 }
 
-/// Puts a thread that waited, or is new, into the queue of the least loaded CPU: its own if that is one of them, otherwise
-/// the one with the lowest number.
+/// Puts a thread that waited, or is new, into the queue of the least loaded CPU: its own if that is one of them,
+/// otherwise the one with the lowest number.
 void VirtualWorld::make_runnable(VThread& t, Nanos at) {
   unsigned least = cpus_[t.cpu.v].load();
   for (unsigned i = 0; i < cpus_.size(); ++i) {
@@ -469,8 +471,8 @@ void VirtualWorld::describe_waiters() {
   for (auto& t : threads_) {
     const bool spins = t->state == VThread::State::spinning;
     if ((t->state != VThread::State::parked && !spins) || t.get() == softirq_) continue;
-    std::snprintf(line, sizeof line, "\n  %s (tid %d): %s%s", t->comm, t->tid, spins ? "waits for a spinlock" : "parked",
-                  (t->flags & PF_KTHREAD) != 0 ? ", a kthread" : "");
+    std::snprintf(line, sizeof line, "\n  %s (tid %d): %s%s", t->comm, t->tid,
+                  spins ? "waits for a spinlock" : "parked", (t->flags & PF_KTHREAD) != 0 ? ", a kthread" : "");
     report_ += line;
     for (unsigned i = 0; i < t->held_count; ++i) {
       report_ += i == 0 ? ", holds or waits for: " : ", ";

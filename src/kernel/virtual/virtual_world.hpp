@@ -1,18 +1,19 @@
 // src/kernel/virtual/virtual_world.hpp
 //
-// Simulated time. Threads are fibers, all on the host thread that calls run(); N virtual CPUs each have a clock of their own.
+// Simulated time. Threads are fibers, all on the host thread that calls run(); N virtual CPUs each have a clock of
+// their own.
 //
 //   CPU 0   clock 1.20 ms   runs kswapd0     queue: reader, writer
 //   CPU 1   clock 1.35 ms   runs loader      queue: -
 //   events  1.31 ms timer(disk 0), 2.00 ms sleeper
 //
-// The CPU with the smallest clock that has something to run goes next: here CPU 0, until its thread has spent 0.11 ms; then
-// the timer; then CPU 1. A clock moves by spend() and, on a CPU that was idle, by jumping to what woke it. So no time passes
-// that nobody spent or slept.
+// The CPU with the smallest clock that has something to run goes next: here CPU 0, until its thread has spent 0.11 ms;
+// then the timer; then CPU 1. A clock moves by spend() and, on a CPU that was idle, by jumping to what woke it. So no
+// time passes that nobody spent or slept.
 //
-// Who runs is a function of the options and of what the threads do, nothing else: no pointer is compared, no host clock read.
-// The seed decides at preemption points (locks, unlocks, wakes, ...) whether another thread runs now. It may let a CPU fall
-// behind others by up to a slice, never beyond the next event.
+// Who runs is a function of the options and of what the threads do, nothing else: no pointer is compared, no host clock
+// read. The seed decides at preemption points (locks, unlocks, wakes, ...) whether another thread runs now. It may let
+// a CPU fall behind others by up to a slice, never beyond the next event.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +55,8 @@ class VirtualWorld final : public World {
   VirtualWorld(const VirtualWorld&) = delete;
   VirtualWorld& operator=(const VirtualWorld&) = delete;
 
-  /// A new thread, runnable at once; it ends when fn returns, and the Thread is then gone. `comm` is cut to 15 characters.
+  /// A new thread, runnable at once; it ends when fn returns, and the Thread is then gone. `comm` is cut to 15
+  /// characters.
   Thread* spawn(const char* comm, std::function<void()> fn, Task* task = nullptr);
   Thread* spawn(const char* comm, void (*fn)(void*), void* arg, Task* task = nullptr);
 
@@ -158,7 +160,7 @@ class VirtualWorld final : public World {
   std::vector<Cpu> cpus_;
   std::vector<std::unique_ptr<VThread>> threads_;  // by creation; ended ones are reused
   std::vector<VThread*> free_;
-  std::vector<VThread*> spinning_;                  // in order of arrival
+  std::vector<VThread*> spinning_;  // in order of arrival
   Events events_, deferrable_;
   uint64_t next_event_id_ = 1;
   int32_t next_tid_ = 1;
@@ -167,7 +169,7 @@ class VirtualWorld final : public World {
   FlowSink* sink_ = nullptr;
 
   // Hot: what a preemption point looks at.
-  Nanos now_{0};           // the running CPU's clock; between runs, the time at which the last run ended
+  Nanos now_{0};  // the running CPU's clock; between runs, the time at which the last run ended
   Nanos resched_at_ = NEVER;
   uint64_t countdown_ = ~uint64_t{0};
 
