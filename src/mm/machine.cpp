@@ -65,6 +65,7 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
 
   writeback.set_ratios(options.dirty_background_ratio, options.dirty_ratio);
   writeback.set_flusher(&flusher);
+  writeback.set_mapped_pages(this);
   swap_cache.set_page_cluster(options.page_cluster);
   vmscan.set_swappiness(options.swappiness);
   vmscan.set_flusher(&flusher);
@@ -149,6 +150,21 @@ void Machine::deliver_sigkill(Task& task) {
 void Machine::panic(const char* why) {
   if (outer_executioner_ != nullptr) outer_executioner_->panic(why);
   bug(why, __FILE__, __LINE__);
+}
+
+int Machine::page_mkclean(Page& page) {
+  FlushBatch batch;
+  const int dirty = rmap.page_mkclean(page, batch);
+  mmu.flush_batch(batch);
+  return dirty;
+}
+
+void Machine::unmap_page(Page& page) {
+  FlushBatch batch;
+  (void)rmap.try_to_unmap(page, batch);
+  mmu.flush_batch(batch);
+  // An mlocked mapping of a page behind the new end of its file: unmapping it regardless comes with truncate of mapped files.
+  WEIR_BUG_ON(page_mapped(page));
 }
 
 PageCount Machine::set_ram(PageCount target) {

@@ -40,7 +40,7 @@ class VerifySink {
   ~VerifySink() = default;
 };
 
-class Machine final : private Pressure, private Executioner {
+class Machine final : private Pressure, private Executioner, private MappedFilePages {
  public:
   /// Boots a machine in `place` (sizeof(Machine) bytes, aligned). `arena`: layout.end() pages of reserved address space, reading zero.
   /// Runs on an engine thread of `world`. Errors: ENOMEM, EINVAL (layout, options).
@@ -85,6 +85,9 @@ class Machine final : private Pressure, private Executioner {
   // Executioner
   void deliver_sigkill(Task& task) override;
   void panic(const char* why) override;
+  // MappedFilePages
+  int page_mkclean(Page& page) override;
+  void unmap_page(Page& page) override;
 
  public:
   // Rooms, lowest first: each is given only rooms above itself in this list.

@@ -67,14 +67,14 @@ class Scan {
   Scan(Machine& m, std::span<std::byte> scratch, VerifySink& sink) : m_(m), sink_(sink) {
     const auto frames = static_cast<size_t>(m.mem.frames.v);
     frames_ = reinterpret_cast<FrameCount*>(scratch.data());
-    std::memset(frames_, 0, frames * sizeof(FrameCount));
+    std::memset(static_cast<void*>(frames_), 0, frames * sizeof(FrameCount));
     auto* at = scratch.data() + frames * sizeof(FrameCount);
     for (unsigned type = 0; type < MAX_SWAPFILES; ++type) {
       const SwapInfo* si = m.swap_files.swap_info(type);
       slots_[type] = nullptr;
       if (si == nullptr) continue;
       slots_[type] = reinterpret_cast<SlotCount*>(at);
-      std::memset(at, 0, si->max * sizeof(SlotCount));
+      std::memset(static_cast<void*>(at), 0, si->max * sizeof(SlotCount));
       at += si->max * sizeof(SlotCount);
     }
     WEIR_BUG_ON(at > scratch.data() + scratch.size());
@@ -229,8 +229,8 @@ class Scan {
   }
 
   void scan_tree(AddressSpace& mapping, unsigned type, bool swap) {
-    mapping.page_tree.walk([&](uint64_t index, void* item) {
-      if (radix_tree_exceptional_entry(item)) return;
+    mapping.page_tree.walk([&](uint64_t index, void* item, unsigned) {
+      if (is_exceptional_entry(item)) return;
       Page& page = *static_cast<Page*>(item);
       const Pfn pfn = m_.mem.pfn(page);
       FrameCount& frame = count_of(pfn);
