@@ -198,15 +198,32 @@ void SwapFiles::requeue(unsigned type) {
   insert_by_priority(*swap_info_[type].load(std::memory_order_relaxed));
 }
 
-void SwapFiles::enable_swap_info(SwapInfo& si, int prio) {
-  ScopedLock guard(swap_lock_);
-  si.prio = static_cast<int16_t>(prio >= 0 ? prio : --least_priority_);
+void SwapFiles::__enable_swap_info(SwapInfo& si) {
   insert_by_priority(si);
   ScopedLock area(si.lock);
   si.flags.fetch_or(SWP_WRITEOK, std::memory_order_release);
   nr_swap_pages_.fetch_add(static_cast<int64_t>(si.pages), std::memory_order_relaxed);
   total_swap_pages_.fetch_add(static_cast<int64_t>(si.pages), std::memory_order_relaxed);
   WEIR_STATE(swap_area, si.type, 0, si.pages);
+}
+
+void SwapFiles::enable_swap_info(SwapInfo& si, int prio) {
+  ScopedLock guard(swap_lock_);
+  si.prio = static_cast<int16_t>(prio >= 0 ? prio : --least_priority_);
+  __enable_swap_info(si);
+}
+
+void SwapFiles::reinsert_swap_info(SwapInfo& si, int prio) {
+  ScopedLock guard(swap_lock_);
+  si.prio = static_cast<int16_t>(prio);
+  if (prio < 0) {
+    for (unsigned i = 0; i < nr_active_; ++i) {
+      SwapInfo& other = *swap_info_[active_[i]].load(std::memory_order_relaxed);
+      if (other.prio < 0 && other.prio <= si.prio) --other.prio;
+    }
+    --least_priority_;
+  }
+  __enable_swap_info(si);
 }
 
 void SwapFiles::disable_swap_info(SwapInfo& si) {
@@ -229,8 +246,6 @@ void SwapFiles::disable_swap_info(SwapInfo& si) {
   total_swap_pages_.fetch_sub(static_cast<int64_t>(si.pages), std::memory_order_relaxed);
   WEIR_STATE(swap_area, si.type, si.pages, 0);
 }
-
-void SwapFiles::reinsert_swap_info(SwapInfo& si) { enable_swap_info(si, si.prio); }
 
 void SwapFiles::release_swap_info(SwapInfo& si) {
   WEIR_BUG_ON(si.inuse_pages != 0);

@@ -155,8 +155,8 @@ class SwapFiles {
   void enable_swap_info(SwapInfo& si, int prio);
   /// No slot of it is handed out any more. Automatic priorities below its own move up by one.
   void disable_swap_info(SwapInfo& si);
-  /// After a swapoff that had to give up: takes part again. An automatic priority is the next one then, as at a new swapon.
-  void reinsert_swap_info(SwapInfo& si);
+  /// After a swapoff that had to give up: takes part again as if nothing had been, with the priority `prio` it had.
+  void reinsert_swap_info(SwapInfo& si, int prio);
   /// No slot is in use. Frees the map; the type is free.
   void release_swap_info(SwapInfo& si);
   /// Where the slot after `offset` lies that is used by the cache alone (users = 0); 0 if there is none.
@@ -195,6 +195,7 @@ class SwapFiles {
   void swap_range_free(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock);
   void push_free_cluster(SwapInfo& si, uint32_t cluster) WEIR_REQUIRES(si.lock);
   [[nodiscard]] uint32_t pop_free_cluster(SwapInfo& si) WEIR_REQUIRES(si.lock);
+  void __enable_swap_info(SwapInfo& si) WEIR_REQUIRES(swap_lock_);
   void insert_by_priority(SwapInfo& si) WEIR_REQUIRES(swap_lock_);
   void requeue(unsigned type) WEIR_REQUIRES(swap_lock_);
 
