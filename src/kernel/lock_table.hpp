@@ -26,6 +26,7 @@ enum class LockNesting : uint8_t { none, allowed };
   X(page, sleeping, allowed, "PG_locked: identity and content of a page (a second page only by trylock or when new)")  \
   X(i_mmap, sleeping, none, "interval tree of a file's mappings")                                                      \
   X(anon_vma, sleeping, allowed, "interval tree of an anon_vma (root lock; nests only in fork and split)")             \
+  X(window, sleeping, none, "uffd: host calls on one window of user addresses; the PTE is read again under it")     \
   X(vmalloc, spinning, none, "vmalloc address ranges")                                                                 \
   X(page_table, spinning, allowed, "entries of one PTE page; nests parent, child in copy_page_range")                  \
   X(mm_page_table, spinning, none, "upper levels of one Mm's page tables")                                             \

@@ -64,6 +64,12 @@ class Mmu {
   /// Only where !has_accessed: the PTEs were made old; makes hardware fault on the next touch (bytes go to staging). Empties the batch.
   /// A page that cannot be made old now (pinned) stays valid; `entries[i].page` is then set to null.
   virtual void age_batch(FlushBatch& batch) = 0;
+  /// Asked after flush_batch of a page that is to be written out or freed: are its bytes out of reach of the task's stores? False: the
+  /// host holds the page where it is (pinned for I/O), so it stays as it is, dirty, in the swap cache; its next fault or reclaim tries again.
+  virtual bool captured(Page& page) {
+    (void)page;
+    return true;
+  }
   /// Only where !has_dirty: page unmapped and flushed; are its bytes other than those kept with its swap slot? No slot content = true.
   virtual bool test_dirty(Page& page) = 0;
   /// Only where !has_dirty: the page's bytes are now what is in its slot (written out, or read in).

@@ -1,0 +1,211 @@
+// src/arch/uffd/uffd_mmu.hpp
+//
+// The host's MMU as an architecture: no accessed bit, no dirty bit, no write protection, no direct map of user frames.
+// A user frame is a token; its host page is in one place at a time, and Page::arch says where:
+//
+//   none, zero  --update_mmu_cache: COPY-->  mapped        none: content undefined; zero: content is zeros; no host page
+//   none        --kmap to fill-->  bounce | place  --update_mmu_cache: COPY (place: MOVE)-->  mapped
+//   mapped      --age_batch, flush_batch: MOVE-->  staged
+//   staged      --update_mmu_cache: COPY; the slot is given back soon-->  mapped
+//   staged      --freed-->  quarantined  --DONTNEED in batches-->  free
+//   mapped      --flush_range: DONTNEED-->  none
+//
+//   bounce   a small pool of pages from bootmem: hot, never unmapped
+//   place    the frame's place in the arena, as for kernel use; a free frame may have it resident
+//   staged   a slot of the staging mapping: old pages, pages being written out. Never written to again: pipes and sockets may hold them
+//
+// Invariant: each frame accounts for at most one host page. What is given back late is: a slot left behind by a COPY, of which there
+// are at most SLACK and for which frames are kept back at boot.
+//
+// Locks: a window lock (2 MiB of addresses, hashed) is held over each host call on user addresses. Under it the PTE is read again: the
+// page-table lock was dropped since, and DONTNEED or another fault may have come between. Who changes PTEs and then waits for the window
+// lock (flush_range) finds what was mapped by those who read the PTE before.
+//
+// What the host refuses to move (a page pinned for I/O, or in memory that is not readable and writable now) stays mapped; Mmu::captured
+// says so.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "kernel/locks.hpp"
+#include "mm/interfaces.hpp"
+#include "mm/page_alloc.hpp"
+#include "mm/pgtable.hpp"
+
+namespace weir {
+
+/// Counters; each by itself.
+struct UffdStats {
+  uint64_t copies = 0, zero_copies = 0;         ///< pages mapped in by UFFDIO_COPY; of them zero-filled
+  uint64_t staged_back = 0;                     ///< of `copies`, from staging: aged pages that were touched again
+  uint64_t place_moves = 0;                     ///< pages moved in from their place
+  uint64_t moves = 0, moved_pages = 0;          ///< MOVE calls out, pages they took
+  uint64_t pinned = 0;                          ///< times a page could not be moved out
+  uint64_t cow_breaks = 0;                      ///< runs shared by fork that had to be copied before they could be moved
+  uint64_t flush_skipped = 0, again = 0;        ///< entries that had changed meanwhile; EAGAIN from the host
+  uint64_t clean = 0, dirty = 0;                ///< answers of test_dirty
+  uint64_t quarantine_flushes = 0, quarantined_pages = 0;
+  uint64_t staged = 0, slack = 0;               ///< now: frames in staging; slots left behind
+};
+
+/// How bytes get from and to the host's page tables: descriptors and what they may do. Set before the Mmu is used; a forked child
+/// sets it anew.
+struct UffdDescriptors {
+  int user = -1;      ///< managed addresses
+  int staging = -1;
+  bool must_wake = false;   ///< threads may sleep in a fault (thread delivery)
+};
+
+class UffdMmu final : public Mmu {
+ public:
+  static constexpr unsigned BOUNCE_PAGES = 64;
+  static constexpr unsigned WINDOW_SHIFT = 21;
+  static constexpr unsigned NR_WINDOW_LOCKS = 256;
+  static constexpr unsigned QUARANTINE_BATCH = 32;
+
+  struct Options {
+    std::byte* staging = nullptr;       ///< address space of `staging_slots` pages, registered with UffdDescriptors::staging
+    uint32_t staging_slots = 0;         ///< at least the machine's frames + SLACK
+    uint64_t start = 0, end = 0;        ///< managed addresses
+    size_t reserve = 0;                 ///< bytes that the embedder takes from the machine's memory: reserve()
+    uint64_t secret[2] = {};            ///< key of the hashes
+  };
+  /// Slots that may be left behind by a COPY before they are given back, and frames kept back for them.
+  static constexpr uint32_t SLACK = 128;
+
+  explicit UffdMmu(const Options& options) : options_(options) {}
+  UffdMmu(const UffdMmu&) = delete;
+  UffdMmu& operator=(const UffdMmu&) = delete;
+
+  void set_descriptors(const UffdDescriptors& fds) { fds_ = fds; }
+  /// The machine is up: quarantined frames go back to `pages`; places that boot has touched are looked up.
+  void booted(PageAllocator& pages);
+  /// Memory of the machine for the embedder: Options::reserve bytes, page aligned, zero. From attach() on.
+  [[nodiscard]] std::span<std::byte> reserve() const { return reserve_; }
+  [[nodiscard]] UffdStats stats() const;
+  /// Frames whose page was mapped in [from, from + length) are now at `to` (mremap). Nobody else is in the machine.
+  void moved(VirtAddr from, VirtAddr to, uint64_t length);
+  /// In a forked child: whoever held a lock is not here.
+  void forget_waiters();
+  /// Wakes threads that wait for the page of `address`, if threads can.
+  void wake(VirtAddr address);
+
+  /// Host pages counted by the host against what Page::arch says. Nobody else is in the machine. Returns how many frames differ; each
+  /// through `fail`.
+  unsigned verify(void (*fail)(void* arg, const char* what, uint64_t pfn, uint64_t expected, uint64_t found), void* arg);
+  /// Host pages resident now in the arena, the managed range and staging together.
+  [[nodiscard]] uint64_t resident_pages() const;
+
+  [[nodiscard]] Caps caps() const override;
+  Result<void> attach(MemMap& mem, PageTables& tables, Bootmem& boot) override;
+  Result<void> update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* page) override;
+  void flush_batch(FlushBatch& batch) override;
+  void age_batch(FlushBatch& batch) override;
+  bool captured(Page& page) override;
+  bool test_dirty(Page& page) override;
+  void mark_clean(Page& page) override;
+  void flush_range(Mm& mm, VirtAddr start, VirtAddr end) override;
+  void mm_created(Mm& mm) override;
+  void mm_destroyed(Mm& mm) override;
+  Content kmap(Page& page) override;
+  void kunmap(Page& page) override;
+  void clear_user_highpage(Page& page) override;
+  void copy_user_highpage(Page& to, Page& from) override;
+  void arch_alloc_page(Page& page, Order order, gfp_t gfp) override;
+  bool arch_free_page(Page& page, Order order) override;
+  void flush_quarantine() override;
+
+ private:
+  // Page::arch: kind in the upper 3 bits, bounce page or slot below.
+  enum class Kind : uint32_t { none, zero, bounce, place, mapped, staged };
+  static constexpr uint32_t INDEX_BITS = 29, INDEX_MASK = (1u << INDEX_BITS) - 1;
+  static Kind kind(const Page& page) { return static_cast<Kind>(page.arch >> INDEX_BITS); }
+  static uint32_t index(const Page& page) { return page.arch & INDEX_MASK; }
+  static void set(Page& page, Kind kind, uint32_t index = 0) { page.arch = static_cast<uint32_t>(kind) << INDEX_BITS | index; }
+
+  struct Hash {
+    uint64_t low = 0, high = 0;   ///< both 0: none
+    friend bool operator==(const Hash&, const Hash&) = default;
+  };
+  enum class Purpose : uint8_t { age, flush };
+  enum class MoveOut : uint8_t { moved, pinned };
+
+  [[nodiscard]] Mutex& window(VirtAddr address) { return windows_[(address.v >> WINDOW_SHIFT) % NR_WINDOW_LOCKS].lock; }
+  [[nodiscard]] std::byte* slot_address(uint32_t slot) const { return options_.staging + (uint64_t{slot} << PAGE_SHIFT); }
+  [[nodiscard]] std::byte* bounce_address(uint32_t i) const { return bounce_ + (uint64_t{i} << PAGE_SHIFT); }
+  [[nodiscard]] uint64_t pfn(const Page& page) const { return mem_->pfn(page).v; }
+
+  // where bytes are
+  [[nodiscard]] std::byte* bytes(Page& page) const;   ///< null: none, zero, mapped
+  [[nodiscard]] bool take_bounce(uint32_t& i, uint32_t keep);
+  void give_bounce(uint32_t i);
+  [[nodiscard]] bool resident(uint64_t pfn) const;
+  void set_resident(uint64_t pfn, bool on);
+  void drop_place(Page& page);
+  [[nodiscard]] Hash hash_of(const Page& page, const std::byte* at) const;
+
+  // in
+  Result<void> copy_in(VirtAddr address, const std::byte* from);
+  Result<void> place_in(VirtAddr address, Page& page);
+  Result<void> host_refused(long error, VirtAddr address, const char* what);
+
+  // out
+  void move_out(FlushBatch& batch, Purpose purpose);
+  [[nodiscard]] bool still_maps(const FlushEntry& entry, Purpose purpose) const;
+  void move_run(FlushEntry** run, unsigned n);
+  [[nodiscard]] unsigned take_slots(unsigned wanted, uint32_t& first);
+  void give_slots(uint32_t first, unsigned n);
+  [[nodiscard]] bool slot_free(uint32_t slot) const;
+  void leave_behind(uint32_t slot);
+  void drain();
+
+  Options options_;
+  UffdDescriptors fds_;
+  MemMap* mem_ = nullptr;
+  PageTables* tables_ = nullptr;
+  PageAllocator* pages_ = nullptr;   // set by booted()
+  Mm* mm_ = nullptr;
+  std::span<std::byte> reserve_;
+
+  // Side tables, from bootmem: [frame].
+  Hash* hashes_ = nullptr;                       // page lock
+  std::atomic<uint64_t>* mapped_at_ = nullptr;   // where a mapped page is; page lock
+  std::atomic<uint64_t>* resident_ = nullptr;    // bitmap: the place has a host page
+  std::byte* bounce_ = nullptr;
+  std::byte* zero_ = nullptr;                    // a page of zeros
+  std::atomic<uint64_t> bounce_free_{0};         // bitmap
+  static_assert(BOUNCE_PAGES == 64);
+
+  struct alignas(64) Window {
+    Mutex lock{LockRank::window};
+  };
+  std::array<Window, NR_WINDOW_LOCKS> windows_;
+
+  // Staging slots: bitmap, 1 = taken. Handed out upwards in runs; the search starts behind the last run and stays below slots_used_,
+  // which grows when the slots below it are mostly taken: few slots in use, few of the host's page-table pages.
+  SpinLock staging_lock_{LockRank::arch};
+  uint64_t* slot_map_ WEIR_GUARDED_BY(staging_lock_) = nullptr;
+  uint32_t next_slot_ WEIR_GUARDED_BY(staging_lock_) = 0;
+  uint32_t slots_limit_ WEIR_GUARDED_BY(staging_lock_) = 0;
+  uint32_t slots_taken_ WEIR_GUARDED_BY(staging_lock_) = 0;
+
+  // Freed frames whose host page lies in staging, linked by lru; slots left behind by COPY.
+  SpinLock quarantine_lock_{LockRank::arch};
+  PageList quarantine_ WEIR_GUARDED_BY(quarantine_lock_);
+  std::array<uint32_t, SLACK> left_ WEIR_GUARDED_BY(quarantine_lock_) = {};
+  uint32_t nr_left_ WEIR_GUARDED_BY(quarantine_lock_) = 0;
+  uint32_t draining_left_ WEIR_GUARDED_BY(quarantine_lock_) = 0;   // taken out of left_, host pages not gone yet
+  std::atomic<uint32_t> nr_quarantined_{0};
+
+  struct Counters {
+    std::atomic<uint64_t> copies{0}, zero_copies{0}, staged_back{0}, place_moves{0}, moves{0}, moved_pages{0}, pinned{0}, cow_breaks{0},
+        flush_skipped{0}, again{0}, clean{0}, dirty{0}, quarantine_flushes{0}, quarantined_pages{0};
+  };
+  Counters n_;
+};
+
+}  // namespace weir

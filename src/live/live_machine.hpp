@@ -1,0 +1,152 @@
+// src/live/live_machine.hpp
+//
+// A machine that runs inside a program and pages a part of the program's memory:
+//
+//   program thread --map()-----> VMA in the machine; the host's pages become accessible
+//                  --touches---> the host's MMU has no page --> SIGBUS (signal) | userfaultfd message (thread)
+//                            --> HostWorld::enter --> Machine::do_page_fault --> UffdMmu puts the page in --> touches again
+//
+// All managed memory lies in one range of addresses that is reserved and registered with userfaultfd once, at the start; what
+// is not mapped in it is PROT_NONE. It is private, anonymous memory, readable and writable: anything else is not managed.
+//
+// create() is ordinary C++. Everything else may be called from any program thread while malloc's or libc's locks are held: it
+// allocates nothing, throws nothing and does not change errno. Functions that say Result give the system call's errno.
+#pragma once
+
+#include <signal.h>
+#include <sys/types.h>
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "arch/uffd/uffd_mmu.hpp"
+#include "base/result.hpp"
+#include "base/units.hpp"
+#include "block/zram.hpp"
+#include "live/swap_spec.hpp"
+#include "mm/types.hpp"
+
+namespace weir {
+
+/// Who serves a fault.
+enum class Delivery : uint8_t {
+  /// The thread that faults, in a SIGBUS handler. Fast; needs no privilege. The kernel cannot fault for it: a system call whose buffer
+  /// is not present fails with EFAULT (and some have consumed their data by then), so buffers must be made present first.
+  signal,
+  /// Threads of the engine. Nothing in the program differs. Needs root, CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or an open
+  /// /dev/userfaultfd.
+  thread,
+};
+
+struct LiveOptions {
+  Bytes ram{};                                    ///< at least 4 MiB; everything the engine needs is in it
+  std::span<const SwapSpec> swap;                 ///< first = used first; may be empty: then what does not fit is killed
+  Delivery delivery = Delivery::signal;
+  Bytes address_space{uint64_t{1} << 38};         ///< for managed memory; costs nothing until mapped
+  size_t recorder_ring = 0;                       ///< bytes for the last events; 0: no recording
+  unsigned fault_threads = 2;                     ///< thread delivery: 1…8
+  int userfaultfd_device = -1;                    ///< an open /dev/userfaultfd that somebody with the right handed over; not closed
+};
+
+/// Why create() refused, for a person: what failed and which setting mends it.
+struct LiveError {
+  char text[512] = {};
+};
+
+/// Counters under their /proc/vmstat and zram names; a snapshot, each number by itself.
+struct LiveStats {
+  static constexpr unsigned MAX_AREAS = 8;
+  uint64_t ram_pages = 0;               ///< the budget
+  uint64_t managed_pages = 0;           ///< of it, what the machine's allocator has to give
+  uint64_t mapped_pages = 0;            ///< length of all managed mappings
+  uint64_t rss_pages = 0, swap_pages = 0;   ///< resident and swapped out of them
+  int64_t node[static_cast<unsigned>(NodeStat::count)] = {};    ///< index: NodeStat; names by stat_name()
+  uint64_t event[static_cast<unsigned>(VmEvent::count)] = {};   ///< index: VmEvent; names by event_name()
+  int64_t swap_total = 0, swap_free = 0;    ///< slots
+  UffdStats arch;
+  struct Area {
+    char name[64] = {};
+    bool is_zram = false;
+    uint64_t pages = 0, used = 0;
+    ZramMmStat mm_stat;                 ///< zram only
+    ZramIoStat io_stat;
+    uint64_t reads = 0, writes = 0, read_errors = 0, write_errors = 0;
+  } areas[MAX_AREAS];
+  unsigned nr_areas = 0;
+};
+
+class LiveMachine {
+ public:
+  /// Reserves memory, opens userfaultfd, boots a machine, takes its swap areas into use, starts its threads. On the program's stack.
+  /// Null: see `error`. Several may live in one process.
+  [[nodiscard]] static LiveMachine* create(const LiveOptions& options, LiveError& error);
+  /// Everything goes, the managed memory included. No other thread is inside or touches it any more.
+  static void destroy(LiveMachine* live);
+  LiveMachine(const LiveMachine&) = delete;
+  LiveMachine& operator=(const LiveMachine&) = delete;
+
+  // ---- managed memory: as the system calls of the same name, on private anonymous mappings. Lengths are rounded up to pages.
+  enum class Place : uint8_t { anywhere, hint, fixed, fixed_noreplace };
+  /// prot: PROT_NONE, PROT_READ, PROT_READ|PROT_WRITE. Errors: ENOMEM; EINVAL (PROT_EXEC, 0 bytes, a fixed place outside contains()); EEXIST.
+  Result<void*> map(size_t length, int prot, Place place = Place::anywhere, void* address = nullptr);
+  /// All or a part of mappings; what is not mapped is no error.
+  Result<void> unmap(void* address, size_t length);
+  /// flags: MREMAP_MAYMOVE, MREMAP_FIXED (`fixed` is then in contains()). Errors: ENOMEM, EFAULT, EINVAL.
+  Result<void*> remap(void* address, size_t old_length, size_t new_length, int flags, void* fixed = nullptr);
+  /// As map()'s prot. Memory that is not readable and writable stays resident while it is so.
+  Result<void> protect(void* address, size_t length, int prot);
+  /// MADV_DONTNEED at once; MADV_FREE is taken as a hint that need not be followed, and others too, but for what changes what a program
+  /// sees (MADV_WIPEONFORK, MADV_DONTFORK, MADV_REMOVE: EINVAL).
+  Result<void> advise(void* address, size_t length, int advice);
+  /// Brings everything in and keeps it. Errors: ENOMEM.
+  Result<void> lock(void* address, size_t length);
+  Result<void> unlock(void* address, size_t length);
+  /// Makes the pages present, for system-call buffers under signal delivery; they may leave again. Errors: EFAULT (not mapped).
+  Result<void> populate(void* address, size_t length, bool write);
+  /// The caller is about to map something of its own (a file, shared memory) over this part of the range with MAP_FIXED: whatever was
+  /// managed there goes, and the place is never used for managed memory again. Errors: ENOMEM.
+  Result<void> give_up(void* address, size_t length);
+  /// In the reserved range, mapped or not. Any thread, any time; in signal handlers too.
+  [[nodiscard]] bool contains(const void* address) const {
+    return static_cast<const char*>(address) >= range_ && static_cast<const char*>(address) < range_ + range_bytes_;
+  }
+  [[nodiscard]] void* range() const { return range_; }
+  [[nodiscard]] size_t range_bytes() const { return range_bytes_; }
+
+  // ---- faults, signal delivery
+  /// For a SIGBUS handler that is not ours: serves the fault if it is one of any LiveMachine's. True: return and the access is repeated.
+  /// create() installs a handler that does this and passes everything else to the handler that was there before.
+  static bool handle_sigbus(siginfo_t* info, void* ucontext);
+  /// Somebody set a handler for SIGBUS: what sigaction() would have installed and returned, without the engine's being lost.
+  static void set_next_sigbus_handler(const struct sigaction* now, struct sigaction* before);
+
+  // ---- fork
+  /// Forks while nobody is inside any LiveMachine: `do_fork` is _Fork() or a raw clone(SIGCHLD), called on an engine stack with all
+  /// signals blocked: it must not run handlers of the program. Returns its result, in both processes. The child has its own userfaultfd, its
+  /// memory as of the fork, and its own kthreads before this returns; its swap files are read only.
+  static pid_t fork(pid_t (*do_fork)());
+
+  // ---- what it does
+  void stats(LiveStats& out);
+  [[nodiscard]] Delivery delivery() const { return options_.delivery; }
+  /// The recording so far. Errors: ENOENT (no recorder), EIO.
+  Result<void> write_recording(int fd);
+  /// Every invariant of the machine and of its host pages, at rest: nobody else may run in it. Prints what is broken; returns how many.
+  unsigned verify();
+  /// Lower or raise the budget, not above what create() was given. Returns what is reached, in bytes.
+  Bytes set_ram(Bytes ram);
+
+ private:
+  struct Parts;
+  LiveMachine() = default;
+  ~LiveMachine() = default;
+
+  char* range_ = nullptr;
+  size_t range_bytes_ = 0;
+  LiveOptions options_;
+  Parts* parts_ = nullptr;
+};
+
+}  // namespace weir
