@@ -1,6 +1,11 @@
 // src/mm/fault.hpp
 //
-// The architecture's entry to a fault. Linux: arch/x86/mm/fault.c.
+// The architecture's entry to a fault.
+//
+//   do_page_fault --> VMA? right? --> handle_mm_fault --RETRY--> again, once without dropping mmap_sem
+//                     └ no: sigsegv              └--OOM--> pagefault_out_of_memory, again
+//
+// Linux: arch/x86/mm/fault.c 4.14.
 #pragma once
 
 #include "mm/memory.hpp"
@@ -8,10 +13,10 @@
 namespace weir {
 
 enum class FaultResult : uint8_t {
-  done,      ///< repeat the access
-  sigsegv,   ///< no VMA, or no right
-  sigbus,    ///< behind the end of a file, or the page could not be read
-  killed,    ///< the task got a fatal signal (the OOM killer's, say)
+  done,     ///< repeat the access
+  sigsegv,  ///< no VMA, or no right
+  sigbus,   ///< behind the end of a file, or the page could not be read
+  killed,   ///< the task got a fatal signal (the OOM killer's, say), or there is no memory and nobody to kill
 };
 
 /// What the hardware says of a fault. Linux: X86_PF_*.
@@ -20,10 +25,14 @@ enum FaultError : uint32_t { PF_PROT = 1, PF_WRITE = 2, PF_USER = 4, PF_INSTR = 
 class Fault {
  public:
   Fault(Memory& memory, Vmas& vmas, VmStat& vmstat, Pressure*& pressure);
-  /// Runs until the access can be repeated or the task must be told. Takes mmap_sem for reading; holds nothing on return.
+  /// Runs until the access can be repeated or the task must be told. Takes mmap_sem for reading; holds nothing on
+  /// return.
   FaultResult do_page_fault(Task& task, VirtAddr address, uint32_t error_code);
 
  private:
+  FaultResult __do_page_fault(Task& task, VirtAddr address, uint32_t error_code);
+  bool pagefault_out_of_memory();
+
   Memory& memory_;
   Vmas& vmas_;
   VmStat& vmstat_;

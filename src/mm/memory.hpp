@@ -2,9 +2,20 @@
 //
 // Faults, copying and zapping of page tables. Linux: mm/memory.c 4.14.
 //
-// New pages are locked from allocation until hardware has them (update_mmu_cache): between "PTE set, lock dropped" and "mapped in
-// hardware" another thread's fault on the same address finds a present PTE, waits for the page lock and looks again. Where hardware
-// walks our tables itself (soft), that window is empty.
+//   PTE       fault                                             then
+//   none      no vm_ops: do_anonymous_page                      zero page (read) or a new zeroed page
+//   none      vm_ops: do_fault -> read, cow, shared             the file's page, or a copy of it
+//   entry     do_swap_page                                      the page of the slot
+//   present   write, PTE read-only: do_wp_page                  reused if nobody else has it, else copied
+//   present   anything else                                     old: young again (an access-flag fault); young:
+//   hardware is told again
+//
+// New pages are locked from allocation until hardware has them (update_mmu_cache): between "PTE set, lock dropped" and
+// "mapped in hardware" another thread's fault on the same address finds a present PTE, waits for the page lock and
+// looks again. Where hardware walks our tables itself (soft), that window is empty.
+//
+// If hardware does not take a new mapping (ENOMEM, EAGAIN), the PTE stays, valid and old: the next touch is an
+// access-flag fault.
 #pragma once
 
 #include "mm/rmap.hpp"
@@ -12,38 +23,106 @@
 
 namespace weir {
 
-/// Pages and translations on their way out (munmap, exit, DONTNEED): translations are flushed before frames are freed.
-/// Linux: struct mmu_gather.
+/// Pages and translations on their way out (munmap, exit, DONTNEED): translations are flushed before frames are freed,
+/// and a page is only dirtied when nobody can write to it any more. Linux: struct mmu_gather.
 struct MmuGather {
   static constexpr unsigned MAX = 128;
-  Mm* mm = nullptr;
-  VirtAddr start{~uint64_t{0}}, end{0};
-  Page* pages[MAX];
+  explicit MmuGather(Mm& of) : mm(&of) {}
+  Mm* mm;
+  VirtAddr start{~uint64_t{0}}, end{0};  ///< what was cleared since the last flush
+  struct Gone {
+    Page* page = nullptr;   ///< with the mapping's reference
+    bool dirty = false;     ///< of a file page
+    bool accessed = false;  ///< of a file page
+  };
+  Gone pages[MAX];
   unsigned nr = 0;
+  SwpEntry entries[MAX];
+  unsigned nr_entries = 0;
+  [[nodiscard]] bool full() const { return nr == MAX || nr_entries == MAX; }
 };
 
 class Memory {
  public:
-  Memory(PageTables& tables, Vmas& vmas, Rmap& rmap, SwapCache& cache, SwapFiles& swap, Filemap& filemap, VmStat& vmstat, Mmu& mmu);
-  Result<void> init();   ///< the zero page, where the Mmu has one
+  Memory(PageTables& tables, Vmas& vmas, Rmap& rmap, SwapCache& cache, SwapFiles& swap, Filemap& filemap,
+         VmStat& vmstat, Mmu& mmu);
+  Result<void> init();  ///< the zero page, where the Mmu has one
 
-  /// mmap_sem held for reading. VmFault bits.
+  /// mmap_sem held for reading; dropped if VM_FAULT_RETRY comes back. VmFault bits. PGFAULT counts every call, as
+  /// in 4.14.
   uint32_t handle_mm_fault(VmArea& vma, VirtAddr address, uint32_t flags);
 
-  /// fork: dst gets src's mappings; private writable ones become read-only on both sides. Both mmap_sems held for writing. Errors: ENOMEM.
+  /// fork: dst gets src's mappings; private writable ones become read-only on both sides. Both mmap_sems held for
+  /// writing. Errors: ENOMEM; dst then has some of them.
   Result<void> copy_page_range(VmArea& dst, VmArea& src);
-  /// Every page of [start, end) in vma leaves. mmap_sem held.
+  /// Every page of [start, end) in vma leaves. mmap_sem held; for writing where !has_accessed: there a fault on its way
+  /// tells hardware of a PTE after the PTE's lock is dropped, and must not do so after this.
   void zap_page_range(VmArea& vma, VirtAddr start, VirtAddr end);
   /// All VMAs of a dying mm.
   void unmap_vmas(Mm& mm);
-  /// Moves PTEs (mremap): from old to new addresses of the same pages. mmap_sem for writing.
+  /// Those of a list that left the tree (munmap): one flush for all.
+  void unmap_vmas(Mm& mm, VmaList& vmas);
+  /// Moves PTEs (mremap): from old to new addresses of the same pages. mmap_sem for writing. Errors: ENOMEM, nothing
+  /// moved.
   Result<void> move_page_tables(VmArea& from, VirtAddr old_addr, VmArea& to, VirtAddr new_addr, uint64_t length);
-  /// Rights changed (mprotect): PTEs lose what the VMA no longer grants.
+  /// Rights changed (mprotect): PTEs lose what the VMA no longer grants. mmap_sem for writing.
   void change_protection(VmArea& vma, VirtAddr start, VirtAddr end);
 
   [[nodiscard]] Page* zero_page() const { return zero_page_; }
+  [[nodiscard]] Filemap& filemap() const { return filemap_; }
+  [[nodiscard]] PageTables& tables() const { return tables_; }
+  /// The page that a PTE maps and counts: null for none, swap entries and the zero page. Linux: vm_normal_page.
+  [[nodiscard]] Page* vm_normal_page(Pte pte) const {
+    return pte_present(pte) && !pte_special(pte) ? &tables_.pages().mem().page(pte_pfn(pte)) : nullptr;
+  }
 
  private:
+  /// One fault on its way. Linux: struct vm_fault.
+  struct FaultContext {
+    VmArea& vma;
+    Mm& mm;
+    VirtAddr address;      ///< page aligned
+    uint32_t flags;        ///< FaultFlag
+    Pte orig_pte{};        ///< what the fault was decided on
+    Page* page = nullptr;  ///< the file's page: locked, referenced
+    Page* cow_page = nullptr;
+    [[nodiscard]] bool write() const { return (flags & FAULT_FLAG_WRITE) != 0; }
+  };
+
+  uint32_t __handle_mm_fault(FaultContext& ctx);
+  uint32_t handle_pte_fault(FaultContext& ctx);
+  uint32_t do_anonymous_page(FaultContext& ctx);
+  uint32_t do_fault(FaultContext& ctx);
+  uint32_t do_read_fault(FaultContext& ctx);
+  uint32_t do_cow_fault(FaultContext& ctx);
+  uint32_t do_shared_fault(FaultContext& ctx);
+  uint32_t __do_fault(FaultContext& ctx);
+  uint32_t finish_fault(FaultContext& ctx);
+  uint32_t alloc_set_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& entry);
+  uint32_t do_page_mkwrite(FaultContext& ctx);
+  uint32_t do_swap_page(FaultContext& ctx);
+  uint32_t do_wp_page(FaultContext& ctx, PteLock ptl);
+  uint32_t wp_page_copy(FaultContext& ctx, Page* old_page);
+  Pte wp_page_reuse(FaultContext& ctx, PteLock& ptl);
+  uint32_t wp_page_shared(FaultContext& ctx, Page& page, PteLock ptl);
+  uint32_t present_fault(FaultContext& ctx, PteLock ptl);
+
+  uint32_t make_known(FaultContext& ctx, Pte pte, Page& page);
+  [[nodiscard]] bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags);
+  [[nodiscard]] Result<void> anon_vma_prepare(VmArea& vma);
+  [[nodiscard]] VmArea* mergeable_neighbour(VmArea& vma) const;
+  [[nodiscard]] Page* alloc_locked_page();
+  void unlock_put(Page& page);
+  void fault_dirty_shared_page(FaultContext& ctx, Page& page);
+
+  // memory_ranges.cpp
+  void tlb_flush_mmu(MmuGather& gather);
+  void zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtAddr end);
+  void zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte);
+  Result<void> copy_one_pte(VmArea& dst, VmArea& src, VirtAddr address, Pte* dst_pte, Pte* src_pte);
+  void make_absent(Mm& mm, VirtAddr start, VirtAddr end);
+  void move_ptes(VmArea& from, VirtAddr old_addr, VirtAddr old_end, VirtAddr new_addr);
+
   PageTables& tables_;
   Vmas& vmas_;
   Rmap& rmap_;
@@ -52,6 +131,7 @@ class Memory {
   Filemap& filemap_;
   VmStat& vmstat_;
   Mmu& mmu_;
+  Mmu::Caps caps_;
   Page* zero_page_ = nullptr;
 };
 

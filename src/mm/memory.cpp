@@ -1,0 +1,534 @@
+// src/mm/memory.cpp: faults. See memory.hpp; copying and zapping: memory_ranges.cpp
+#include "mm/memory.hpp"
+
+namespace weir {
+
+namespace {
+
+constexpr uint32_t VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV;
+
+/// Could two neighbours' pages hang on one anon_vma? As if they were one VMA, but for rights, which mprotect may make
+/// equal.
+bool anon_vma_compatible(const VmArea& below, const VmArea& above) {
+  return below.vm_end == above.vm_start && below.vm_file == above.vm_file && below.vm_ops == above.vm_ops &&
+         ((below.vm_flags ^ above.vm_flags) & ~VM_ACCESS_FLAGS) == 0 &&
+         above.vm_pgoff == below.vm_pgoff + below.pages();
+}
+
+}  // namespace
+
+Memory::Memory(PageTables& tables, Vmas& vmas, Rmap& rmap, SwapCache& cache, SwapFiles& swap, Filemap& filemap,
+               VmStat& vmstat, Mmu& mmu)
+    : tables_(tables),
+      vmas_(vmas),
+      rmap_(rmap),
+      cache_(cache),
+      swap_(swap),
+      filemap_(filemap),
+      vmstat_(vmstat),
+      mmu_(mmu) {}
+
+Result<void> Memory::init() {
+  caps_ = mmu_.caps();
+  if (!caps_.has_zero_page) return {};
+  zero_page_ = tables_.pages().alloc_page(GFP_HIGHUSER);
+  if (zero_page_ == nullptr) return Errno::nomem;
+  mmu_.clear_user_highpage(*zero_page_);
+  zero_page_->set(PageFlag::uptodate);
+  return {};
+}
+
+// ---- What faults share
+// -----------------------------------------------------------------------------------------------------
+
+VmArea* Memory::mergeable_neighbour(VmArea& vma) const {
+  Mm& mm = *vma.vm_mm;
+  if (VmArea* above = vmas_.next(mm, vma);
+      above != nullptr && anon_vma_compatible(vma, *above) && above->anon_vma != nullptr)
+    return above;
+  if (VmArea* below = vmas_.prev(mm, vma);
+      below != nullptr && anon_vma_compatible(*below, vma) && below->anon_vma != nullptr)
+    return below;
+  return nullptr;
+}
+
+Result<void> Memory::anon_vma_prepare(VmArea& vma) {
+  if (vma.anon_vma != nullptr) return {};
+  return rmap_.anon_vma_prepare(vma, mergeable_neighbour(vma));
+}
+
+/// A user frame, locked until hardware has it. Null: no memory.
+Page* Memory::alloc_locked_page() {
+  Page* page = tables_.pages().alloc_pages(GFP_HIGHUSER_MOVABLE, Order(0));
+  if (page != nullptr) filemap_.__set_page_locked(*page);
+  return page;
+}
+
+/// The fault is done with the page: its lock and its own reference go. (A mapping has a reference of its own: another
+/// thread's DONTNEED may take the page away as soon as the PTE's lock is dropped.)
+void Memory::unlock_put(Page& page) {
+  filemap_.unlock_page(page);
+  filemap_.lru().put_page(page);
+}
+
+/// The PTE is set and its lock dropped; the page is locked. If hardware cannot have it now, the PTE is old again.
+uint32_t Memory::make_known(FaultContext& ctx, Pte pte, Page& page) {
+  const Result<void> known = mmu_.update_mmu_cache(ctx.mm, ctx.address, pte, &page);
+  if (known) return VM_FAULT_OK;
+  if (!caps_.has_accessed) {
+    PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+    if (ptl && pte_present(*ptl) && pte_pfn(*ptl) == pte_pfn(pte))
+      tables_.ptep_test_and_clear_young(ctx.mm, ctx.address, ptl.get());
+  }
+  // EAGAIN: the address space is being changed. The access is repeated and faults again.
+  return known.error() == Errno::nomem ? VM_FAULT_OOM : VM_FAULT_NOPAGE;
+}
+
+/// False: mmap_sem was dropped and the page was waited for; the fault begins anew.
+bool Memory::lock_page_or_retry(Page& page, Mm& mm, uint32_t flags) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  if (filemap_.trylock_page(page)) return true;
+  if ((flags & FAULT_FLAG_ALLOW_RETRY) != 0) {
+    mm.mmap_sem.up_read();
+    filemap_.wait_on_page_locked(page);
+    return false;
+  }
+  filemap_.lock_page(page);
+  return true;
+}
+
+// ---- Dispatch
+// --------------------------------------------------------------------------------------------------------------
+
+uint32_t Memory::handle_mm_fault(VmArea& vma, VirtAddr address, uint32_t flags) {
+  WEIR_FLOW(address, flags);
+  vmstat_.count_vm_event(VmEvent::pgfault);
+  FaultContext ctx{.vma = vma, .mm = *vma.vm_mm, .address = address.page(), .flags = flags};
+  return __handle_mm_fault(ctx);
+}
+
+uint32_t Memory::__handle_mm_fault(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address, ctx.flags);
+  return handle_pte_fault(ctx);
+}
+
+uint32_t Memory::handle_pte_fault(FaultContext& ctx) {
+  // Read without the lock: whoever acts on it looks again under the lock.
+  if (const Pte* pte = tables_.walk(ctx.mm, ctx.address))
+    ctx.orig_pte = Pte{__atomic_load_n(&pte->v, __ATOMIC_ACQUIRE)};
+  WEIR_FLOW(ctx.address, ctx.orig_pte);
+  if (pte_none(ctx.orig_pte)) return ctx.vma.anonymous() ? do_anonymous_page(ctx) : do_fault(ctx);
+  if (!pte_present(ctx.orig_pte)) return do_swap_page(ctx);
+  PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+  if (*ptl != ctx.orig_pte) return VM_FAULT_OK;
+  if (ctx.write() && pte_user(ctx.orig_pte) && !pte_write(ctx.orig_pte)) return do_wp_page(ctx, std::move(ptl));
+  return present_fault(ctx, std::move(ptl));
+}
+
+/// The PTE allows the access and hardware faulted nevertheless: the page is old where hardware knows no old pages, or
+/// hardware was not told yet, or (without the user right) the PTE is a copy in transit.
+uint32_t Memory::present_fault(FaultContext& ctx, PteLock ptl) {
+  Page* page = vm_normal_page(ctx.orig_pte);
+  if (page == nullptr) {  // the zero page, known to hardware as soon as it is in the table
+    ptl.unlock();
+    return VM_FAULT_OK;
+  }
+  PageAllocator::get_page(*page);
+  ptl.unlock();
+
+  filemap_.lock_page(*page);  // whoever changes what hardware knows of the page has this lock
+  uint32_t ret = VM_FAULT_OK;
+  ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+  const Pte now = *ptl;
+  const bool same = pte_present(now) && pte_pfn(now) == pte_pfn(ctx.orig_pte) && pte_user(now);
+  if (same && (pte_write(now) || !ctx.write())) {
+    const Pte entry = pte_mkyoung(ctx.write() ? pte_mkdirty(now) : now);
+    tables_.ptep_set_access_flags(ctx.mm, ctx.address, ptl.get(), entry);
+    ptl.unlock();
+    ret = make_known(ctx, entry, *page);
+    if (!caps_.has_accessed && !pte_young(now)) vmstat_.count_vm_event(VmEvent::access_flag_fault);
+  }
+  ptl.unlock();
+  unlock_put(*page);
+  return ret;
+}
+
+// ---- Anonymous
+// -------------------------------------------------------------------------------------------------------------
+
+uint32_t Memory::do_anonymous_page(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address, ctx.flags);
+  WEIR_STATE(fault_anonymous, ctx.address, 0, ctx.flags);
+  VmArea& vma = ctx.vma;
+  // Shared memory without an object behind it does not exist: it is a file of shmem's.
+  if ((vma.vm_flags & VM_SHARED) != 0) return VM_FAULT_SIGBUS;
+  if (!tables_.pte_alloc(ctx.mm, ctx.address)) return VM_FAULT_OOM;
+
+  if (!ctx.write() && caps_.has_zero_page) {
+    const Pte entry = pte_mkspecial(mk_pte(tables_.pages().mem().pfn(zero_page_), vma));
+    PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+    if (!pte_none(*ptl)) return VM_FAULT_OK;
+    tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), entry);
+    ptl.unlock();
+    vmstat_.count_vm_event(VmEvent::zero_page_map);
+    return make_known(ctx, entry, *zero_page_);
+  }
+
+  if (!anon_vma_prepare(vma)) return VM_FAULT_OOM;
+  Page* page = alloc_locked_page();
+  if (page == nullptr) return VM_FAULT_OOM;
+  mmu_.clear_user_highpage(*page);
+  page->set(PageFlag::uptodate);
+  Pte entry = mk_pte(tables_.pages().mem().pfn(page), vma);
+  if ((vma.vm_flags & VM_WRITE) != 0) entry = pte_mkwrite(pte_mkdirty(entry));
+  {
+    PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+    if (!pte_none(*ptl)) {  // another thread was faster
+      ptl.unlock();
+      unlock_put(*page);
+      return VM_FAULT_OK;
+    }
+    PageAllocator::get_page(*page);
+    ctx.mm.inc_mm_counter(RssKind::anon);
+    rmap_.page_add_new_anon_rmap(*page, vma, ctx.address);
+    filemap_.lru().lru_cache_add_active_or_unevictable(*page, vma);
+    tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), entry);
+  }
+  const uint32_t ret = make_known(ctx, entry, *page);
+  unlock_put(*page);
+  return ret;
+}
+
+// ---- Files
+// -----------------------------------------------------------------------------------------------------------------
+
+uint32_t Memory::do_fault(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address, ctx.flags);
+  WEIR_STATE(fault_file, ctx.address, 0, ctx.flags);
+  if ((ctx.vma.vm_flags & VM_SHARED) != 0) return ctx.write() ? do_shared_fault(ctx) : do_read_fault(ctx);
+  // Where a page cannot be mapped read-only, or not beside its place in the cache, a private mapping gets its copy at
+  // once.
+  const bool always_copy = !caps_.has_write_protect || !caps_.has_alias;
+  return ctx.write() || always_copy ? do_cow_fault(ctx) : do_read_fault(ctx);
+}
+
+/// Asks the mapping's owner for the page: afterwards ctx.page is locked, unless an error or RETRY comes back.
+uint32_t Memory::__do_fault(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address, ctx.flags);
+  FaultRequest request{
+      .vma = &ctx.vma, .address = ctx.address, .pgoff = linear_page_index(ctx.vma, ctx.address), .flags = ctx.flags};
+  const uint32_t ret = ctx.vma.vm_ops->fault(request);
+  if ((ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE | VM_FAULT_RETRY)) != 0) return ret;
+  ctx.page = request.page;
+  if ((ret & VM_FAULT_LOCKED) == 0) filemap_.lock_page(*ctx.page);
+  return (ret & ~VM_FAULT_LOCKED);
+}
+
+/// Maps the page at ctx.address if there is still nothing. On success `ptl` is held; NOPAGE: somebody else was faster.
+uint32_t Memory::alloc_set_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& entry) {
+  WEIR_FLOW(ctx.address, tables_.pages().mem().pfn(page));
+  ptl = tables_.pte_alloc_map_lock(ctx.mm, ctx.address);
+  if (!ptl) return VM_FAULT_OOM;
+  if (!pte_none(*ptl)) return VM_FAULT_NOPAGE;
+  VmArea& vma = ctx.vma;
+  PageAllocator::get_page(page);
+  entry = mk_pte(tables_.pages().mem().pfn(page), vma);
+  if (&page == ctx.cow_page) {
+    if (ctx.write()) entry = pte_mkdirty(entry);
+    entry = maybe_mkwrite(entry, vma);
+    ctx.mm.inc_mm_counter(RssKind::anon);
+    rmap_.page_add_new_anon_rmap(page, vma, ctx.address);
+    filemap_.lru().lru_cache_add_active_or_unevictable(page, vma);
+  } else {
+    if (ctx.write()) entry = maybe_mkwrite(pte_mkdirty(entry), vma);
+    ctx.mm.inc_mm_counter(RssKind::file);
+    rmap_.page_add_file_rmap(page);
+  }
+  tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), entry);
+  return VM_FAULT_OK;
+}
+
+/// The page, locked by us, becomes part of the address space: DONE_COW. If something else is there by now: NOPAGE.
+uint32_t Memory::finish_fault(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address);
+  Page& page = ctx.cow_page != nullptr ? *ctx.cow_page : *ctx.page;
+  Pte entry;
+  {
+    PteLock ptl;
+    if (const uint32_t ret = alloc_set_pte(ctx, page, ptl, entry); ret != VM_FAULT_OK) return ret;
+  }
+  // From here on the mapping stands, whatever hardware says.
+  return make_known(ctx, entry, page) | VM_FAULT_DONE_COW;
+}
+
+uint32_t Memory::do_read_fault(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address);
+  uint32_t ret = __do_fault(ctx);
+  if (ctx.page == nullptr) return ret;
+  ret |= finish_fault(ctx);
+  unlock_put(*ctx.page);
+  return ret & ~VM_FAULT_DONE_COW;
+}
+
+uint32_t Memory::do_cow_fault(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address);
+  if (!anon_vma_prepare(ctx.vma)) return VM_FAULT_OOM;
+  // Before the file's page is locked: an allocation may have to wait for pages that wait for locks.
+  ctx.cow_page = alloc_locked_page();
+  if (ctx.cow_page == nullptr) return VM_FAULT_OOM;
+  uint32_t ret = __do_fault(ctx);
+  if (ctx.page == nullptr) {
+    unlock_put(*ctx.cow_page);
+    return ret;
+  }
+  mmu_.copy_user_highpage(*ctx.cow_page, *ctx.page);
+  ctx.cow_page->set(PageFlag::uptodate);
+  ret |= finish_fault(ctx);
+  unlock_put(*ctx.page);
+  unlock_put(*ctx.cow_page);
+  return ret & ~VM_FAULT_DONE_COW;
+}
+
+uint32_t Memory::do_page_mkwrite(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address);
+  FaultRequest request{.vma = &ctx.vma,
+                       .address = ctx.address,
+                       .pgoff = linear_page_index(ctx.vma, ctx.address),
+                       .flags = FAULT_FLAG_WRITE,
+                       .page = ctx.page};
+  return ctx.vma.vm_ops->page_mkwrite(request);
+}
+
+/// The page is mapped writable, locked, and about to be written: its owner learns it now, and the writer may be slowed.
+void Memory::fault_dirty_shared_page(FaultContext& ctx, Page& page) {
+  WEIR_FLOW(ctx.address);
+  rmap_.set_page_dirty(page);
+  unlock_put(page);
+  ctx.vma.vm_ops->balance_dirty(ctx.vma);
+}
+
+uint32_t Memory::do_shared_fault(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address);
+  uint32_t ret = __do_fault(ctx);
+  if (ctx.page == nullptr) return ret;
+  Page& page = *ctx.page;
+  if (const uint32_t refused = do_page_mkwrite(ctx); (refused & (VM_FAULT_ERROR | VM_FAULT_NOPAGE)) != 0) {
+    unlock_put(page);
+    return refused;
+  }
+  ret |= finish_fault(ctx);
+  if ((ret & VM_FAULT_DONE_COW) == 0) {
+    unlock_put(page);
+    return ret;
+  }
+  fault_dirty_shared_page(ctx, page);
+  return ret & ~VM_FAULT_DONE_COW;
+}
+
+// ---- Swap
+// ------------------------------------------------------------------------------------------------------------------
+
+uint32_t Memory::do_swap_page(FaultContext& ctx) {
+  WEIR_FLOW(ctx.address, ctx.orig_pte);
+  VmArea& vma = ctx.vma;
+  const SwpEntry entry = pte_to_swp_entry(ctx.orig_pte);
+  uint32_t ret = VM_FAULT_OK;
+  Page* page = cache_.lookup_swap_cache(entry);
+  if (page == nullptr) {
+    page = cache_.swapin_readahead(entry, GFP_HIGHUSER_MOVABLE);
+    if (page == nullptr) {
+      // No memory; or the slot is free by now, as another thread has brought the page in.
+      PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+      return *ptl == ctx.orig_pte ? VM_FAULT_OOM : VM_FAULT_OK;
+    }
+    ret = VM_FAULT_MAJOR;
+    vmstat_.count_vm_event(VmEvent::pgmajfault);
+  }
+  Lru& lru = filemap_.lru();
+  if (!lock_page_or_retry(*page, ctx.mm, ctx.flags)) {
+    lru.put_page(*page);
+    return ret | VM_FAULT_RETRY;
+  }
+  // While we waited the cache may have let go of it.
+  if (!PageSwapCache(*page) || page->private_ != entry.val) {
+    unlock_put(*page);
+    return ret;
+  }
+  // Where writes leave no trace in the PTE, bytes that are being written out must not change.
+  if (!caps_.has_dirty) filemap_.wait_on_page_writeback(*page);
+
+  PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+  const bool same = *ptl == ctx.orig_pte;
+  if (!same || !page->test(PageFlag::uptodate)) {
+    ptl.unlock();
+    unlock_put(*page);
+    return same ? ret | VM_FAULT_SIGBUS : ret;
+  }
+  ctx.mm.inc_mm_counter(RssKind::anon);
+  ctx.mm.dec_mm_counter(RssKind::swapents);
+  Pte pte = mk_pte(tables_.pages().mem().pfn(page), vma);
+  Exclusive exclusive = Exclusive::no;
+  bool copy_next = false;
+  if (ctx.write() && cache_.reuse_swap_page(*page)) {
+    pte = maybe_mkwrite(pte_mkdirty(pte), vma);
+    exclusive = Exclusive::yes;
+  } else if (!caps_.has_write_protect) {
+    pte = maybe_mkwrite(pte, vma);  // never shared there
+  } else {
+    copy_next = ctx.write();
+  }
+  PageAllocator::get_page(*page);
+  rmap_.page_add_anon_rmap(*page, vma, ctx.address, exclusive);
+  lru.activate_page(*page);
+  tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), pte);
+  ptl.unlock();
+
+  swap_.swap_free(entry);
+  if (swap_.vm_swap_full() || (vma.vm_flags & VM_LOCKED) != 0 || page->test(PageFlag::mlocked))
+    cache_.try_to_free_swap(*page);
+  if (!copy_next) {
+    ret |= make_known(ctx, pte, *page);
+    unlock_put(*page);
+    return ret;
+  }
+  unlock_put(*page);
+  ctx.orig_pte = pte;
+  ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+  return *ptl == pte ? ret | do_wp_page(ctx, std::move(ptl)) : ret;
+}
+
+// ---- Copy on write
+// ---------------------------------------------------------------------------------------------------------
+
+/// The PTE is read-only, the VMA writable. `ptl` is held and *ptl is ctx.orig_pte.
+uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
+  WEIR_FLOW(ctx.address, ctx.orig_pte);
+  Page* page = vm_normal_page(ctx.orig_pte);
+  if (page == nullptr) {
+    ptl.unlock();
+    return wp_page_copy(ctx, nullptr);
+  }
+  if (!PageAnon(*page)) {
+    if ((ctx.vma.vm_flags & VM_SHARED) != 0) return wp_page_shared(ctx, *page, std::move(ptl));
+    PageAllocator::get_page(*page);
+    ptl.unlock();
+    return wp_page_copy(ctx, page);
+  }
+
+  PageAllocator::get_page(*page);
+  if (!filemap_.trylock_page(*page)) {
+    ptl.unlock();
+    filemap_.lock_page(*page);
+    ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+    if (*ptl != ctx.orig_pte) {
+      ptl.unlock();
+      unlock_put(*page);
+      return VM_FAULT_OK;
+    }
+  }
+  if (cache_.reuse_swap_page(*page)) {
+    rmap_.page_move_anon_rmap(*page, ctx.vma);
+    const Pte entry = wp_page_reuse(ctx, ptl);
+    ptl.unlock();
+    const uint32_t ret = make_known(ctx, entry, *page);
+    unlock_put(*page);
+    return ret;
+  }
+  ptl.unlock();
+  filemap_.unlock_page(*page);
+  return wp_page_copy(ctx, page);
+}
+
+/// Nobody else has the page, or it is shared on purpose: the PTE becomes writable.
+Pte Memory::wp_page_reuse(FaultContext& ctx, PteLock& ptl) {
+  WEIR_FLOW(ctx.address);
+  const Pte entry = maybe_mkwrite(pte_mkdirty(pte_mkyoung(ctx.orig_pte)), ctx.vma);
+  tables_.ptep_set_access_flags(ctx.mm, ctx.address, ptl.get(), entry);
+  vmstat_.count_vm_event(VmEvent::pgreuse);
+  return entry;
+}
+
+uint32_t Memory::wp_page_shared(FaultContext& ctx, Page& page, PteLock ptl) {
+  WEIR_FLOW(ctx.address);
+  PageAllocator::get_page(page);
+  ptl.unlock();
+  filemap_.lock_page(page);
+  uint32_t ret = VM_FAULT_OK;
+  if (Filemap::file_mapping(page) != nullptr) {  // else truncated meanwhile: look again
+    ctx.page = &page;
+    ret = do_page_mkwrite(ctx);
+    if ((ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE)) == 0) {
+      ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+      if (*ptl == ctx.orig_pte) {
+        const Pte entry = wp_page_reuse(ctx, ptl);
+        ptl.unlock();
+        ret |= make_known(ctx, entry, page);
+        fault_dirty_shared_page(ctx, page);
+        return ret;
+      }
+      ptl.unlock();
+    }
+  }
+  unlock_put(page);
+  return ret;
+}
+
+/// A copy of the page (null: of the zero page), of which the caller has a reference, takes its place. Consumes that
+/// reference.
+uint32_t Memory::wp_page_copy(FaultContext& ctx, Page* old_page) {
+  WEIR_FLOW(ctx.address, ctx.orig_pte);
+  Lru& lru = filemap_.lru();
+  Page* page = anon_vma_prepare(ctx.vma) ? alloc_locked_page() : nullptr;
+  if (page == nullptr) {
+    if (old_page != nullptr) lru.put_page(*old_page);
+    return VM_FAULT_OOM;
+  }
+  if (old_page != nullptr)
+    mmu_.copy_user_highpage(*page, *old_page);
+  else
+    mmu_.clear_user_highpage(*page);
+  page->set(PageFlag::uptodate);
+
+  PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+  if (*ptl != ctx.orig_pte) {
+    ptl.unlock();
+    unlock_put(*page);
+    if (old_page != nullptr) lru.put_page(*old_page);
+    return VM_FAULT_OK;
+  }
+  if (old_page == nullptr || !PageAnon(*old_page)) {
+    if (old_page != nullptr) ctx.mm.dec_mm_counter(RssKind::file);
+    ctx.mm.inc_mm_counter(RssKind::anon);
+  }
+  const Pte entry = maybe_mkwrite(pte_mkdirty(mk_pte(tables_.pages().mem().pfn(page), ctx.vma)), ctx.vma);
+  // Another CPU may know the old page until it is told. It must not read that while a third already writes to the copy:
+  // so the copy is not accessible before the flush, which waits until the lock is dropped. Whoever faults on it waits
+  // for the page lock.
+  const bool others = ctx.mm.mm_users.load(std::memory_order_acquire) > 1;
+  const Pte first = others ? pte_mkinaccessible(entry) : entry;
+  PageAllocator::get_page(*page);
+  tables_.ptep_clear_flush(ctx.mm, ctx.address, ptl.get());
+  rmap_.page_add_new_anon_rmap(*page, ctx.vma, ctx.address);
+  lru.lru_cache_add_active_or_unevictable(*page, ctx.vma);
+  tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), first);
+  if (old_page != nullptr) rmap_.page_remove_rmap(*old_page);
+  ptl.unlock();
+
+  FlushBatch batch;
+  batch.add(ctx.mm, ctx.address, nullptr);
+  mmu_.flush_batch(batch);
+  if (others) {
+    ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+    if (ptl && *ptl == first) tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), entry);
+    ptl.unlock();
+  }
+  vmstat_.count_vm_event(VmEvent::pgcow);
+  const uint32_t ret = make_known(ctx, entry, *page);
+  unlock_put(*page);
+  if (old_page != nullptr) {
+    lru.put_page(*old_page);
+    lru.put_page(*old_page);  // the mapping's
+  }
+  return ret;
+}
+
+}  // namespace weir

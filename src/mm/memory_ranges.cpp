@@ -1,0 +1,251 @@
+// src/mm/memory_ranges.cpp: whole ranges of page tables: zapped, copied by fork, moved by mremap, restricted by
+// mprotect. See memory.hpp. Linux: mm/memory.c, mm/mremap.c (move_page_tables), mm/mprotect.c (change_protection).
+#include "mm/memory.hpp"
+
+namespace weir {
+
+// ---- Zapping
+// ---------------------------------------------------------------------------------------------------------------
+
+/// What was gathered goes: first from hardware, then for good.
+void Memory::tlb_flush_mmu(MmuGather& gather) {
+  if (gather.start < gather.end) {
+    WEIR_FLOW(gather.start, gather.end);
+    mmu_.flush_range(*gather.mm, gather.start, gather.end);
+  }
+  for (unsigned i = 0; i < gather.nr; ++i) {
+    const MmuGather::Gone& gone = gather.pages[i];
+    if (PageAnon(*gone.page)) {
+      cache_.free_page_and_swap_cache(*gone.page);
+      continue;
+    }
+    if (gone.dirty) rmap_.set_page_dirty(*gone.page);
+    if (gone.accessed) filemap_.lru().mark_page_accessed(*gone.page);
+    filemap_.lru().put_page(*gone.page);
+  }
+  for (unsigned i = 0; i < gather.nr_entries; ++i) cache_.free_swap_and_cache(gather.entries[i]);
+  gather.nr = gather.nr_entries = 0;
+  gather.start = VirtAddr(~uint64_t{0});
+  gather.end = VirtAddr(0);
+}
+
+/// PTE's lock held; the gather has room.
+void Memory::zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte) {
+  if (pte_none(Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)})) return;
+  Mm& mm = *vma.vm_mm;
+  const Pte was = tables_.ptep_get_and_clear(mm, address, pte);
+  if (!pte_present(was)) {
+    mm.dec_mm_counter(RssKind::swapents);
+    gather.entries[gather.nr_entries++] = decode_swap_pte(was);
+    return;
+  }
+  // Old or young: where hardware does not have an old page, the architecture has its bytes, and gives them up by
+  // address.
+  if (address < gather.start) gather.start = address;
+  if (address + PAGE_SIZE > gather.end) gather.end = address + PAGE_SIZE;
+  Page* page = vm_normal_page(was);
+  if (page == nullptr) return;
+  const bool anon = PageAnon(*page);
+  mm.dec_mm_counter(anon ? RssKind::anon : RssKind::file);
+  rmap_.page_remove_rmap(*page);
+  gather.pages[gather.nr++] = {
+      .page = page,
+      .dirty = !anon && pte_dirty(was),
+      .accessed = !anon && pte_young(was) && (vma.vm_flags & VM_SEQ_READ) == 0,
+  };
+}
+
+void Memory::zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtAddr end) {
+  WEIR_FLOW(start, end);
+  Mm& mm = *vma.vm_mm;
+  for (VirtAddr a = tables_.next_table(mm, start, end); a < end; a = tables_.next_table(mm, a, end)) {
+    const VirtAddr stop = PageTables::pmd_addr_end(a, end);
+    while (a < stop) {
+      {
+        PteLock first = tables_.pte_offset_map_lock(mm, a);
+        for (Pte* pte = first.get(); a < stop && !gather.full(); a = a + PAGE_SIZE, ++pte) zap_pte(gather, vma, a, pte);
+      }
+      if (gather.full()) tlb_flush_mmu(gather);
+    }
+    if (World* w = engine_thread().world) w->cond_resched();
+  }
+}
+
+void Memory::zap_page_range(VmArea& vma, VirtAddr start, VirtAddr end) {
+  WEIR_FLOW(start, end);
+  update_hiwater_rss(*vma.vm_mm);
+  MmuGather gather(*vma.vm_mm);
+  zap_pte_range(gather, vma, start, end);
+  tlb_flush_mmu(gather);
+}
+
+void Memory::unmap_vmas(Mm& mm) {
+  WEIR_FLOW(mm);
+  update_hiwater_rss(mm);
+  MmuGather gather(mm);
+  for (VmArea& vma : mm.mmap) zap_pte_range(gather, vma, vma.vm_start, vma.vm_end);
+  tlb_flush_mmu(gather);
+}
+
+void Memory::unmap_vmas(Mm& mm, VmaList& vmas) {
+  WEIR_FLOW(mm);
+  update_hiwater_rss(mm);
+  MmuGather gather(mm);
+  for (VmArea& vma : vmas) zap_pte_range(gather, vma, vma.vm_start, vma.vm_end);
+  tlb_flush_mmu(gather);
+}
+
+// ---- Copying (fork)
+// --------------------------------------------------------------------------------------------------------
+
+/// Both PTEs' locks held; src's is not none, dst's is.
+Result<void> Memory::copy_one_pte(VmArea& dst, VmArea& src, VirtAddr address, Pte* dst_pte, Pte* src_pte) {
+  Mm& child = *dst.vm_mm;
+  Pte pte{__atomic_load_n(&src_pte->v, __ATOMIC_RELAXED)};
+  if (!pte_present(pte)) {
+    WEIR_TRY_VOID(swap_.swap_duplicate(decode_swap_pte(pte)));
+    if (!child.on_mmlist.load(std::memory_order_acquire)) swap_.mmlist_add(child);
+    child.inc_mm_counter(RssKind::swapents);
+    tables_.set_pte_at(child, address, dst_pte, pte);
+    return {};
+  }
+  const bool is_cow = (src.vm_flags & (VM_SHARED | VM_MAYWRITE)) == VM_MAYWRITE;
+  if (is_cow && pte_write(pte)) {
+    tables_.ptep_set_wrprotect(*src.vm_mm, address, src_pte);
+    pte = pte_wrprotect(pte);
+  }
+  if ((src.vm_flags & VM_SHARED) != 0) pte = pte_mkclean(pte);  // the parent's PTE keeps the dirty bit
+  pte = pte_mkold(pte);
+  if (Page* page = vm_normal_page(pte)) {
+    PageAllocator::get_page(*page);
+    rmap_.page_dup_rmap(*page);
+    child.inc_mm_counter(PageAnon(*page) ? RssKind::anon : RssKind::file);
+  }
+  tables_.set_pte_at(child, address, dst_pte, pte);
+  return {};
+}
+
+Result<void> Memory::copy_page_range(VmArea& dst, VmArea& src) {
+  WEIR_FLOW(src.vm_start, src.vm_end);
+  // A file's pages come back by faults; what only this address space has does not.
+  if (src.anon_vma == nullptr) return {};
+  Mm& parent = *src.vm_mm;
+  Mm& child = *dst.vm_mm;
+  const VirtAddr end = src.vm_end;
+  Result<void> done;
+  for (VirtAddr a = tables_.next_table(parent, src.vm_start, end); a < end && done;
+       a = tables_.next_table(parent, a, end)) {
+    const VirtAddr stop = PageTables::pmd_addr_end(a, end);
+    PteLock to = tables_.pte_alloc_map_lock(child, a);
+    if (!to) {
+      done = Errno::nomem;
+      break;
+    }
+    PteLock from = tables_.pte_offset_map_lock(parent, a);
+    Pte* to_pte = to.get();
+    for (Pte* pte = from.get(); a < stop && done; a = a + PAGE_SIZE, ++pte, ++to_pte)
+      if (!pte_none(Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)})) done = copy_one_pte(dst, src, a, to_pte, pte);
+  }
+  // The parent's other threads may still write what is shared now: until here, and the child has not begun to run.
+  mmu_.flush_range(parent, src.vm_start, end);
+  return done;
+}
+
+// ---- Moving (mremap)
+// -------------------------------------------------------------------------------------------------------
+
+/// Only where hardware has mappings of its own: takes [start, end) out of it. PTEs are old afterwards, and the pages'
+/// bytes are where they can be mapped in again at any address. mmap_sem for writing: nobody faults meanwhile.
+void Memory::make_absent(Mm& mm, VirtAddr start, VirtAddr end) {
+  for (VirtAddr a = tables_.next_table(mm, start, end); a < end; a = tables_.next_table(mm, a, end)) {
+    const VirtAddr stop = PageTables::pmd_addr_end(a, end);
+    for (; a < stop; a = a + PAGE_SIZE) {
+      Page* page = nullptr;
+      {
+        PteLock pte = tables_.pte_offset_map_lock(mm, a);
+        if (!pte_present(*pte) || !pte_young(*pte)) continue;
+        page = vm_normal_page(*pte);
+        if (page == nullptr) continue;
+        PageAllocator::get_page(*page);
+      }
+      filemap_.lock_page(*page);
+      FlushBatch batch;
+      {
+        PteLock pte = tables_.pte_offset_map_lock(mm, a);
+        if (vm_normal_page(*pte) == page && tables_.ptep_test_and_clear_young(mm, a, pte.get())) batch.add(mm, a, page);
+      }
+      if (batch.count > 0) mmu_.flush_batch(batch);
+      unlock_put(*page);
+    }
+  }
+}
+
+/// Both tables are there.
+void Memory::move_ptes(VmArea& from, VirtAddr old_addr, VirtAddr old_end, VirtAddr new_addr) {
+  Mm& mm = *from.vm_mm;
+  PteLock old_pte = tables_.pte_offset_map_lock(mm, old_addr);
+  Pte* to = tables_.pte_offset(mm, new_addr);
+  PteLock new_pte;  // one lock if both lie in one table
+  if (tables_.pte_table(mm, old_addr) != tables_.pte_table(mm, new_addr))
+    new_pte = tables_.pte_offset_map_lock(mm, new_addr);
+  for (Pte* pte = old_pte.get(); old_addr < old_end;
+       old_addr = old_addr + PAGE_SIZE, new_addr = new_addr + PAGE_SIZE, ++pte, ++to) {
+    if (pte_none(Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)})) continue;
+    const Pte moved = tables_.ptep_get_and_clear(mm, old_addr, pte);
+    tables_.set_pte_at(mm, new_addr, to, moved);
+  }
+}
+
+Result<void> Memory::move_page_tables(VmArea& from, VirtAddr old_addr, VmArea& to, VirtAddr new_addr, uint64_t length) {
+  WEIR_FLOW(old_addr, new_addr, length);
+  Mm& mm = *from.vm_mm;
+  (void)to;
+  const VirtAddr old_end = old_addr + length;
+  // All tables first: then nothing can fail half way.
+  for (VirtAddr a = tables_.next_table(mm, old_addr, old_end); a < old_end; a = tables_.next_table(mm, a, old_end)) {
+    const VirtAddr stop = PageTables::pmd_addr_end(a, old_end);
+    WEIR_TRY_VOID(tables_.pte_alloc(mm, new_addr + (a - old_addr)));
+    WEIR_TRY_VOID(tables_.pte_alloc(mm, new_addr + (stop - PAGE_SIZE - old_addr)));
+    a = stop;
+  }
+  if (!caps_.has_accessed) make_absent(mm, old_addr, old_end);
+
+  // A walk that has passed the new place must not find the old one empty: it would miss the page.
+  rmap_.take_rmap_locks(from);
+  for (VirtAddr a = tables_.next_table(mm, old_addr, old_end); a < old_end; a = tables_.next_table(mm, a, old_end)) {
+    const VirtAddr stop = PageTables::pmd_addr_end(a, old_end);
+    while (a < stop) {
+      // As far as both the old and the new table go.
+      const VirtAddr there = new_addr + (a - old_addr);
+      const VirtAddr there_stop = PageTables::pmd_addr_end(there, new_addr + (stop - old_addr));
+      const VirtAddr here_stop = a + (there_stop - there);
+      move_ptes(from, a, here_stop, there);
+      a = here_stop;
+    }
+  }
+  if (caps_.has_accessed) mmu_.flush_range(mm, old_addr, old_end);
+  rmap_.drop_rmap_locks(from);
+  return {};
+}
+
+// ---- Restricting (mprotect)
+// ------------------------------------------------------------------------------------------------
+
+void Memory::change_protection(VmArea& vma, VirtAddr start, VirtAddr end) {
+  WEIR_FLOW(start, end);
+  const bool accessible = (vma.vm_flags & VM_ACCESS_FLAGS) != 0;
+  const bool writable = (vma.vm_flags & VM_WRITE) != 0;
+  tables_.for_each_pte(*vma.vm_mm, start, end, [&](VirtAddr address, Pte* ptep) {
+    if (!pte_present(Pte{__atomic_load_n(&ptep->v, __ATOMIC_RELAXED)})) return;
+    tables_.ptep_modify(address, ptep, [&](Pte pte) {
+      pte = accessible ? pte_mkuser(pte) : pte_mkinaccessible(pte);
+      // What may be written again is found out by the next write fault; without write protection there is none.
+      if (!writable) return pte_wrprotect(pte);
+      return caps_.has_write_protect ? pte : pte_mkwrite(pte);
+    });
+  });
+  // Without write protection a PTE's rights are the mapping's, which the host enforces.
+  if (caps_.has_write_protect) mmu_.flush_range(*vma.vm_mm, start, end);
+}
+
+}  // namespace weir
