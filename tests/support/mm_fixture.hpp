@@ -10,10 +10,12 @@
 #include <gtest/gtest.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "kernel/virtual/virtual_world.hpp"
@@ -148,6 +150,58 @@ class TestMachine {
     }, &found);
     return found;
   }
+};
+
+/// What the running stack records while this lives: functions with their depth, states with their numbers.
+class Trace final : public FlowSink {
+ public:
+  struct Function {
+    int depth;
+    std::string name;
+    uint64_t a, b, c;
+  };
+  struct StateChange {
+    State what;
+    uint64_t subject, before, after;
+    bool operator==(const StateChange&) const = default;
+  };
+  Trace() : thread_(engine_thread()), saved_(thread_.sink) { thread_.sink = this; }
+  ~Trace() { thread_.sink = saved_; }
+  Trace(const Trace&) = delete;
+  Trace& operator=(const Trace&) = delete;
+
+  std::vector<Function> functions;
+  std::vector<StateChange> states;
+
+  void enter(const FlowSite& site, uint64_t a, uint64_t b, uint64_t c) override {
+    functions.push_back({depth_++, site.function, a, b, c});
+  }
+  void leave(const FlowSite&) override { --depth_; }
+  void state(const FlowSite&, State what, uint64_t subject, uint64_t before, uint64_t after) override {
+    states.push_back({what, subject, before, after});
+  }
+  [[nodiscard]] size_t count(std::string_view name) const {
+    return static_cast<size_t>(std::count_if(functions.begin(), functions.end(), [&](const Function& f) { return f.name == name; }));
+  }
+  [[nodiscard]] std::vector<StateChange> of(State what) const {
+    std::vector<StateChange> found;
+    for (const StateChange& s : states)
+      if (s.what == what) found.push_back(s);
+    return found;
+  }
+  /// "alloc_pages 0", "__alloc_pages_nodemask 1", …: the tree, one line a call; only the names given, if any are.
+  [[nodiscard]] std::vector<std::string> tree(std::vector<std::string> only = {}) const {
+    std::vector<std::string> lines;
+    for (const Function& f : functions)
+      if (only.empty() || std::find(only.begin(), only.end(), f.name) != only.end())
+        lines.push_back(std::string(static_cast<size_t>(f.depth), ' ') + f.name);
+    return lines;
+  }
+
+ private:
+  EngineThread& thread_;
+  FlowSink* saved_;
+  int depth_ = 0;
 };
 
 /// Runs `fn` in a thread of a virtual world until it has ended. What is printed goes to `log`, if there is one.
