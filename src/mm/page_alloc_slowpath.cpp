@@ -229,9 +229,9 @@ void PageAllocator::warn_alloc(gfp_t gfp, Order order) {
   if (gfp.has(__GFP_NOWARN) || engine_thread().world == nullptr) return;
   World& w = world();
   // A machine that fails fails often: 10 messages in 5 seconds say it.
-  const uint64_t now = w.now().v;
+  const uint64_t now = w.now().v + 1;
   if (const uint64_t since = warn_window_.load(std::memory_order_relaxed); since == 0 || now - since > (5_s).v) {
-    warn_window_.store(now | 1, std::memory_order_relaxed);
+    warn_window_.store(now, std::memory_order_relaxed);
     warned_.store(0, std::memory_order_relaxed);
   }
   if (warned_.fetch_add(1, std::memory_order_relaxed) >= 10) return;
