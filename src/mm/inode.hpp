@@ -38,8 +38,7 @@ struct Inode {
 struct File {
   Inode* f_inode = nullptr;
   std::atomic<int32_t> f_count{1};
-  void (*release)(void* owner, File& file) = nullptr;  ///< called with the last reference; sleeps
-  void* owner = nullptr;                               ///< release's
+  VmOps* vm_ops = nullptr;  ///< what a mapping of it gets; also who frees it with its last reference (VmOps::fput)
   uint64_t f_pos = 0;
   std::atomic<uint32_t> f_wb_err{0};  ///< AddressSpace::wb_err_seq up to which errors were reported here
 
@@ -53,11 +52,8 @@ struct File {
   uint32_t prev_offset = 0;            ///< where in it the last read ended
 };
 
+/// One more reference; VmOps::fput takes it back.
 inline void get_file(File& file) { file.f_count.fetch_add(1, std::memory_order_relaxed); }
-/// Drops a reference, with the last one the file. Sleeps then. Holding no lock that is inside the mmap lock.
-inline void fput(File& file) {
-  if (file.f_count.fetch_sub(1, std::memory_order_acq_rel) == 1) file.release(file.owner, file);
-}
 
 /// Pages that the file's size covers.
 [[nodiscard]] inline uint64_t i_size_pages(const Inode& inode) {
