@@ -15,7 +15,7 @@ namespace weir {
 /// A block is on the list of the type it was freed under, which need not be its pageblock's: merging ignores types.
 struct FreeArea {
   PageList free_list[static_cast<unsigned>(MigrateType::count)];
-  uint64_t nr_free = 0;  ///< blocks of this order = sum of the lists' lengths
+  uint64_t nr_free = 0;  ///< blocks of this order = sum of the lists' lengths (+ Zone::untouched, for the largest)
 
   /// nr_free without the zone lock: watermark checks look ahead and may be late.
   [[nodiscard]] uint64_t nr_free_racy() const { return __atomic_load_n(&nr_free, __ATOMIC_RELAXED); }
@@ -36,7 +36,7 @@ inline constexpr unsigned MAX_CPUS = 64;
 struct Node;
 
 struct Zone {
-  // Guarded by lock: free_area, nr_free, pageblock types.
+  // Guarded by lock: free_area, untouched, nr_free, pageblock types.
   SpinLock lock{LockRank::zone};
   ZoneType type = ZoneType::NORMAL;
   Node* zone_pgdat = nullptr;              // immutable
@@ -47,6 +47,14 @@ struct Zone {
   std::atomic<int64_t> watermark[static_cast<unsigned>(Watermark::count)] = {};
   int64_t lowmem_reserve[MAX_NR_ZONES] = {};
   FreeArea free_area[MAX_ORDER];
+  /// Runs of largest blocks that nobody has had since boot, ascending. They count as free movable blocks, behind those on the list and
+  /// highest first, but are not on it: so that a machine's metadata is touched as its memory is used, and not at boot.
+  struct Untouched {
+    Pfn start{};
+    uint64_t blocks = 0;
+  };
+  Untouched untouched[8];
+  unsigned nr_untouched = 0;
   std::atomic<int64_t> nr_free{0};         ///< NR_FREE_PAGES: pages in free_area (per-CPU lists are not free). Exact under lock
   MigrateType* pageblock_type = nullptr;   ///< one a pageblock of the zone's span
   PerCpuPages* pcp = nullptr;              ///< nr_cpus of them

@@ -89,6 +89,36 @@ void PageAllocator::del_from_free_list(Zone& zone, Page& page, unsigned order) {
   __atomic_store_n(&area.nr_free, area.nr_free - 1, __ATOMIC_RELAXED);
 }
 
+/// The list of free blocks of this order and type. Empty only if there are none: the next untouched block is put on it in time.
+PageList& PageAllocator::free_list(Zone& zone, const MemMap& mem, unsigned order, MigrateType type) {
+  PageList& list = list_of(zone.free_area[order], type);
+  if (order == MAX_ORDER - 1 && type == MT::movable && zone.nr_untouched != 0 && list.empty()) list_untouched(zone, mem);
+  return list;
+}
+
+/// The highest untouched block goes to the end of its list. It is counted already.
+void PageAllocator::list_untouched(Zone& zone, const MemMap& mem) {
+  Zone::Untouched& run = zone.untouched[zone.nr_untouched - 1];
+  Page& page = mem.page(run.start + PageCount(static_cast<int64_t>(--run.blocks << (MAX_ORDER - 1))));
+  if (run.blocks == 0) --zone.nr_untouched;
+  page.private_ = MAX_ORDER - 1;
+  page.flags.store(flag_bit(PageFlag::buddy), std::memory_order_relaxed);
+  list_of(zone.free_area[MAX_ORDER - 1], MT::movable).push_back(page);
+}
+
+/// Boot gives a largest block, in ascending order. False: the runs are too many, it must go on a list.
+bool PageAllocator::keep_untouched(Zone& zone, Pfn start) {
+  Zone::Untouched* run = zone.nr_untouched > 0 ? &zone.untouched[zone.nr_untouched - 1] : nullptr;
+  if (run == nullptr || run->start + PageCount(static_cast<int64_t>(run->blocks << (MAX_ORDER - 1))) != start) {
+    if (zone.nr_untouched == std::size(zone.untouched)) return false;
+    run = &zone.untouched[zone.nr_untouched++];
+    *run = {start, 0};
+  }
+  ++run->blocks;
+  __atomic_store_n(&zone.free_area[MAX_ORDER - 1].nr_free, zone.free_area[MAX_ORDER - 1].nr_free + 1, __ATOMIC_RELAXED);
+  return true;
+}
+
 // ------------------------------------------------------------------------------------------------------------ allocation
 
 Page* PageAllocator::alloc_pages(gfp_t gfp, Order order) {
@@ -270,7 +300,7 @@ Page* PageAllocator::__rmqueue_smallest(Zone& zone, Order order, MigrateType typ
   WEIR_FLOW(zone, order, type);
   for (unsigned o = order.v; o < MAX_ORDER; ++o) {
     FreeArea& area = zone.free_area[o];
-    Page* page = list_first_entry_or_null(list_of(area, type));
+    Page* page = list_first_entry_or_null(free_list(zone, mem_, o, type));
     if (page == nullptr) continue;
     WEIR_STATE(buddy_find, mem_.pfn(page), order, o);
     del_from_free_list(zone, *page, o);
@@ -297,7 +327,7 @@ bool PageAllocator::__rmqueue_fallback(Zone& zone, Order order, MigrateType star
   WEIR_FLOW(zone, order, start);
   const auto suitable = [&](unsigned o) -> Page* {
     for (MT type : FALLBACKS[static_cast<unsigned>(start)])
-      if (PageList& list = list_of(zone.free_area[o], type); !list.empty()) return &list.front();
+      if (PageList& list = free_list(zone, mem_, o, type); !list.empty()) return &list.front();
     return nullptr;
   };
   for (unsigned o = MAX_ORDER; o-- > order.v;) {

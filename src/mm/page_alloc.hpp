@@ -119,7 +119,7 @@ class PageAllocator {
   struct Survey {
     uint64_t free_in_buddy = 0, free_in_pcp = 0, in_balloon = 0, quarantined = 0;
   };
-  /// Walks every list under its lock; a bug found is reported through `fail(id, text)`.
+  /// Walks every list under its lock; a bug found is reported through `fail(id, text)`. Afterwards every free block is on a list.
   Survey survey(void (*fail)(void*, const char* id, const char* text), void* arg);
 
  private:
@@ -177,6 +177,10 @@ class PageAllocator {
   void __free_one_page(Page& page, Pfn pfn, Zone& zone, Order order, MigrateType type) WEIR_REQUIRES(zone.lock);
 
   // lists and counts
+  [[nodiscard]] static PageList& free_list(Zone& zone, const MemMap& mem, unsigned order, MigrateType type)
+      WEIR_REQUIRES(zone.lock);
+  static void list_untouched(Zone& zone, const MemMap& mem) WEIR_REQUIRES(zone.lock);
+  [[nodiscard]] static bool keep_untouched(Zone& zone, Pfn start) WEIR_REQUIRES(zone.lock);
   void add_to_free_list(Zone& zone, Page& page, unsigned order, MigrateType type) WEIR_REQUIRES(zone.lock);
   void del_from_free_list(Zone& zone, Page& page, unsigned order) WEIR_REQUIRES(zone.lock);
   void __mod_zone_page_state(Zone& zone, int64_t delta) WEIR_REQUIRES(zone.lock);

@@ -58,6 +58,13 @@ void PageAllocator::init(Bootmem& boot, const ZoneLayout& layout) {
         Page& page = self.mem_.page(start);
         Zone& zone = self.page_zone(page);
         zone.managed_pages.fetch_add(pages_of(order).v, std::memory_order_relaxed);
+        if (order.v == MAX_ORDER - 1) {
+          ScopedLock guard(zone.lock);
+          if (self.keep_untouched(zone, start)) {
+            self.__mod_zone_page_state(zone, pages_of(order).v);
+            return;
+          }
+        }
         self.free_one_page(zone, page, start, order, zone.block_type(start));
       },
       this);
@@ -287,6 +294,7 @@ PageAllocator::Survey PageAllocator::survey(void (*fail)(void*, const char*, con
     uint64_t in_zone = 0;
     {
       ScopedLock guard(zone.lock);
+      while (zone.nr_untouched != 0) list_untouched(zone, mem_);
       for (unsigned o = 0; o < MAX_ORDER; ++o) {
         uint64_t blocks = 0;
         for (unsigned type = 0; type < NR_TYPES; ++type) {

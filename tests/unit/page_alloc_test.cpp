@@ -145,17 +145,45 @@ TEST(PageAlloc, ABlockIsSplitDownToTheOrderAskedFor) {
 TEST(PageAlloc, TheSmallestSufficientOrderIsTaken) {
   TestMachine m;
   Zone& zone = m.zone(ZoneType::DMA32);
+  EXPECT_EQ(m.faults(), "");  // afterwards every free block is on a list
   std::mt19937_64 rng(5);
   for (int i = 0; i < 300; ++i) {
     const unsigned order = rng() % 6;
     unsigned smallest = order;
-    while (zone.free_area[smallest].free_list[static_cast<unsigned>(MigrateType::movable)].empty()) ++smallest;
+    while (zone.free_area[smallest].free_list[static_cast<unsigned>(MigrateType::movable)].empty())
+      ASSERT_LT(++smallest, MAX_ORDER);
     Trace trace;
     ASSERT_NE(m.pages.alloc_pages(MOVABLE, Order(static_cast<uint8_t>(order))), nullptr);
     if (order > 0) {
       EXPECT_EQ(trace.of(State::buddy_find).at(0).after, smallest);
     }
   }
+}
+
+TEST(PageAlloc, WhetherBlocksWereListedAtBootIsNotSeen) {
+  TestMachine eager(two_zones(256_MiB)), lazy(two_zones(256_MiB));
+  EXPECT_GT(lazy.zone(ZoneType::NORMAL).nr_untouched, 0u);
+  EXPECT_EQ(eager.faults(), "");  // lists them
+  EXPECT_EQ(eager.zone(ZoneType::NORMAL).nr_untouched, 0u);
+  std::mt19937_64 rng(1);
+  std::vector<std::pair<Page*, Page*>> live;
+  for (int i = 0; i < 20000; ++i) {
+    const Order order(i % 7 == 0 ? static_cast<uint8_t>(rng() % MAX_ORDER) : 0);
+    const gfp_t gfp = rng() % 3 == 0 ? UNMOVABLE : MOVABLE;
+    Page* a = eager.pages.alloc_pages(gfp, order);
+    Page* b = lazy.pages.alloc_pages(gfp, order);
+    ASSERT_EQ(a != nullptr, b != nullptr) << i;
+    if (a == nullptr) break;
+    ASSERT_EQ(eager.mem.pfn(a), lazy.mem.pfn(b)) << i;
+    if (order.v == 0) live.emplace_back(a, b);
+    if (rng() % 3 == 0 && !live.empty()) {
+      eager.pages.__free_pages(*live.back().first, Order(0));
+      lazy.pages.__free_pages(*live.back().second, Order(0));
+      live.pop_back();
+    }
+  }
+  EXPECT_EQ(eager.buddyinfo(ZoneType::NORMAL), lazy.buddyinfo(ZoneType::NORMAL));
+  EXPECT_EQ(lazy.faults(), "");
 }
 
 TEST(PageAlloc, OrdersBeyondTheLargestAreRefused) {
