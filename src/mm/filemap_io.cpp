@@ -109,13 +109,13 @@ Result<File*> FilemapIo::open(Inode& inode) {
   if (file == nullptr) return Errno::nomem;
   inode.i_count.fetch_add(1, std::memory_order_relaxed);
   file->f_inode = &inode;
-  file->vm_ops = this;
+  file->release = [](void* self, File& f) { static_cast<FilemapIo*>(self)->fput_final(f); };
+  file->owner = this;
   file->f_wb_err.store(inode.i_data.wb_err_seq.load(std::memory_order_acquire), std::memory_order_relaxed);
   return file;
 }
 
-void FilemapIo::fput(File& file) {
-  if (file.f_count.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+void FilemapIo::fput_final(File& file) {
   Inode& inode = *file.f_inode;
   slab_.destroy(*file_cache_, &file);
   iput(inode);

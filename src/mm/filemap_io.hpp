@@ -44,7 +44,7 @@ class FilemapIo final : public VmOps, public AddressSpaceOps {
   Result<Inode*> create_inode(const char* name, BlockDevice& device, uint64_t first_page, Bytes size, Bytes max_bytes);
   /// Errors: ENOMEM.
   Result<File*> open(Inode& inode);
-  /// Drops the caller's reference. Sleeps.
+  /// Drops the caller's reference (fput). Sleeps.
   void close(File& file) { fput(file); }
   /// Drops a reference. With the last one dirty pages are written out, all pages are freed, and the inode is gone.
   /// Sleeps.
@@ -78,8 +78,6 @@ class FilemapIo final : public VmOps, public AddressSpaceOps {
   uint32_t fault(FaultRequest& request) override { return filemap_fault(request); }
   uint32_t page_mkwrite(FaultRequest& request) override { return filemap_page_mkwrite(request); }
   void balance_dirty(VmArea& vma) override;
-  /// Drops a reference, with the last one the file, and perhaps its inode: as iput. Sleeps then.
-  void fput(File& file) override;
   // AddressSpaceOps
   Result<void> writepage(Page& page, WritebackControl& wbc) override;
   Result<void> readpage(AddressSpace& mapping, Page& page) override;
@@ -127,6 +125,7 @@ class FilemapIo final : public VmOps, public AddressSpaceOps {
   void do_async_mmap_readahead(const VmArea& vma, File& file, Page& page, uint64_t index);
   bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags);
 
+  void fput_final(File& file);
   [[nodiscard]] Page* find_page(Inode& inode, uint64_t index);
 
   Filemap& filemap_;

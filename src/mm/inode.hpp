@@ -38,7 +38,8 @@ struct Inode {
 struct File {
   Inode* f_inode = nullptr;
   std::atomic<int32_t> f_count{1};
-  VmOps* vm_ops = nullptr;  ///< what a mapping of it gets; also who frees it with its last reference (VmOps::fput)
+  void (*release)(void* owner, File& file) = nullptr;  ///< called with the last reference; sleeps
+  void* owner = nullptr;                               ///< release's
   uint64_t f_pos = 0;
   std::atomic<uint32_t> f_wb_err{0};  ///< AddressSpace::wb_err_seq up to which errors were reported here
 
@@ -52,8 +53,12 @@ struct File {
   uint32_t prev_offset = 0;            ///< where in it the last read ended
 };
 
-/// One more reference; VmOps::fput takes it back.
 inline void get_file(File& file) { file.f_count.fetch_add(1, std::memory_order_relaxed); }
+/// Drops a reference, with the last one the file, and perhaps its inode (FilemapIo::iput). Sleeps then; no lock inside
+/// mmap_sem may be held.
+inline void fput(File& file) {
+  if (file.f_count.fetch_sub(1, std::memory_order_acq_rel) == 1) file.release(file.owner, file);
+}
 
 /// Pages that the file's size covers.
 [[nodiscard]] inline uint64_t i_size_pages(const Inode& inode) {
