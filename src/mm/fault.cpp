@@ -70,8 +70,8 @@ bool Fault::pagefault_out_of_memory() {
   if (pressure_ == nullptr) return false;
   Mutex& oom_lock = memory_.tables().pages().oom_lock();
   if (!oom_lock.try_lock()) {
-    // Somebody is killing already.
-    if (World* w = engine_thread().world) w->cond_resched();
+    // Somebody is killing already: a tick for the victim to go.
+    if (World* w = engine_thread().world) w->schedule_timeout(Nanos(1000000));
     return true;
   }
   const bool helped = pressure_->out_of_memory({.gfp = GFP_HIGHUSER_MOVABLE, .order = Order(0)});

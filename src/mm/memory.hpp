@@ -55,8 +55,9 @@ class Memory {
   /// fork: dst gets src's mappings; private writable ones become read-only on both sides. Both mmap_sems held for
   /// writing. Errors: ENOMEM; dst then has some of them.
   Result<void> copy_page_range(VmArea& dst, VmArea& src);
-  /// Every page of [start, end) in vma leaves. mmap_sem held; for writing where !has_accessed: there a fault on its way
-  /// tells hardware of a PTE after the PTE's lock is dropped, and must not do so after this.
+  /// Every page of [start, end) in vma leaves. mmap_sem held; reading suffices. (A fault on its way may then tell
+  /// hardware of a PTE that is gone: an Mmu with mappings of its own looks at the PTE again, under the lock that
+  /// flush_range takes too.)
   void zap_page_range(VmArea& vma, VirtAddr start, VirtAddr end);
   /// All VMAs of a dying mm.
   void unmap_vmas(Mm& mm);

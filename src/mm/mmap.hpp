@@ -1,7 +1,19 @@
 // src/mm/mmap.hpp
 //
 // The system calls on address spaces: mmap, munmap, brk, mremap, mprotect, madvise, mlock; fork and exit of an Mm.
-// Linux: mm/mmap.c, mremap.c, mprotect.c, madvise.c, mlock.c, kernel/fork.c, kernel/exit.c. No page is allocated by mmap.
+// No page is allocated by mmap.
+//
+//   mmap     --> do_mmap --> get_unmapped_area --> mmap_region --> vma_merge, or a new VMA
+//   munmap   --> do_munmap --> split_vma at the edges --> out of the tree --> zap, rmap, tables --> freed
+//   mprotect, madvise, mlock --> vma_merge with the neighbours, or split_vma --> flags
+//   fork     --> dup_mm --> dup_mmap --> copy_page_range a VMA;   last mmput --> exit_mmap
+//
+// Two VMAs are one (vma_merge) when they touch, have equal flags and file, continuous pgoff, and their pages hang on
+// the same anon_vma or one of them has none yet. So neighbours that could be one are one, but after a failed
+// allocation.
+//
+// The files: mmap.cpp (mmap, munmap, brk, merge, split), mremap.cpp, mprotect.cpp, madvise.cpp, mlock.cpp, fork.cpp
+// (life of an Mm). Linux: the same names in mm/, kernel/fork.c; 4.14.
 #pragma once
 
 #include "mm/fault.hpp"
@@ -10,12 +22,12 @@
 namespace weir {
 
 struct MmapRequest {
-  VirtAddr addr{};            ///< hint, or the place with fixed
-  uint64_t length = 0;        ///< bytes
+  VirtAddr addr{};                     ///< hint, or the place with fixed
+  uint64_t length = 0;                 ///< bytes
   uint64_t prot = VM_READ | VM_WRITE;  ///< VM_READ | VM_WRITE | VM_EXEC
   enum class Sharing : uint8_t { private_, shared } sharing = Sharing::private_;
   enum class Place : uint8_t { hint, fixed } place = Place::hint;
-  uint64_t extra_flags = 0;   ///< VM_LOCKED, VM_NORESERVE, …
+  uint64_t extra_flags = 0;  ///< VM_LOCKED, VM_NORESERVE, …
   File* file = nullptr;
   uint64_t pgoff = 0;
 };
@@ -24,32 +36,97 @@ enum class Advice : uint8_t { normal, random, sequential, willneed, dontneed };
 
 class AddressSpaces {
  public:
-  AddressSpaces(Memory& memory, Fault& fault, Vmas& vmas, Rmap& rmap, PageTables& tables, SwapFiles& swap, Slab& slab, VmStat& vmstat, Mmu& mmu);
+  AddressSpaces(Memory& memory, Fault& fault, Vmas& vmas, Rmap& rmap, PageTables& tables, SwapFiles& swap, Slab& slab,
+                VmStat& vmstat, Mmu& mmu);
   Result<void> init();
+  /// Who serves the faults of mapped files. Without it files cannot be mapped (ENODEV).
+  void set_file_ops(VmOps& ops) { file_ops_ = &ops; }
 
   Result<Mm*> mm_alloc(Task* owner);
   void mmget(Mm& mm) { mm.mm_users.fetch_add(1, std::memory_order_acq_rel); }
-  /// Last user: exit_mmap. Last reference: the struct goes.
+  void mmgrab(Mm& mm) { mm.mm_count.fetch_add(1, std::memory_order_acq_rel); }
+  /// Last user: exit_mmap. Last reference: the struct goes. Sleeps.
   void mmput(Mm& mm);
   void mmdrop(Mm& mm);
-  /// fork: a new Mm with the same VMAs; pages shared copy-on-write. Errors: ENOMEM (nothing left behind).
+  /// fork: a new Mm with the same VMAs; pages shared copy-on-write. Errors: ENOMEM (nothing left behind); ENOSYS where
+  /// hardware cannot write-protect.
   Result<Mm*> dup_mm(Mm& old, Task* owner);
   void exit_mmap(Mm& mm);
 
   // All take mmap_sem themselves. Errors as the system calls.
+  /// Errors: EINVAL (length 0, place not aligned, pgoff), ENOMEM (no room, too many VMAs), EOVERFLOW (end of the file
+  /// offset), ENODEV (shared memory without a file; a file without file operations), ENOSYS (shared where hardware has
+  /// no alias). With VM_LOCKED among extra_flags pages come at their faults and stay.
   Result<VirtAddr> mmap(Mm& mm, const MmapRequest& request);
   Result<void> munmap(Mm& mm, VirtAddr start, uint64_t length);
   /// Returns the new break (the old one when it cannot move).
   VirtAddr brk(Mm& mm, VirtAddr brk);
   enum class MayMove : uint8_t { no, yes };
-  Result<VirtAddr> mremap(Mm& mm, VirtAddr old_addr, uint64_t old_len, uint64_t new_len, MayMove may_move, VirtAddr fixed = VirtAddr(0));
+  Result<VirtAddr> mremap(Mm& mm, VirtAddr old_addr, uint64_t old_len, uint64_t new_len, MayMove may_move,
+                          VirtAddr fixed = VirtAddr(0));
   Result<void> mprotect(Mm& mm, VirtAddr start, uint64_t length, uint64_t prot);
+  /// dontneed: the pages go, and read as zero (or as the file) again. random, sequential: how files are read ahead.
+  /// Others: nothing.
   Result<void> madvise(Mm& mm, VirtAddr start, uint64_t length, Advice advice);
   enum class Lock : uint8_t { no, yes };
   /// yes: faults everything in (as `task`).
   Result<void> mlock(Task& task, VirtAddr start, uint64_t length, Lock lock);
 
  private:
+  // mmap.cpp; mmap_sem held for writing
+  Result<VirtAddr> do_mmap(Mm& mm, const MmapRequest& request);
+  Result<VirtAddr> mmap_region(Mm& mm, VirtAddr start, uint64_t length, uint64_t flags, File* file, uint64_t pgoff);
+  Result<void> do_munmap(Mm& mm, VirtAddr start, uint64_t length);
+  Result<void> do_brk_flags(Mm& mm, VirtAddr start, uint64_t length);
+  void unmap_region(Mm& mm, VmaList& list, VirtAddr start, VirtAddr end);
+  void remove_vma(VmArea& vma);
+  /// What a VMA is to be, for vma_merge.
+  struct Wanted {
+    VirtAddr start, end;
+    uint64_t flags;
+    AnonVma* anon_vma;
+    File* file;
+    VmOps* ops;
+    uint64_t pgoff;
+  };
+  /// [start, end), a hole or (part of) `area`, becomes part of a neighbour if it can. Null: it cannot, or there is no
+  /// memory; nothing changed.
+  VmArea* vma_merge(Mm& mm, const Wanted& wanted, VmArea* area);
+  /// `vma` grows over holes and over `eaten`, which shrinks or goes. Errors: ENOMEM, nothing changed.
+  Result<void> vma_grow(Mm& mm, VmArea& vma, VirtAddr start, VirtAddr end, VmArea* eaten);
+  enum class NewOne : uint8_t { above, below };
+  /// Two of one; `vma` stays the part that is not new. Errors: ENOMEM.
+  Result<VmArea*> split_vma(Mm& mm, VmArea& vma, VirtAddr address, NewOne which);
+  Result<VmArea*> __split_vma(Mm& mm, VmArea& vma, VirtAddr address, NewOne which);
+  /// [start, end) of vma gets other flags. Returns the VMA that it belongs to now. Errors: ENOMEM.
+  Result<VmArea*> change_flags(Mm& mm, VmArea& vma, VirtAddr start, VirtAddr end, uint64_t flags);
+  Result<VmArea*> new_vma(Mm& mm, const Wanted& wanted);
+  /// Every VMA of [start, end) in turn: fn(vma, its start, its end) -> Result<VmArea*>, the VMA that now holds that
+  /// part. Errors: fn's; ENOMEM for a hole, at which it ends if `holes` says so.
+  enum class Holes : uint8_t { end, skip };
+  template <class Fn>
+  Result<void> for_each_part(Mm& mm, VirtAddr start, VirtAddr end, Holes holes, Fn fn);
+
+  // mremap.cpp
+  Result<VmArea*> vma_to_resize(Mm& mm, VirtAddr address, uint64_t old_len, uint64_t new_len);
+  Result<VirtAddr> move_vma(Mm& mm, VmArea& vma, VirtAddr old_addr, uint64_t old_len, uint64_t new_len,
+                            VirtAddr new_addr);
+  Result<VmArea*> copy_vma(Mm& mm, VmArea& vma, VirtAddr old_addr, VirtAddr new_addr, uint64_t length);
+
+  // mprotect.cpp, madvise.cpp, mlock.cpp
+  Result<VmArea*> mprotect_fixup(Mm& mm, VmArea& vma, VirtAddr start, VirtAddr end, uint64_t prot);
+  Result<void> madvise_dontneed(Mm& mm, VirtAddr start, VirtAddr end);
+  Result<void> populate(Task& task, VirtAddr start, VirtAddr end);
+  void munlock_vma_pages_range(VmArea& vma, VirtAddr start, VirtAddr end);
+  Page* get_present_page(Mm& mm, VirtAddr address, Pte& pte);
+
+  // fork.cpp
+  Mm* allocate_mm();
+  void free_mm(Mm& mm);
+  Result<void> mm_alloc_pgd(Mm& mm);
+  Result<void> mm_init(Mm& mm, Task* owner);
+  Result<void> dup_mmap(Mm& mm, Mm& old);
+
   Memory& memory_;
   Fault& fault_;
   Vmas& vmas_;
@@ -59,6 +136,38 @@ class AddressSpaces {
   Slab& slab_;
   VmStat& vmstat_;
   Mmu& mmu_;
+  VmOps* file_ops_ = nullptr;
+  KmemCache* mm_cache_ = nullptr;
+  std::atomic<uint64_t> next_mm_id_{1};
+  SpinLock dead_lock_{LockRank::leaf};
+  /// Structs of Mms that are gone, kept for new ones: a FlushBatch of reclaim may name an Mm that dies before the batch
+  /// is flushed. Such an entry then names an Mm that has nothing at the address, or a new one that loses no more than a
+  /// translation.
+  MmList dead_ WEIR_GUARDED_BY(dead_lock_);
 };
+
+/// Rights that a mapping may be given later.
+inline constexpr uint64_t VM_MAY_FLAGS = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
+/// One past the last address that user tables can map. What lies in [0, this) is freed with its last mapping.
+inline constexpr VirtAddr USER_PGTABLES_CEILING{uint64_t{1} << 47};
+
+template <class Fn>
+Result<void> AddressSpaces::for_each_part(Mm& mm, VirtAddr start, VirtAddr end, Holes holes, Fn fn) {
+  Result<void> hole;
+  for (VirtAddr at = start; at < end;) {
+    VmArea* vma = vmas_.find_vma(mm, at);
+    if (vma == nullptr || vma->vm_start > at) {
+      if (holes == Holes::end) return Errno::nomem;
+      hole = Errno::nomem;
+      if (vma == nullptr || vma->vm_start >= end) return hole;
+      at = vma->vm_start;
+    }
+    const VirtAddr stop = vma->vm_end < end ? vma->vm_end : end;
+    Result<VmArea*> now = fn(*vma, at, stop);
+    if (!now) return now.error();
+    at = stop;
+  }
+  return hole;
+}
 
 }  // namespace weir

@@ -1,11 +1,7 @@
 // src/mm/vma.cpp
 #include "mm/vma.hpp"
 
-#include "mm/inode.hpp"
-
 namespace weir {
-
-void VmOps::fput(File& file) { file.f_count.fetch_sub(1, std::memory_order_acq_rel); }
 
 Vmas::Vmas(Slab& slab) : slab_(slab) {}
 

@@ -29,8 +29,6 @@ class VmOps {
   virtual uint32_t page_mkwrite(FaultRequest& request) = 0;
   /// Something shared was made dirty through this VMA: its writer may be slowed. Holds only mmap_sem for reading.
   virtual void balance_dirty(VmArea& vma) { (void)vma; }
-  /// A VMA's reference to its file goes. Overridden by who frees a File with its last reference.
-  virtual void fput(File& file);
 
  protected:
   ~VmOps() = default;
