@@ -48,6 +48,9 @@ struct LiveOptions {
   size_t recorder_ring = 0;                       ///< bytes for the last events; 0: no recording
   unsigned fault_threads = 2;                     ///< thread delivery: 1…8
   int userfaultfd_device = -1;                    ///< an open /dev/userfaultfd that somebody with the right handed over; not closed
+  /// RAM and swap are full, the report is out and SIGKILL is next: the last moment to keep counters or the recording. Once, on an
+  /// engine stack, maybe with locks of the machine held: may call stats() and write_recording(), nothing else of the machine.
+  void (*before_kill)() = nullptr;
 };
 
 /// Why create() refused, for a person: what failed and which setting mends it.
@@ -62,6 +65,7 @@ struct LiveStats {
   uint64_t managed_pages = 0;           ///< of it, what the machine's allocator has to give
   uint64_t mapped_pages = 0;            ///< length of all managed mappings
   uint64_t rss_pages = 0, swap_pages = 0;   ///< resident and swapped out of them
+  uint64_t host_resident_pages = 0;     ///< host pages that count against the budget: user pages, staging, the arena
   int64_t node[static_cast<unsigned>(NodeStat::count)] = {};    ///< index: NodeStat; names by stat_name()
   uint64_t event[static_cast<unsigned>(VmEvent::count)] = {};   ///< index: VmEvent; names by event_name()
   int64_t swap_total = 0, swap_free = 0;    ///< slots
