@@ -7,8 +7,8 @@
 // Synchronous devices (zram) are served by bdev_write_page / bdev_read_page at once.
 //
 // Where the Mmu has no dirty bits, it keeps a mark of what lies in the slot. A write sets it before the page is unlocked, while
-// the bytes still are what is written; should the write fail, PG_error says that the mark is not to be believed
-// (page_may_be_clean) until the next write.
+// the bytes still are what is written. PG_error says that the mark is not to be believed (page_may_be_clean): from add_to_swap to
+// the first write, and from a failed write to the next.
 #pragma once
 
 #include "mm/filemap.hpp"
@@ -33,7 +33,7 @@ class PageIo {
   Result<void> swap_readpage(Page& page);
   /// A swap-cache page is newer than its slot. True if it was clean before. Without tags: nobody looks for dirty swap pages by tree.
   bool swap_set_page_dirty(Page& page);
-  /// Where the Mmu has no dirty bits: may its answer "as in the slot" be believed? Not after a failed write.
+  /// Where the Mmu has no dirty bits: may its answer "as in the slot" be believed?
   [[nodiscard]] static bool page_may_be_clean(const Page& page) {
     return PageSwapCache(page) && !page.test(PageFlag::error);
   }

@@ -1,6 +1,8 @@
 // src/mm/swap.cpp: LRU lists, pagevecs, references
 #include "mm/swap.hpp"
 
+#include <iterator>
+
 #include "mm/mm_types.hpp"
 
 namespace weir {
@@ -52,6 +54,7 @@ void Lru::link(Page& page, LruList list, End end) {
     lruvec.lists[i].push_front(page);
   else
     lruvec.lists[i].push_back(page);
+  if (list == LruList::inactive_anon && end == End::head && aging_hand_ == nullptr) aging_hand_ = &page;
   lruvec.size[i] += PageCount(1);
   vmstat_.inc_node_page_state(lru_stat(list));
 }
@@ -59,9 +62,28 @@ void Lru::link(Page& page, LruList list, End end) {
 void Lru::unlink(Page& page, LruList list) {
   LruVec& lruvec = node().lruvec;
   const unsigned i = static_cast<unsigned>(list);
+  if (&page == aging_hand_) advance_aging_hand();
   lruvec.lists[i].erase(PageList::s_iterator_to(page));
   lruvec.size[i] -= PageCount(1);
   vmstat_.dec_node_page_state(lru_stat(list));
+}
+
+// One page towards the head.
+void Lru::advance_aging_hand() {
+  PageList& list = node().lruvec.lists[static_cast<unsigned>(LruList::inactive_anon)];
+  const auto at = PageList::s_iterator_to(*aging_hand_);
+  aging_hand_ = at == list.begin() ? nullptr : &*std::prev(at);
+}
+
+unsigned Lru::pages_to_age(Page** pages, unsigned max) {
+  ScopedLock guard(node().lru_lock);
+  unsigned n = 0;
+  while (n < max && aging_hand_ != nullptr) {
+    Page& page = *aging_hand_;
+    advance_aging_hand();
+    if (!page.test(PageFlag::aged) && PageAllocator::get_page_unless_zero(page)) pages[n++] = &page;
+  }
+  return n;
 }
 
 void Lru::add_page_to_lru_list(Page& page, LruList list) {
@@ -122,7 +144,7 @@ void Lru::move_fn(Batch batch, Page& page) {
       const LruList from = page_lru(page);
       set_page_flag(page, PageFlag::active);
       // Where old pages were made absent ahead of the inactive tail, an active page starts over.
-      page.clear(PageFlag::aged);
+      clear_page_aged(page);
       move_page(page, from, page_lru(page), End::head);
       vmstat_.count_vm_event(VmEvent::pgactivate);
       update_page_reclaim_stat(page_is_file_cache(page), true);
@@ -207,19 +229,19 @@ unsigned Lru::in_pagevecs(const Page& page) const {
 
 void Lru::lru_cache_add(Page& page) {
   WEIR_FLOW(pages_.mem().pfn(page));
-  page.clear(PageFlag::aged);
+  clear_page_aged(page);
   pagevec_add(Batch::add, page);
 }
 
 void Lru::lru_cache_add_anon(Page& page) {
   WEIR_FLOW(pages_.mem().pfn(page));
-  page.clear(PageFlag::aged);
+  clear_page_aged(page);
   pagevec_add(Batch::add, page);
 }
 
 void Lru::lru_cache_add_file(Page& page) {
   WEIR_FLOW(pages_.mem().pfn(page));
-  page.clear(PageFlag::aged);
+  clear_page_aged(page);
   pagevec_add(Batch::add, page);
 }
 
@@ -236,7 +258,7 @@ void Lru::lru_cache_add_active_or_unevictable(Page& page, const VmArea& vma) {
 
 void Lru::add_page_to_unevictable_list(Page& page) {
   WEIR_FLOW(pages_.mem().pfn(page));
-  page.clear(PageFlag::aged);
+  clear_page_aged(page);
   ScopedLock guard(node().lru_lock);
   page.clear(PageFlag::active);
   set_page_flag(page, PageFlag::unevictable);
@@ -298,7 +320,7 @@ void Lru::__page_cache_release(Page& page) {
   }
   page.clear(PageFlag::active);
   page.clear(PageFlag::unevictable);
-  page.clear(PageFlag::aged);
+  clear_page_aged(page);
   if (page.test_and_clear(PageFlag::mlocked)) vmstat_.dec_node_page_state(NodeStat::nr_mlock);
 }
 

@@ -76,6 +76,19 @@ class Lru {
   /// 1 if the page counts as file-backed, 0 if it goes to swap. Index of ZoneReclaimStat.
   [[nodiscard]] static unsigned page_is_file_cache(const Page& page) { return PageSwapBacked(page) ? 0 : 1; }
 
+  // ---- staging, where the MMU has no accessed bits: PG_aged says that a page's PTEs were made old since it became inactive.
+  // A hand goes over the inactive anonymous list from the tail to the head; what it has passed was offered once.
+  /// The next pages under the hand that are not aged, with references. Returns how many.
+  unsigned pages_to_age(Page** pages, unsigned max);
+  void set_page_aged(Page& page) {
+    if (!page.test_and_set(PageFlag::aged)) nr_aged_.fetch_add(1, std::memory_order_relaxed);
+  }
+  void clear_page_aged(Page& page) {
+    if (page.test_and_clear(PageFlag::aged)) nr_aged_.fetch_sub(1, std::memory_order_relaxed);
+  }
+  /// Pages with PG_aged.
+  [[nodiscard]] PageCount nr_aged() const { return PageCount(nr_aged_.load(std::memory_order_relaxed)); }
+
   // ---- flags whose change the documents show; both record it
   void set_page_flag(Page& page, PageFlag flag);
   void clear_page_flag(Page& page, PageFlag flag);
@@ -108,6 +121,7 @@ class Lru {
   void link(Page& page, LruList list, End end) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void unlink(Page& page, LruList list) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void move_page(Page& page, LruList from, LruList to, End end) WEIR_NO_THREAD_SAFETY_ANALYSIS;
+  void advance_aging_hand() WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void update_page_reclaim_stat(unsigned file, bool rotated) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void __page_cache_release(Page& page);
   bool __lru_cache_activate_page(Page& page);
@@ -116,6 +130,8 @@ class Lru {
   VmStat& vmstat_;
   unsigned cpus_;
   PerCpu* percpu_ = nullptr;  // cpus_ of them, in the machine's own frames
+  std::atomic<int64_t> nr_aged_{0};
+  Page* aging_hand_ = nullptr;  // lru_lock; on the inactive anonymous list; null: the head was passed
 };
 
 }  // namespace weir

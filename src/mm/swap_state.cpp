@@ -95,7 +95,8 @@ bool SwapCache::add_to_swap(Page& page) {
     swap_.swapcache_free(entry);
     return false;
   }
-  // The slot holds nothing yet.
+  // The slot holds nothing yet; what an Mmu without dirty bits remembers of it is its last user's.
+  if (!mmu_.caps().has_dirty) page.set(PageFlag::error);
   filemap_.lru().set_page_flag(page, PageFlag::dirty);
   return true;
 }
