@@ -74,9 +74,9 @@ namespace weir {
           {"tasks", std::move(tasks)}};
 }
 
-/// Its text. Names that are not UTF-8 get replacement characters.
+/// Its text, in one line. Names that are not UTF-8 get replacement characters.
 [[nodiscard]] inline std::string flow_json_text(const Recording& recording, const FlowStyles& styles = {}) {
-  return flow_json(recording, styles).dump(1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
+  return flow_json(recording, styles).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace) + "\n";
 }
 
 }  // namespace weir

@@ -176,7 +176,7 @@ TEST(FlowTree, GivesTheSameAsJson) {
 
   Recording bad = recording_of("a { }");
   bad.sites[1].function = "\xff\xfe";
-  EXPECT_THAT(flow_json_text(bad), HasSubstr("\"call\": \"\xef\xbf\xbd"));
+  EXPECT_THAT(flow_json_text(bad), HasSubstr("\"call\":\"\xef\xbf\xbd"));
 }
 
 TEST(FlowTree, AnyOrderOfEventsMakesATree) {

@@ -325,11 +325,11 @@ TEST(Recorder, ThreadsRecordAtOnceAndEachOnesOrderStands) {
 }
 
 TEST(Recorder, ARingReadWhileThreadsWriteShowsNoMixedEvent) {
-  auto memory = zeroes(Recorder::bytes_for(32));  // so small that writers meet
+  auto memory = zeroes(Recorder::bytes_for(256));  // small: writers are always about to take what is read
   const auto recorder = std::make_unique<Recorder>(span_of(memory));
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
-  for (int32_t tid = 1; tid <= 3; ++tid)
+  for (int32_t tid = 1; tid <= 2; ++tid)
     threads.emplace_back([&recorder, &stop, tid] {
       on_engine_stack([&] {
         Records here(recorder.get(), nullptr, tid, "worker");
@@ -344,7 +344,7 @@ TEST(Recorder, ARingReadWhileThreadsWriteShowsNoMixedEvent) {
       ASSERT_EQ(event.value[0], static_cast<uint64_t>(event.tid));
       ASSERT_EQ(event.value[2], event.value[1] * 3);
     }
-    ASSERT_LE(recording.events.size(), 32u);
+    ASSERT_LE(recording.events.size(), 256u);
     seen += recording.events.size();
   }
   stop = true;

@@ -1,0 +1,156 @@
+// src/cli/flow.cpp
+//
+// weir flow: a recording in the documents' notation. Exit status: 0, 1 when the recording is broken (what there is is shown),
+// 2 when there is nothing to show.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <iterator>
+#include <optional>
+#include <string>
+
+#include "cli/verbs.hpp"
+#include "mm/pgtable_types.hpp"
+#include "mm/swapops.hpp"
+#include "mm/types.hpp"
+#include "record/flow_json.hpp"
+#include "record/flow_tree.hpp"
+
+namespace weir::cli {
+
+namespace {
+
+std::string entry_text(uint64_t value) {
+  const SwpEntry entry{value};
+  return fmt::format("({},{})", swp_type(entry), swp_offset(entry));
+}
+
+std::string pte_text(uint64_t value) {
+  const Pte pte{value};
+  if (pte_none(pte)) return "none";
+  if (is_swap_pte(pte)) return "swap" + entry_text(decode_swap_pte(pte).val);
+  std::string text = fmt::format("pfn {} {}", pte_pfn(pte).v, pte_write(pte) ? "rw" : "ro");
+  if (pte_dirty(pte)) text += " dirty";
+  if (pte_young(pte)) text += " young";
+  if (pte_special(pte)) text += " special";
+  return text;
+}
+
+std::string lru_text(uint64_t list) { return list < NR_LRU_LISTS ? lru_name(static_cast<LruList>(list)) : "none"; }
+
+template <size_t N>
+std::string bits_text(uint64_t value, const char* const (&names)[N], const char* none) {
+  std::string text;
+  for (unsigned bit = 0; value != 0; ++bit, value >>= 1) {
+    if ((value & 1) == 0) continue;
+    if (!text.empty()) text += '|';
+    text += bit < N && names[bit] != nullptr ? std::string(names[bit]) : fmt::format("bit{}", bit);
+  }
+  return text.empty() ? none : text;
+}
+
+std::string page_flags_text(uint64_t flags) {
+  static constexpr const char* NAMES[] = {
+      "locked",  "referenced", "uptodate", "dirty",      "lru",          "active",  "slab",      "reserved",
+      "private", "writeback",  "reclaim",  "swapbacked", "unevictable",  "mlocked", "swapcache", "buddy",
+      "pcp",     "table",      "error",    "aged",       "kernel_place", "vmalloc", "zram",      "balloon"};
+  static_assert(std::size(NAMES) == NR_PAGE_FLAGS, "mm/types.hpp has another flag");
+  return bits_text(flags, NAMES, "none");
+}
+
+std::string fault_text(uint64_t result) {
+  static constexpr const char* NAMES[] = {"OOM",      "SIGBUS", "MAJOR",  nullptr,  nullptr, nullptr,
+                                          "SIGSEGV",  nullptr,  "NOPAGE", "LOCKED", "RETRY", nullptr,
+                                          "DONE_COW", nullptr,  nullptr,  nullptr,  "KILLED"};
+  static_assert(VM_FAULT_KILLED == 1u << (std::size(NAMES) - 1), "mm/types.hpp has moved a bit");
+  return bits_text(result, NAMES, "ok");
+}
+
+FlowStyles mm_styles() {
+  FlowStyles styles;
+  styles.pte = pte_text;
+  styles.swap_entry = entry_text;
+  styles.lru_list = lru_text;
+  styles.page_flags = page_flags_text;
+  styles.fault_result = fault_text;
+  return styles;
+}
+
+void print_facts(const Recording& recording) {
+  for (const Recording::Fact& fact : recording.facts) fmt::print("{}: {}\n", fact.key, fact.value);
+  fmt::print("events: {}, from number {} on, {} lost\n", recording.events.size(), recording.first, recording.lost);
+  for (const Recording::Task& task : recording.tasks)
+    fmt::print("task {} ({}), pid {}\n", task.tid, task.comm, task.pid);
+  for (const Recording::Note& note : recording.notes)
+    fmt::print("{} before event {}, at {} ns:\n{}{}", note.key, note.at, note.time, note.text,
+               note.text.empty() || note.text.back() == '\n' ? "" : "\n");
+}
+
+}  // namespace
+
+int cmd_flow(int argc, char** argv) {
+  CLI::App app{"Prints a recording as call trees: who called whom, and what changed.", "weir flow"};
+  app.footer(
+      "Examples\n"
+      "  weir sim examples/004.toml --record run.weir\n"
+      "  weir flow --from run.weir --function do_swap_page --first 40\n"
+      "  weir flow --from run.weir --task kswapd0 --depth 3 --no-states\n"
+      "  weir flow --from run.weir --around 1200 --radius 30 --arguments --times\n"
+      "\nExit status: 0; 1 when the recording is broken (what there is is shown); 2 when there is nothing to show.");
+  std::string from;
+  FlowPrint how;
+  uint32_t around = 0;
+  bool no_states = false, arguments = false, times = false, json = false, facts = false;
+  app.add_option("--from", from, "the recording")->required()->type_name("FILE");
+  app.add_option("--task", how.task, "only this task: a tid or a name");
+  app.add_option("--function", how.function, "only calls of this function, with what is below them");
+  app.add_option("--depth", how.depth, "levels of calls below each root; deeper ones are counted")
+      ->capture_default_str();
+  app.add_option("--first", how.first, "so many lines")->type_name("N");
+  auto* around_option =
+      app.add_option("--around", around, "only what is near this event (its number in the recording)");
+  app.add_option("--radius", how.radius, "how near: so many events before and after")
+      ->needs(around_option)
+      ->capture_default_str();
+  app.add_flag("--no-states", no_states, "calls only, not what changed");
+  app.add_flag("--arguments", arguments, "with the calls' arguments");
+  app.add_flag("--times", times, "with times, in nanoseconds of the machine's clock");
+  auto* facts_flag = app.add_flag(
+      "--facts", facts, "what the recording says of the machine, its tasks and its snapshots, in place of the trees");
+  app.add_flag("--json", json, "everything as JSON, in place of the trees")->excludes(facts_flag);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  if (around_option->count() != 0) how.around = around;
+  how.states = no_states ? Shown::no : Shown::yes;
+  how.arguments = arguments ? Shown::yes : Shown::no;
+  how.times = times ? Shown::yes : Shown::no;
+  how.styles = mm_styles();
+
+  const Recording recording = read_recording(from);
+  if (recording.status == Recording::Status::refused) {
+    fmt::print(stderr, "weir flow: {}\n", recording.problem);
+    return 2;
+  }
+  int status = 0;
+  if (json) {
+    std::fputs(flow_json_text(recording, how.styles).c_str(), stdout);
+  } else if (facts) {
+    print_facts(recording);
+  } else {
+    const std::string text = print_flow(recording, how);
+    std::fputs(text.c_str(), stdout);
+    if (text.empty()) {
+      fmt::print(stderr, "weir flow: {}: nothing in it is asked for; --facts lists its tasks\n", from);
+      status = 2;
+    }
+  }
+  if (recording.lost > 0) fmt::print(stderr, "weir flow: {}: {} events are missing in between\n", from, recording.lost);
+  if (!recording.problem.empty()) fmt::print(stderr, "weir flow: {}\n", recording.problem);
+  return recording.status == Recording::Status::broken ? 1 : status;
+}
+
+}  // namespace weir::cli
