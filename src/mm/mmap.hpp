@@ -94,6 +94,8 @@ class AddressSpaces {
   VmArea* vma_merge(Mm& mm, const Wanted& wanted, VmArea* area);
   /// `vma` grows over holes and over `eaten`, which shrinks or goes. Errors: ENOMEM, nothing changed.
   Result<void> vma_grow(Mm& mm, VmArea& vma, VirtAddr start, VirtAddr end, VmArea* eaten);
+  /// `vma` came to lie beside others, or grew up to them. It may be gone afterwards.
+  void merge_with_neighbours(Mm& mm, VmArea& vma);
   enum class NewOne : uint8_t { above, below };
   /// Two of one; `vma` stays the part that is not new. Errors: ENOMEM.
   Result<VmArea*> split_vma(Mm& mm, VmArea& vma, VirtAddr address, NewOne which);

@@ -40,16 +40,9 @@ Result<VirtAddr> AddressSpaces::mremap(Mm& mm, VirtAddr old_addr, uint64_t old_l
   if (old_addr + old_len == vma->vm_end) {
     const VirtAddr new_end = old_addr + new_len;
     if (new_end <= mm.task_size && vmas_.find_vma_intersection(mm, vma->vm_end, new_end) == nullptr) {
-      const Wanted more{.start = vma->vm_end,
-                        .end = new_end,
-                        .flags = vma->vm_flags,
-                        .anon_vma = nullptr,
-                        .file = vma->vm_file,
-                        .ops = vma->vm_ops,
-                        .pgoff = vma->vm_pgoff + vma->pages()};
-      // Usually the merge that closes a gap. A forked family's VMA does not merge with a hole, but may grow into it.
-      if (vma_merge(mm, more, nullptr) == vma || vma_grow(mm, *vma, vma->vm_start, new_end, nullptr)) return old_addr;
-      return Errno::nomem;
+      WEIR_TRY_VOID(vma_grow(mm, *vma, vma->vm_start, new_end, nullptr));
+      merge_with_neighbours(mm, *vma);
+      return old_addr;
     }
   }
   if (may_move == MayMove::no) return Errno::nomem;
@@ -127,15 +120,7 @@ Result<VirtAddr> AddressSpaces::move_vma(Mm& mm, VmArea& vma, VirtAddr old_addr,
     }
   }
   if (!unmapped) return unmapped.error();
-  // Where it came to lie, it may continue its neighbours.
-  const Wanted wanted{.start = fresh->vm_start,
-                      .end = fresh->vm_end,
-                      .flags = fresh->vm_flags,
-                      .anon_vma = fresh->anon_vma,
-                      .file = fresh->vm_file,
-                      .ops = fresh->vm_ops,
-                      .pgoff = fresh->vm_pgoff};
-  (void)vma_merge(mm, wanted, fresh);
+  merge_with_neighbours(mm, *fresh);
   return new_addr;
 }
 
