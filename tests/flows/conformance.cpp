@@ -195,23 +195,32 @@ struct Place {
   int32_t tid = 0;
   int64_t begin = 0;
   int64_t end = FOREVER;
+  int64_t opens =
+      -1;  ///< of a state change with no call between it and the beginning of the call it is in: that beginning
 };
 
 class Run {
  public:
   explicit Run(const Recording& recording) : recording_(recording) {
-    for (const TaskFlow& task : flow_forest(recording))
+    for (const TaskFlow& task : flow_forest(recording)) {
+      int64_t opens = -1;
       for (const FlowItem& item : task.items) {
-        if (!item.is_call || item.event == FlowItem::NONE)
-          continue;  // entered before the recording: not seen to be called
+        if (!item.is_call) {
+          const bool first = opens >= 0 && item.parent != FlowItem::NONE && task.items[item.parent].event == opens;
+          states_[std::string(recording.state_name(recording.events[item.event]))].push_back(
+              {task.tid, item.event, item.event, first ? opens : -1});
+          continue;
+        }
+        opens = -1;
+        if (item.event == FlowItem::NONE) continue;  // entered before the recording: not seen to be called
+        opens = item.event;
         const Place place{task.tid, item.event, item.leave == FlowItem::NONE ? FOREVER : int64_t{item.leave}};
         calls_[recording.sites[item.site].function].push_back(place);
         all_.push_back(place);
       }
+    }
     for (auto& [name, places] : calls_) sort(places);
     sort(all_);
-    for (uint32_t i = 0; i < recording.events.size(); ++i)
-      if (recording.events[i].is_state()) states_[std::string(recording.state_name(recording.events[i]))].push_back(i);
   }
 
   [[nodiscard]] const std::vector<Place>& calls(const std::string& function) const {
@@ -227,11 +236,11 @@ class Run {
       for (const Place& call : calls(alternative.fn)) result.push_back({call.tid, call.begin, call.begin});
       const auto at = states_.find(alternative.kind);
       if (at == states_.end()) continue;
-      for (const uint32_t i : at->second) {
-        const FlowEvent& event = recording_.events[i];
+      for (const Place& place : at->second) {
+        const FlowEvent& event = recording_.events[static_cast<size_t>(place.begin)];
         if (std::all_of(alternative.conditions.begin(), alternative.conditions.end(),
                         [&](const Condition& condition) { return condition.holds(event); }))
-          result.push_back({event.tid, i, i});
+          result.push_back(place);
       }
     }
     sort(result);
@@ -246,7 +255,7 @@ class Run {
   const Recording& recording_;
   std::unordered_map<std::string, std::vector<Place>> calls_;
   std::vector<Place> all_;
-  std::unordered_map<std::string, std::vector<uint32_t>> states_;
+  std::unordered_map<std::string, std::vector<Place>> states_;
 };
 
 const Place* first_after(const std::vector<Place>& places, int64_t after) {
@@ -522,25 +531,33 @@ class Checker {
   }
 
   // Whether the node's children are found in order inside `match`. If not, `failed` becomes the first that is not.
-  static bool holds(const Forest& forest, const Node& node, Match& match, size_t* failed) {
+  bool holds(const Forest& forest, const Node& node, Match& match, size_t* failed) const {
     int64_t calls_after = match.begin;   // a call begins after the call before it was left
     int64_t begins_after = match.begin;  // a state change comes after the step before it has begun
+    int64_t opens_after = match.begin;   // a call drawn below the state change before it: or is the one that it opens
+    const Wanted* state = nullptr;
     for (const size_t child : node.children) {
       const Node& below = forest.nodes[child];
       const Match* found = nullptr;
       if (below.deferred) {
         found = below.first(match.begin);
       } else if (below.wanted->is_fn()) {
-        found = below.ending_first(match.tid, std::max(calls_after, begins_after));
+        found = below.ending_first(match.tid,
+                                   std::max(calls_after, is_below(*below.wanted, state) ? opens_after : begins_after));
         if (found != nullptr && found->begin > match.end) found = nullptr;
         if (found != nullptr) {
-          begins_after = found->begin;
+          begins_after = std::max(begins_after, found->begin);
           calls_after = found->end;
+          state = nullptr;
         }
       } else {
         found = below.ending_first(match.tid, begins_after);
         if (found != nullptr && found->begin > match.end) found = nullptr;
-        if (found != nullptr) begins_after = found->begin;
+        if (found != nullptr) {
+          opens_after = found->opens >= 0 ? std::max(begins_after, found->opens - 1) : found->begin;
+          begins_after = found->begin;
+          state = below.wanted;
+        }
       }
       if (found == nullptr) {
         if (failed != nullptr) *failed = child;
@@ -549,6 +566,11 @@ class Checker {
       match.last = std::max(match.last, found->last);
     }
     return true;
+  }
+
+  [[nodiscard]] bool is_below(const Wanted& wanted, const Wanted* above) const {
+    return above != nullptr &&
+           std::any_of(wanted.above.begin(), wanted.above.end(), [&](size_t i) { return &steps_[i] == above; });
   }
 
   bool nested(const Names& whens) {
@@ -570,14 +592,18 @@ class Checker {
     Forest whole = forest(whens);
     match(whole);
     int64_t after = -1;
+    int64_t opens = -1;  // the call that the state change before opens
     const Wanted* before = nullptr;
     for (const size_t root : whole.roots) {
       const Node& node = whole.nodes[root];
       if (node.matches.empty()) return explain(whole, root, node.wanted->places);
       const Match* found = node.first(after);
+      if (opens >= 0 && is_below(*node.wanted, before))
+        if (const Match* opened = node.first(opens - 1); opened != nullptr && opened->begin == opens) found = opened;
       if (found == nullptr)
         return fail(fmt::format("{} is out of place: not after {}", node.wanted->text(), before->text()));
-      after = found->last;
+      after = std::max(after, found->last);
+      opens = found->opens;
       before = node.wanted;
     }
     return order_all_somewhere();

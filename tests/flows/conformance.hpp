@@ -17,7 +17,8 @@
 // - order, nesting compared: R is a forest. Each of its nodes has an event of its name; a child's event lies in its parent's
 //   call, in the same task; siblings do not overlap and stand in order. Several roots are successive contexts: only their
 //   beginnings are ordered. A `deferred` step begins in any task after the call above it began. State steps without a
-//   kernel_order are leaves of the forest; where a document draws one beside a function it may also happen inside.
+//   kernel_order are leaves of the forest; where a document draws one beside a function it may also happen inside, and
+//   where it draws a function below one, that function may itself record it before it calls anything.
 // - order, nesting not compared: the names, in kernel_order, begin in this order.
 // - One root: some call of the root must hold all of it, and every `when` that occurs below a finished call of the root must
 //   occur in one that holds all; so a second way through the flow is checked as well. Several roots: the whole run counts.

@@ -236,6 +236,35 @@ TEST(Conformance, StatesAreSeenByTheirEvidence) {
               IsEmpty());
 }
 
+TEST(Conformance, AFunctionDrawnBelowAStateMayRecordItItself) {
+  const std::string evidence = "\"trap\" = \"fault\"\n\"back\" = \"fault_return\"";
+  const std::string roots = R"(
+    { state = "trap", depth = 0 },
+    { fn = "handle", file = "x", depth = 1 },
+    { fn = "inner", file = "x", depth = 2 },
+    { state = "back", depth = 0 },
+  )";
+  const FlowTable at_root = table_of("check = \"order\"", roots, evidence);
+  EXPECT_THAT(wrong_in(at_root, "fault 1 0 0 handle { inner { } } fault_return 1 0 0"), IsEmpty());
+  EXPECT_THAT(wrong_in(at_root, "handle { rss 0 0 0 fault 1 0 0 inner { } fault_return 1 0 0 }"), IsEmpty());
+  EXPECT_THAT(wrong_in(at_root, "handle { inner { } fault 1 0 0 fault_return 1 0 0 }"),
+              HasSubstr("handle (x), depth 1 is out of place"));
+  EXPECT_THAT(wrong_in(at_root, "handle { inner { fault 1 0 0 } fault_return 1 0 0 }"),
+              HasSubstr("handle (x), depth 1 is out of place"));
+
+  const FlowTable inside = table_of("check = \"order\"", R"(
+    { fn = "top", file = "x", depth = 0 },
+    { state = "trap", depth = 1 },
+    { fn = "handle", file = "x", depth = 2 },
+    { state = "back", depth = 1 },
+  )",
+                                    evidence);
+  EXPECT_THAT(wrong_in(inside, "top { fault 1 0 0 handle { } fault_return 1 0 0 }"), IsEmpty());
+  EXPECT_THAT(wrong_in(inside, "top { handle { fault 1 0 0 fault_return 1 0 0 } }"), IsEmpty());
+  EXPECT_THAT(wrong_in(inside, "top { handle { other { } fault 1 0 0 fault_return 1 0 0 } }"),
+              HasSubstr("handle (x), depth 2 is out of place"));
+}
+
 TEST(Conformance, AStateElsewhereHappensInAnyTaskOnceItsCallHasBegun) {
   const FlowTable table = table_of("check = \"order\"", R"(
     { fn = "a", file = "x", depth = 0 },
