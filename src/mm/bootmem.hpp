@@ -1,7 +1,8 @@
 // src/mm/bootmem.hpp
 //
-// Start-up: from a memory map with holes to a page allocator. One bit a page (1 = reserved); everything is reserved first, usable
-// ranges are freed, what the machine itself needs (the bitmap, mem_map, tables) is reserved again.
+// Start-up: from a memory map with holes to a page allocator. One bit a page (1 = reserved); everything is reserved
+// first, usable ranges are freed, what the machine itself needs (the bitmap, mem_map, tables) is reserved again.
+//
 // Linux: mm/bootmem.c (to 3.x).
 #pragma once
 
@@ -26,12 +27,13 @@ struct ZoneLayout {
 
 class Bootmem {
  public:
-  /// Places the bitmap, then mem_map, in the first range that holds them. Fills `mem`. `arena` is reserved memory of layout.end()
-  /// pages that reads zero and is not populated. Errors: ENOMEM when the ranges cannot hold them, EINVAL for a layout that is not as said.
+  /// Places the bitmap, then mem_map, in the first range that holds them. Fills `mem`. `arena` is reserved memory of
+  /// layout.end() pages that reads zero and is not populated. Errors: ENOMEM when the ranges cannot hold them, EINVAL
+  /// for a layout that is not as said.
   static Result<void> init(Bootmem& boot, MemMap& mem, std::byte* arena, const ZoneLayout& layout);
 
-  /// First fit from `goal`, aligned (power of two), below `limit` (0: anywhere); small requests share the last page. Zeroed.
-  /// Errors: ENOMEM. A bug after free_all_bootmem.
+  /// First fit from `goal`, aligned (power of two), below `limit` (0: anywhere); small requests share the last page.
+  /// Zeroed. Errors: ENOMEM. A bug after free_all_bootmem.
   Result<std::byte*> alloc_bootmem(Bytes size, Bytes align, Pfn goal = Pfn(0), Pfn limit = Pfn(0));
   void reserve(Pfn start, PageCount pages);
   void free(Pfn start, PageCount pages);
@@ -40,7 +42,8 @@ class Bootmem {
   /// Every run of reserved frames, holes included, that will still be reserved after free_all_bootmem.
   void for_each_reserved_run(void (*fn)(void* arg, Pfn start, PageCount pages), void* arg) const;
 
-  /// Hands every free page, in largest blocks, and then the bitmap's own pages, to `give`. Afterwards allocation is refused.
+  /// Hands every free page, in largest blocks, and then the bitmap's own pages, to `give`. Afterwards allocation is
+  /// refused.
   PageCount free_all_bootmem(void (*give)(void* arg, Pfn start, Order order), void* arg);
 
  private:
@@ -54,9 +57,9 @@ class Bootmem {
   uint8_t* bitmap_ = nullptr;
   Pfn bitmap_start_{};
   PageCount bitmap_pages_{};
-  uint64_t last_offset_ = 0;   ///< first unused byte of last_pfn_; 0: nothing is left there
-  Pfn last_pfn_{};             ///< last page of the request served last
-  Pfn touched_end_{};          ///< frames from here on were never given to anybody
+  uint64_t last_offset_ = 0;  ///< first unused byte of last_pfn_; 0: nothing is left there
+  Pfn last_pfn_{};            ///< last page of the request served last
+  Pfn touched_end_{};         ///< frames from here on were never given to anybody
   bool over_ = false;
 };
 

@@ -1,6 +1,7 @@
 // src/mm/frame_source.hpp
 //
-// Frames for devices that keep their bytes in the machine's own memory (zram's pool): the page allocator behind block's interface.
+// Frames for devices that keep their bytes in the machine's own memory (zram's pool): the page allocator behind block's
+// interface.
 //
 //   get_frame --> alloc_page(__GFP_POOL): down to min/2 and no further, not even inside reclaim; never sleeps
 //

@@ -25,8 +25,8 @@ struct FreeArea {
 /// On a list: flag pcp, count 0. A cache line apart, so that CPUs do not disturb each other.
 struct alignas(64) PerCpuPages {
   SpinLock lock{LockRank::pcp};
-  int32_t count = 0;   ///< = sum of the lists' lengths; < max(high, 1) after every free
-  int32_t high = 0;    ///< a free that reaches it gives `batch` pages back to the buddy lists
+  int32_t count = 0;  ///< = sum of the lists' lengths; < max(high, 1) after every free
+  int32_t high = 0;   ///< a free that reaches it gives `batch` pages back to the buddy lists
   int32_t batch = 1;
   PageList lists[MIGRATE_PCPTYPES];
 };
@@ -39,29 +39,33 @@ struct Zone {
   // Guarded by lock: free_area, untouched, nr_free, pageblock types.
   SpinLock lock{LockRank::zone};
   ZoneType type = ZoneType::NORMAL;
-  Node* zone_pgdat = nullptr;              // immutable
-  Pfn zone_start_pfn{};                    // immutable
-  PageCount spanned_pages{};               ///< holes included
-  PageCount present_pages{};               ///< without holes
-  std::atomic<int64_t> managed_pages{0};   ///< present less what boot reserved; falls and rises with the balloon
+  Node* zone_pgdat = nullptr;             // immutable
+  Pfn zone_start_pfn{};                   // immutable
+  PageCount spanned_pages{};              ///< holes included
+  PageCount present_pages{};              ///< without holes
+  std::atomic<int64_t> managed_pages{0};  ///< present less what boot reserved; falls and rises with the balloon
   std::atomic<int64_t> watermark[static_cast<unsigned>(Watermark::count)] = {};
   int64_t lowmem_reserve[MAX_NR_ZONES] = {};
   FreeArea free_area[MAX_ORDER];
-  /// Runs of largest blocks that nobody has had since boot, ascending. They count as free movable blocks, behind those on the list and
-  /// highest first, but are not on it: so that a machine's metadata is touched as its memory is used, and not at boot.
+  /// Runs of largest blocks that nobody has had since boot, ascending. They count as free movable blocks, behind those
+  /// on the list and highest first, but are not on it: so that a machine's metadata is touched as its memory is used,
+  /// and not at boot.
   struct Untouched {
     Pfn start{};
     uint64_t blocks = 0;
   };
   Untouched untouched[8];
   unsigned nr_untouched = 0;
-  std::atomic<int64_t> nr_free{0};         ///< NR_FREE_PAGES: pages in free_area (per-CPU lists are not free). Exact under lock
-  MigrateType* pageblock_type = nullptr;   ///< one a pageblock of the zone's span
-  PerCpuPages* pcp = nullptr;              ///< nr_cpus of them
+  /// NR_FREE_PAGES: pages in free_area (per-CPU lists are not free). Exact under lock
+  std::atomic<int64_t> nr_free{0};
+  MigrateType* pageblock_type = nullptr;  ///< one a pageblock of the zone's span
+  PerCpuPages* pcp = nullptr;             ///< nr_cpus of them
 
   [[nodiscard]] bool populated() const { return present_pages.v > 0; }
   [[nodiscard]] bool contains(Pfn pfn) const { return pfn >= zone_start_pfn && pfn < zone_start_pfn + spanned_pages; }
-  [[nodiscard]] int64_t wmark(Watermark w) const { return watermark[static_cast<unsigned>(w)].load(std::memory_order_relaxed); }
+  [[nodiscard]] int64_t wmark(Watermark w) const {
+    return watermark[static_cast<unsigned>(w)].load(std::memory_order_relaxed);
+  }
   [[nodiscard]] MigrateType& block_type(Pfn pfn) const {
     return pageblock_type[(pfn.v >> pageblock_order) - (zone_start_pfn.v >> pageblock_order)];
   }
@@ -75,7 +79,8 @@ struct Zonelist {
   Zone* zones[MAX_NR_ZONES] = {};
   unsigned count = 0;
 };
-/// The next zone at or after place `at` of the list that is not above `highest`, and its place in `at`. Null at the end.
+/// The next zone at or after place `at` of the list that is not above `highest`, and its place in `at`. Null at the
+/// end.
 [[nodiscard]] Zone* for_next_zone_zonelist_nodemask(const Zonelist& zonelist, ZoneType highest, unsigned& at);
 
 /// One NUMA node. (One for now; the type is there so that nothing assumes it.)
@@ -89,7 +94,7 @@ struct Node {
   // kswapd
   WaitQueue kswapd_wait;
   std::atomic<int32_t> kswapd_order{0};
-  std::atomic<int32_t> kswapd_classzone{-1};   ///< -1: nobody asked
+  std::atomic<int32_t> kswapd_classzone{-1};  ///< -1: nobody asked
   std::atomic<int32_t> kswapd_failures{0};
   Thread* kswapd = nullptr;
 };

@@ -37,12 +37,13 @@ bool page_is_buddy(const Page& page, unsigned order) {
   return (page.flags.load(std::memory_order_relaxed) & flag_bit(PageFlag::buddy)) != 0 && page.private_ == order;
 }
 
-/// Is a block of this order worth its whole pageblock? Large ones are; and whoever cannot be moved later had better keep together.
+/// Is a block of this order worth its whole pageblock? Large ones are; and whoever cannot be moved later had better
+/// keep together.
 bool can_steal_fallback(unsigned order, MT start) { return order >= pageblock_order / 2 || start != MT::movable; }
 
 }  // namespace
 
-// ------------------------------------------------------------------------------------------------------ lists and counts
+// ---------------------------------------------------------------------------------------------------- lists and counts
 
 PerCpuPages& PageAllocator::this_cpu_pcp(Zone& zone) const {
   const Thread* thread = engine_thread().thread;
@@ -89,10 +90,12 @@ void PageAllocator::del_from_free_list(Zone& zone, Page& page, unsigned order) {
   __atomic_store_n(&area.nr_free, area.nr_free - 1, __ATOMIC_RELAXED);
 }
 
-/// The list of free blocks of this order and type. Empty only if there are none: the next untouched block is put on it in time.
+/// The list of free blocks of this order and type. Empty only if there are none: the next untouched block is put on it
+/// in time.
 PageList& PageAllocator::free_list(Zone& zone, const MemMap& mem, unsigned order, MigrateType type) {
   PageList& list = list_of(zone.free_area[order], type);
-  if (order == MAX_ORDER - 1 && type == MT::movable && zone.nr_untouched != 0 && list.empty()) list_untouched(zone, mem);
+  if (order == MAX_ORDER - 1 && type == MT::movable && zone.nr_untouched != 0 && list.empty())
+    list_untouched(zone, mem);
   return list;
 }
 
@@ -119,7 +122,7 @@ bool PageAllocator::keep_untouched(Zone& zone, Pfn start) {
   return true;
 }
 
-// ------------------------------------------------------------------------------------------------------------ allocation
+// ---------------------------------------------------------------------------------------------------------- allocation
 
 Page* PageAllocator::alloc_pages(gfp_t gfp, Order order) {
   WEIR_FLOW(gfp, order);
@@ -168,8 +171,7 @@ Page* PageAllocator::get_page_from_freelist(gfp_t gfp, Order order, uint32_t all
   for (unsigned at = 0;; ++at) {
     Zone* zone = for_next_zone_zonelist_nodemask(*ac.zonelist, ac.high_zoneidx, at);
     if (zone == nullptr) return nullptr;
-    const int64_t mark =
-        zone->watermark[alloc_flags & ALLOC_WMARK_MASK & 3].load(std::memory_order_relaxed);
+    const int64_t mark = zone->watermark[alloc_flags & ALLOC_WMARK_MASK & 3].load(std::memory_order_relaxed);
     if (!zone_watermark_fast(*zone, order, mark, ac.classzone_idx, alloc_flags) &&
         (alloc_flags & ALLOC_NO_WATERMARKS) == 0)
       continue;
@@ -180,7 +182,7 @@ Page* PageAllocator::get_page_from_freelist(gfp_t gfp, Order order, uint32_t all
   }
 }
 
-// ------------------------------------------------------------------------------------------------------------ watermarks
+// ---------------------------------------------------------------------------------------------------------- watermarks
 
 bool PageAllocator::__zone_watermark_ok(const Zone& zone, Order order, int64_t mark, ZoneType classzone,
                                         uint32_t alloc_flags, int64_t free_pages) {
@@ -223,7 +225,7 @@ bool PageAllocator::zone_watermark_ok_safe(Zone& zone, Order order, int64_t mark
   return __zone_watermark_ok(zone, order, mark, classzone, 0, zone.nr_free.load(std::memory_order_relaxed));
 }
 
-// ------------------------------------------------------------------------------------------------- out of a zone's lists
+// ----------------------------------------------------------------------------------------------- out of a zone's lists
 
 Page* PageAllocator::rmqueue(Zone& zone, Order order, gfp_t gfp, MigrateType type) {
   WEIR_FLOW(zone, order, type);
@@ -278,7 +280,8 @@ int32_t PageAllocator::rmqueue_bulk(Zone& zone, Order order, int32_t count, Page
     if (page == nullptr) break;
     WEIR_BUG_ON(check_pcp_refill(*page));
     page->flags.store(flag_bit(PageFlag::pcp), std::memory_order_relaxed);
-    // Whichever end they are taken from, they come in the order of their frames: neighbours are merged by who reads them.
+    // Whichever end they are taken from, they come in the order of their frames: neighbours are merged by who reads
+    // them.
     if (temperature == Temperature::cold)
       list.push_front(*page);
     else
@@ -325,7 +328,7 @@ void PageAllocator::expand(Zone& zone, Page& page, unsigned low, unsigned high, 
 
 bool PageAllocator::__rmqueue_fallback(Zone& zone, Order order, MigrateType start) {
   WEIR_FLOW(zone, order, start);
-  const auto suitable = [&](unsigned o) -> Page* {
+  const auto suitable = [&](unsigned o) WEIR_REQUIRES(zone.lock) -> Page* {
     for (MT type : FALLBACKS[static_cast<unsigned>(start)])
       if (PageList& list = free_list(zone, mem_, o, type); !list.empty()) return &list.front();
     return nullptr;
@@ -334,7 +337,8 @@ bool PageAllocator::__rmqueue_fallback(Zone& zone, Order order, MigrateType star
     Page* page = suitable(o);
     if (page == nullptr) continue;
     const bool whole_block = can_steal_fallback(o, start);
-    // Movable pages take only what they need, and then the smallest that does: the large one stays whole (4.13 and later).
+    // Movable pages take only what they need, and then the smallest that does: the large one stays whole (4.13 and
+    // later).
     if (!whole_block)
       for (unsigned small = order.v; small < o; ++small)
         if (Page* p = suitable(small)) {
@@ -373,7 +377,8 @@ void PageAllocator::steal_suitable_fallback(Zone& zone, Page& page, MigrateType 
   list_of(zone.free_area[order], start).push_front(page);
 }
 
-/// Moves every free block of `page`'s pageblock to the lists of `type`. Returns their pages; 0 if the pageblock is not wholly in the zone.
+/// Moves every free block of `page`'s pageblock to the lists of `type`. Returns their pages; 0 if the pageblock is not
+/// wholly in the zone.
 int64_t PageAllocator::move_freepages_block(Zone& zone, Page& page, MigrateType type, int64_t& movable) {
   const Pfn start{mem_.pfn(page).v & ~static_cast<uint64_t>(PAGEBLOCK_PAGES - 1)};
   const Pfn end = start + PageCount(PAGEBLOCK_PAGES);
@@ -395,7 +400,7 @@ int64_t PageAllocator::move_freepages_block(Zone& zone, Page& page, MigrateType 
   return free_pages;
 }
 
-// ------------------------------------------------------------------------------------------------------ a page changes hands
+// ------------------------------------------------------------------------------------------------ a page changes hands
 
 bool PageAllocator::check_pcp_refill(const Page& page) const {
   WEIR_FLOW(mem_.pfn(page));
@@ -472,7 +477,7 @@ bool PageAllocator::free_pages_prepare(Page& page, Order order) {
   return true;
 }
 
-// --------------------------------------------------------------------------------------------------------------- freeing
+// ------------------------------------------------------------------------------------------------------------- freeing
 
 void PageAllocator::__free_pages(Page& page, Order order) {
   WEIR_FLOW(mem_.pfn(page), order);
@@ -565,7 +570,8 @@ void PageAllocator::__free_one_page(Page& page, Pfn pfn, Zone& zone, Order order
   }
   Page& head = mem_.page(pfn);
   add_to_free_list(zone, head, order, type);
-  // If the pair that this block and its buddy would form has a free buddy already, a large merge is near: taken last, it may come.
+  // If the pair that this block and its buddy would form has a free buddy already, a large merge is near: taken last,
+  // it may come.
   if (order < MAX_ORDER - 2) {
     const Pfn pair{pfn.v & ~(uint64_t{1} << order)};
     const Pfn other{pair.v ^ (uint64_t{2} << order)};

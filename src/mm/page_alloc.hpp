@@ -2,16 +2,18 @@
 //
 // Frames, handed out and taken back.
 //
-//   alloc_pages(gfp, order) --> zonelist --> watermark --> per-CPU list --empty--> buddy lists (split) --> Page, count 1
-//                                   └ below --> slow path: wake kswapd, reclaim, retry, kill, or fail
-//   __free_pages            --> count 0 --> per-CPU list --above high--> buddy lists (merge)
-//                                     └ host page not given back yet --> quarantine --free_quarantined--┘
+//   alloc_pages(gfp, order) --> zonelist --> watermark --> per-CPU list --empty--> buddy lists (split) --> Page
+//                                            └ below --> slow path: wake kswapd, reclaim, retry, kill, or fail
+//   __free_pages --> count 0 --> per-CPU list --above high--> buddy lists (merge)
+//                            └ host page not given back yet --> quarantine --free_quarantined--> a list
 //
-// How far an allocation may go, of a zone whose free pages fall from left to right:
+// How far down an allocation may take a zone:
 //
-//   high ──── low ─────────── min ──────── min/2 ──── min·3/8 ───── 0
-//             └ fast path     └ slow path  └ __GFP_HIGH, └ atomic     └ PF_MEMALLOC
-//                                            __GFP_POOL
+//   low        the fast path
+//   min        the slow path
+//   min / 2    __GFP_HIGH, __GFP_POOL, and a victim of the OOM killer
+//   min * 3/8  GFP_ATOMIC
+//   0          who is freeing memory: PF_MEMALLOC, __GFP_MEMALLOC
 //
 // Linux: mm/page_alloc.c, 4.14. There is no compaction yet: an order above 0 is served by reclaim and merging alone.
 #pragma once
@@ -42,19 +44,22 @@ class PageAllocator {
   void init(Bootmem& boot, const ZoneLayout& layout);
   void set_pressure(Pressure* pressure) { pressure_ = pressure; }
 
-  // ---- allocation. Page comes with count 1, mapcount -1, flags clear (kernel_place if !__GFP_HIGHMEM), content undefined
-  // unless __GFP_ZERO. Of a block only the first page is set up; the others stay all-zero, and must be so again when the block is
-  // freed. Null: no memory. Sleeps with __GFP_DIRECT_RECLAIM only.
+  // ---- allocation. Page comes with count 1, mapcount -1, flags clear (kernel_place if !__GFP_HIGHMEM), content
+  // undefined unless __GFP_ZERO. Of a block only the first page is set up; the others stay all-zero, and must be so
+  // again when the block is freed. Null: no memory. Sleeps with __GFP_DIRECT_RECLAIM only.
   [[nodiscard]] Page* alloc_pages(gfp_t gfp, Order order);
   [[nodiscard]] Page* alloc_page(gfp_t gfp) { return alloc_pages(gfp, Order(0)); }
   [[nodiscard]] Page* __alloc_pages_nodemask(gfp_t gfp, Order order);
   /// Kernel memory: the block's first byte, at its place. Null: no memory.
   [[nodiscard]] std::byte* __get_free_pages(gfp_t gfp, Order order);
   [[nodiscard]] std::byte* get_zeroed_page(gfp_t gfp);
-  [[nodiscard]] std::byte* get_zeroed_pages(gfp_t gfp, Order order) { return __get_free_pages(gfp | __GFP_ZERO, order); }
+  [[nodiscard]] std::byte* get_zeroed_pages(gfp_t gfp, Order order) {
+    return __get_free_pages(gfp | __GFP_ZERO, order);
+  }
 
-  // ---- freeing. A bug, checked in every build: a page that is mapped, counted, in a page cache, or has a flag that says that
-  // somebody still holds it (PAGE_FLAGS_CHECK_AT_FREE). An anonymous page's mapping is dropped here. Never sleeps.
+  // ---- freeing. A bug, checked in every build: a page that is mapped, counted, in a page cache, or has a flag that
+  // says that somebody still holds it (PAGE_FLAGS_CHECK_AT_FREE). An anonymous page's mapping is dropped here. Never
+  // sleeps: the caller may hold spinlocks, and so may who calls Mmu::arch_free_page, which is done from here.
   /// Drops one reference; frees the block if it was the last.
   void __free_pages(Page& page, Order order);
   void free_pages(std::byte* address, Order order) { __free_pages(mem_.virt_to_page(address), order); }
@@ -79,8 +84,10 @@ class PageAllocator {
   }
 
   // ---- watermarks
-  /// Would the zone keep more than `mark` (and what is reserved from requests of `classzone`) if 2^order pages were taken now?
-  [[nodiscard]] bool zone_watermark_ok(Zone& zone, Order order, int64_t mark, ZoneType classzone, uint32_t alloc_flags) const;
+  /// Would the zone keep more than `mark` (and what is reserved from requests of `classzone`) if 2^order pages were
+  /// taken now?
+  [[nodiscard]] bool zone_watermark_ok(Zone& zone, Order order, int64_t mark, ZoneType classzone,
+                                       uint32_t alloc_flags) const;
   [[nodiscard]] bool zone_watermark_ok_safe(Zone& zone, Order order, int64_t mark, ZoneType classzone) const;
   /// Recomputes marks and lowmem reserves; after set-up, and when min_free_kbytes or memory changes.
   void setup_per_zone_wmarks();
@@ -119,7 +126,8 @@ class PageAllocator {
   struct Survey {
     uint64_t free_in_buddy = 0, free_in_pcp = 0, in_balloon = 0, quarantined = 0;
   };
-  /// Walks every list under its lock; a bug found is reported through `fail(id, text)`. Afterwards every free block is on a list.
+  /// Walks every list under its lock; a bug found is reported through `fail(id, text)`. Afterwards every free block is
+  /// on a list.
   Survey survey(void (*fail)(void*, const char* id, const char* text), void* arg);
 
  private:
@@ -128,8 +136,8 @@ class PageAllocator {
   /// What an allocation works out once.
   struct AllocContext {
     const Zonelist* zonelist = nullptr;
-    ZoneType high_zoneidx{};    ///< highest zone allowed
-    ZoneType classzone_idx{};   ///< highest zone there is for it: its reserve in lower zones counts against it
+    ZoneType high_zoneidx{};   ///< highest zone allowed
+    ZoneType classzone_idx{};  ///< highest zone there is for it: its reserve in lower zones counts against it
     MigrateType migratetype{};
   };
 
@@ -144,7 +152,8 @@ class PageAllocator {
   [[nodiscard]] Page* rmqueue_pcplist(Zone& zone, gfp_t gfp, MigrateType type);
   [[nodiscard]] Page* __rmqueue_pcplist(Zone& zone, PerCpuPages& pcp, gfp_t gfp, MigrateType type)
       WEIR_REQUIRES(pcp.lock);
-  int32_t rmqueue_bulk(Zone& zone, Order order, int32_t count, PageList& list, MigrateType type, Temperature temperature);
+  int32_t rmqueue_bulk(Zone& zone, Order order, int32_t count, PageList& list, MigrateType type,
+                       Temperature temperature);
   [[nodiscard]] Page* __rmqueue(Zone& zone, Order order, MigrateType type) WEIR_REQUIRES(zone.lock);
   [[nodiscard]] Page* __rmqueue_smallest(Zone& zone, Order order, MigrateType type) WEIR_REQUIRES(zone.lock);
   [[nodiscard]] bool __rmqueue_fallback(Zone& zone, Order order, MigrateType start) WEIR_REQUIRES(zone.lock);
@@ -194,14 +203,14 @@ class PageAllocator {
   void setup_per_zone_lowmem_reserve();
   void memory_changed();
 
-  MemMap& mem_;                    // immutable
-  Node& node_;                     // immutable
-  VmStat& vmstat_;                 // immutable
-  Mmu& mmu_;                       // immutable
-  Pressure* pressure_ = nullptr;   // set once, before there is pressure
-  unsigned cpus_;                  // immutable
-  bool tracks_host_pages_ = false; // immutable after init
-  bool min_free_set_ = false;      ///< somebody chose min_free_kbytes
+  MemMap& mem_;                     // immutable
+  Node& node_;                      // immutable
+  VmStat& vmstat_;                  // immutable
+  Mmu& mmu_;                        // immutable
+  Pressure* pressure_ = nullptr;    // set once, before there is pressure
+  unsigned cpus_;                   // immutable
+  bool tracks_host_pages_ = false;  // immutable after init
+  bool min_free_set_ = false;       ///< somebody chose min_free_kbytes
   // Set-up and sysctls: whoever changes them is alone in doing so; readers take what they find.
   uint64_t min_free_kbytes_ = 0;
   unsigned watermark_scale_factor_ = 10;

@@ -17,8 +17,8 @@ uint64_t int_sqrt(uint64_t x) {
   return root;
 }
 
-/// How many pages one refill takes: a 4096th of the zone, at most 128 KiB's worth, one less than a power of two so that refills
-/// of many CPUs do not fall on the same cache colours.
+/// How many pages one refill takes: a 4096th of the zone, at most 128 KiB's worth, one less than a power of two so that
+/// refills of many CPUs do not fall on the same cache colours.
 int32_t zone_batchsize(int64_t managed) {
   int64_t batch = std::min<int64_t>(managed / 1024, (512 * 1024) >> PAGE_SHIFT) / 4;
   if (batch < 1) batch = 1;
@@ -31,7 +31,7 @@ PageAllocator::PageAllocator(MemMap& mem, Node& node, VmStat& vmstat, Mmu& mmu, 
   WEIR_BUG_ON(cpus == 0 || cpus > MAX_CPUS);
 }
 
-// ------------------------------------------------------------------------------------------------------------------ boot
+// ---------------------------------------------------------------------------------------------------------------- boot
 
 void PageAllocator::init(Bootmem& boot, const ZoneLayout& layout) {
   tracks_host_pages_ = mmu_.caps().tracks_host_pages;
@@ -100,7 +100,7 @@ void PageAllocator::init_zone(Bootmem& boot, Zone& zone, const ZoneLayout& layou
   for (unsigned cpu = 0; cpu < cpus_; ++cpu) ::new (zone.pcp + cpu) PerCpuPages;
 }
 
-// ------------------------------------------------------------------------------------------------ sizes that follow memory
+// -------------------------------------------------------------------------------------------- sizes that follow memory
 
 /// managed_pages changed: everything that is a share of it follows.
 void PageAllocator::memory_changed() {
@@ -200,7 +200,7 @@ PageCount PageAllocator::managed_pages() const {
   return n;
 }
 
-// ----------------------------------------------------------------------------------------------------------- the balloon
+// --------------------------------------------------------------------------------------------------------- the balloon
 
 PageCount PageAllocator::balloon_inflate(PageCount n) {
   drain_all_pages();
@@ -214,9 +214,12 @@ PageCount PageAllocator::balloon_inflate(PageCount n) {
         unsigned order = 0;
         {
           ScopedLock guard(zone.lock);
-          const int64_t room = std::min((n - taken).v, zone.nr_free.load(std::memory_order_relaxed) - zone.wmark(Watermark::low));
+          const int64_t room =
+              std::min((n - taken).v, zone.nr_free.load(std::memory_order_relaxed) - zone.wmark(Watermark::low));
           if (room <= 0) break;
-          order = std::min<unsigned>(MAX_ORDER - 1, static_cast<unsigned>(std::bit_width(static_cast<uint64_t>(room))) - 1) + 1;
+          order = std::min<unsigned>(MAX_ORDER - 1,
+                                     static_cast<unsigned>(std::bit_width(static_cast<uint64_t>(room))) - 1) +
+                  1;
           while (page == nullptr && order-- > 0)
             for (MigrateType type : {MigrateType::movable, MigrateType::reclaimable, MigrateType::unmovable})
               if ((page = __rmqueue_smallest(zone, Order(static_cast<uint8_t>(order)), type)) != nullptr) break;
@@ -247,7 +250,8 @@ PageCount PageAllocator::balloon_deflate(PageCount n) {
       ScopedLock guard(balloon_lock_);
       const int64_t want = std::min((n - given).v, balloon_pages_);
       if (want == 0) break;
-      const unsigned fits = std::min<unsigned>(MAX_ORDER - 1, static_cast<unsigned>(std::bit_width(static_cast<uint64_t>(want))) - 1);
+      const unsigned fits =
+          std::min<unsigned>(MAX_ORDER - 1, static_cast<unsigned>(std::bit_width(static_cast<uint64_t>(want))) - 1);
       for (order = fits + 1; order-- > 0;)
         if (!balloon_[order].empty()) break;
       if (order > fits) {  // only larger ones: the smallest of them is halved until it fits
@@ -278,7 +282,7 @@ PageCount PageAllocator::balloon_deflate(PageCount n) {
   return given;
 }
 
-// ------------------------------------------------------------------------------------------------------------ the survey
+// ---------------------------------------------------------------------------------------------------------- the survey
 
 PageAllocator::Survey PageAllocator::survey(void (*fail)(void*, const char*, const char*), void* arg) {
   Survey s;
@@ -286,8 +290,8 @@ PageAllocator::Survey PageAllocator::survey(void (*fail)(void*, const char*, con
     if (!good) fail(arg, id, text);
   };
   const auto is_free = [](const Page& page) {
-    return page_count(page) == 0 && page._mapcount.load(std::memory_order_relaxed) == 0 && page.mapping.load(std::memory_order_relaxed) == 0 &&
-           page.index == 0;
+    return page_count(page) == 0 && page._mapcount.load(std::memory_order_relaxed) == 0 &&
+           page.mapping.load(std::memory_order_relaxed) == 0 && page.index == 0;
   };
   for (unsigned z = 0; z < node_.zonelist.count; ++z) {
     Zone& zone = *node_.zonelist.zones[z];
@@ -301,7 +305,8 @@ PageAllocator::Survey PageAllocator::survey(void (*fail)(void*, const char*, con
           for (const Page& page : zone.free_area[o].free_list[type]) {
             const Pfn pfn = mem_.pfn(page);
             ++blocks;
-            expect(page.flags.load(std::memory_order_relaxed) == flag_bit(PageFlag::buddy) && page.private_ == o && is_free(page),
+            expect(page.flags.load(std::memory_order_relaxed) == flag_bit(PageFlag::buddy) && page.private_ == o &&
+                       is_free(page),
                    "buddy-head", "a block on a free list is not marked as a free block of that order");
             expect((pfn.v & ((uint64_t{1} << o) - 1)) == 0, "buddy-aligned", "a free block is not aligned to its size");
             expect(zone.contains(pfn) && zone.contains(pfn + PageCount((int64_t{1} << o) - 1)), "buddy-zone",
@@ -314,7 +319,8 @@ PageAllocator::Survey PageAllocator::survey(void (*fail)(void*, const char*, con
             }
           }
         }
-        expect(blocks == zone.free_area[o].nr_free, "buddy-count", "a free area's count is not the length of its lists");
+        expect(blocks == zone.free_area[o].nr_free, "buddy-count",
+               "a free area's count is not the length of its lists");
         in_zone += blocks << o;
       }
       expect(static_cast<int64_t>(in_zone) == zone.nr_free.load(std::memory_order_relaxed), "zone-nr-free",
@@ -328,7 +334,8 @@ PageAllocator::Survey PageAllocator::survey(void (*fail)(void*, const char*, con
       for (const PageList& list : pcp.lists)
         for (const Page& page : list) {
           ++count;
-          expect(page.flags.load(std::memory_order_relaxed) == flag_bit(PageFlag::pcp) && page.private_ == 0 && is_free(page),
+          expect(page.flags.load(std::memory_order_relaxed) == flag_bit(PageFlag::pcp) && page.private_ == 0 &&
+                     is_free(page),
                  "pcp-page", "a page on a per-CPU list is not marked as such");
           expect(zone.contains(mem_.pfn(page)), "pcp-zone", "a page on a per-CPU list is of another zone");
         }
@@ -342,11 +349,12 @@ PageAllocator::Survey PageAllocator::survey(void (*fail)(void*, const char*, con
     ScopedLock guard(balloon_lock_);
     for (unsigned o = 0; o < MAX_ORDER; ++o)
       for (const Page& page : balloon_[o]) {
-        expect(page.flags.load(std::memory_order_relaxed) == flag_bit(PageFlag::balloon) && page.private_ == o, "balloon-page",
-               "a page in the balloon is not marked as such");
+        expect(page.flags.load(std::memory_order_relaxed) == flag_bit(PageFlag::balloon) && page.private_ == o,
+               "balloon-page", "a page in the balloon is not marked as such");
         s.in_balloon += uint64_t{1} << o;
       }
-    expect(static_cast<int64_t>(s.in_balloon) == balloon_pages_, "balloon-count", "the balloon's count is not the sum of its blocks");
+    expect(static_cast<int64_t>(s.in_balloon) == balloon_pages_, "balloon-count",
+           "the balloon's count is not the sum of its blocks");
   }
   s.quarantined = static_cast<uint64_t>(vmstat_.node_page_state(NodeStat::nr_quarantined));
   return s;

@@ -1,7 +1,7 @@
 // src/mm/page_alloc_slowpath.cpp: what an allocation does when no zone is above its low mark; see page_alloc.hpp
 //
 //   wake kswapd --> try at min --┬ atomic: nothing
-//                                └ try, reclaim, try ... 16 loops without progress --> kill somebody --> try ... or nothing
+//                                └ try, reclaim, try ... 16 loops in vain --> kill somebody --> try ... or nothing
 //
 // Linux: mm/page_alloc.c, 4.14.
 #include <algorithm>
@@ -21,8 +21,8 @@ uint32_t gfp_to_alloc_flags(gfp_t gfp) {
   return flags;
 }
 
-/// The right to the reserves: of who is freeing memory, and of who was chosen to die. A pool keeps to its half even while
-/// reclaim fills it: what it would take beyond is what reclaim needs to finish.
+/// The right to the reserves: of who is freeing memory, and of who was chosen to die. A pool keeps to its half even
+/// while reclaim fills it: what it would take beyond is what reclaim needs to finish.
 uint32_t gfp_pfmemalloc_flags(gfp_t gfp) {
   if (gfp.has(__GFP_NOMEMALLOC) || gfp.has(__GFP_POOL)) return 0;
   if (gfp.has(__GFP_MEMALLOC) || (current_flags() & PF_MEMALLOC) != 0) return ALLOC_NO_WATERMARKS;
@@ -102,8 +102,8 @@ Page* PageAllocator::__alloc_pages_slowpath(gfp_t gfp, Order order, const AllocC
         if (should_reclaim_retry(order, ac, alloc_flags, did_some_progress, no_progress_loops)) continue;
         if (Page* page = __alloc_pages_may_oom(gfp, order, ac, did_some_progress)) return page;
         // A victim that had its share of the reserves and still has no page fails, so that it gets to its exit.
-        const bool dying = (current_flags() & TIF_MEMDIE) != 0 &&
-                           (alloc_flags == ALLOC_OOM || gfp.has(__GFP_NOMEMALLOC));
+        const bool dying =
+            (current_flags() & TIF_MEMDIE) != 0 && (alloc_flags == ALLOC_OOM || gfp.has(__GFP_NOMEMALLOC));
         if (!dying && did_some_progress) {
           no_progress_loops = 0;
           continue;
@@ -111,8 +111,8 @@ Page* PageAllocator::__alloc_pages_slowpath(gfp_t gfp, Order order, const AllocC
       }
     }
 
-    // Who cannot fail goes on for ever, a little deeper in the reserves. Without the right to wait, or without rooms above that
-    // could free anything, that is a bug of the caller.
+    // Who cannot fail goes on for ever, a little deeper in the reserves. Without the right to wait, or without rooms
+    // above that could free anything, that is a bug of the caller.
     if (!gfp.has(__GFP_NOFAIL)) break;
     if (Page* page = get_page_from_freelist(gfp, order, ALLOC_HARDER, ac)) return page;
     if (!can_direct_reclaim) {
@@ -164,8 +164,8 @@ PageCount PageAllocator::__perform_reclaim(gfp_t gfp, Order order) {
   return progress;
 }
 
-bool PageAllocator::should_reclaim_retry(Order order, const AllocContext& ac, uint32_t alloc_flags, bool did_some_progress,
-                                         int& no_progress_loops) {
+bool PageAllocator::should_reclaim_retry(Order order, const AllocContext& ac, uint32_t alloc_flags,
+                                         bool did_some_progress, int& no_progress_loops) {
   WEIR_FLOW(order, no_progress_loops);
   // Progress for a costly order says little: single pages do not make a block.
   if (did_some_progress && order.v <= PAGE_ALLOC_COSTLY_ORDER) {
@@ -184,7 +184,8 @@ bool PageAllocator::should_reclaim_retry(Order order, const AllocContext& ac, ui
     // The node's lists know no zones; none has more to give than it has.
     const int64_t here = std::min(reclaimable, zone->managed_pages.load(std::memory_order_relaxed));
     const int64_t available = zone->nr_free.load(std::memory_order_relaxed) + here;
-    if (!__zone_watermark_ok(*zone, order, zone->wmark(Watermark::min), ac.classzone_idx, alloc_flags, available)) continue;
+    if (!__zone_watermark_ok(*zone, order, zone->wmark(Watermark::min), ac.classzone_idx, alloc_flags, available))
+      continue;
     // If most of it is on its way to a disk, what is missing is time.
     if (!did_some_progress) {
       const int64_t pending =
@@ -211,8 +212,8 @@ Page* PageAllocator::__alloc_pages_may_oom(gfp_t gfp, Order order, const AllocCo
   // A last look, high enough that it only succeeds if another kill has just freed a lot.
   Page* page = get_page_from_freelist((gfp | __GFP_HARDWALL) & ~__GFP_DIRECT_RECLAIM, order, ALLOC_WMARK_HIGH, ac);
   // Killing helps neither a costly order nor a request that may fail; and a low zone is not worth a process.
-  const bool worth_it = order.v <= PAGE_ALLOC_COSTLY_ORDER && !gfp.has(__GFP_RETRY_MAYFAIL) &&
-                        ac.high_zoneidx >= ZoneType::NORMAL;
+  const bool worth_it =
+      order.v <= PAGE_ALLOC_COSTLY_ORDER && !gfp.has(__GFP_RETRY_MAYFAIL) && ac.high_zoneidx >= ZoneType::NORMAL;
   if (page == nullptr && worth_it) {
     if (pressure_->out_of_memory(OomControl{gfp, order}) || gfp.has(__GFP_NOFAIL)) {
       did_some_progress = true;
@@ -223,7 +224,7 @@ Page* PageAllocator::__alloc_pages_may_oom(gfp_t gfp, Order order, const AllocCo
   return page;
 }
 
-// ------------------------------------------------------------------------------------------------------ saying that it failed
+// ----------------------------------------------------------------------------------------------- saying that it failed
 
 void PageAllocator::warn_alloc(gfp_t gfp, Order order) {
   if (gfp.has(__GFP_NOWARN) || engine_thread().world == nullptr) return;
@@ -255,9 +256,9 @@ void PageAllocator::warn_alloc(gfp_t gfp, Order order) {
   for (unsigned i = node_.zonelist.count; i-- > 0;) {
     const Zone& zone = *node_.zonelist.zones[i];
     Line(w) << "Node " << node_.id.v << " " << zone_name(zone.type)
-            << " free:" << zone.nr_free.load(std::memory_order_relaxed) * KB << "kB min:" << zone.wmark(Watermark::min) * KB
-            << "kB low:" << zone.wmark(Watermark::low) * KB << "kB high:" << zone.wmark(Watermark::high) * KB
-            << "kB present:" << zone.present_pages.v * KB
+            << " free:" << zone.nr_free.load(std::memory_order_relaxed) * KB
+            << "kB min:" << zone.wmark(Watermark::min) * KB << "kB low:" << zone.wmark(Watermark::low) * KB
+            << "kB high:" << zone.wmark(Watermark::high) * KB << "kB present:" << zone.present_pages.v * KB
             << "kB managed:" << zone.managed_pages.load(std::memory_order_relaxed) * KB << "kB";
   }
 }

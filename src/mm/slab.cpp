@@ -1,4 +1,4 @@
-// src/mm/slab.cpp: see slab.hpp, and slab_def.hpp for what a slab looks like
+// src/mm/slab.cpp: see slab.hpp, and slab_def.hpp for what a slab looks like. Poison, slabinfo, survey: slab_debug.cpp
 #include "mm/slab.hpp"
 
 #include <algorithm>
@@ -11,11 +11,6 @@ namespace weir {
 namespace {
 
 constexpr uint32_t NIBBLES = 16;  ///< free indices that fit into Page::index
-
-// private_: objects handed out below, colour above.
-uint32_t active(const Page& slab) { return static_cast<uint32_t>(slab.private_); }
-uint32_t colour_bytes(const Page& slab) { return static_cast<uint32_t>(slab.private_ >> 32); }
-void set_active(Page& slab, uint32_t n) { slab.private_ = (slab.private_ & ~uint64_t{0xffffffff}) | n; }
 
 /// Free objects one CPU keeps: many of the small ones, hardly any of those that are a burden.
 uint32_t array_limit(uint32_t size) {
@@ -36,8 +31,6 @@ Estimate cache_estimate(unsigned order, uint32_t size) {
   return {static_cast<uint32_t>(num), space - num * size - (num > NIBBLES ? num * sizeof(uint16_t) : 0)};
 }
 
-[[noreturn]] void slab_error(const char* what) { bug(what, __FILE__, __LINE__); }
-
 }  // namespace
 
 Slab::Slab(PageAllocator& pages, VmStat& vmstat, unsigned cpus)
@@ -45,7 +38,7 @@ Slab::Slab(PageAllocator& pages, VmStat& vmstat, unsigned cpus)
   WEIR_BUG_ON(cpus == 0 || cpus > MAX_CPUS);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- caches
+// -------------------------------------------------------------------------------------------------------------- caches
 
 void Slab::kmem_cache_init() {
   struct Class {
@@ -53,11 +46,13 @@ void Slab::kmem_cache_init() {
     const char* name;
   };
   static constexpr Class classes[] = {
-      {32, "kmalloc-32"},           {64, "kmalloc-64"},           {96, "kmalloc-96"},           {128, "kmalloc-128"},
-      {192, "kmalloc-192"},         {256, "kmalloc-256"},         {512, "kmalloc-512"},         {1024, "kmalloc-1024"},
-      {2048, "kmalloc-2048"},       {4096, "kmalloc-4096"},       {8192, "kmalloc-8192"},       {16384, "kmalloc-16384"},
-      {32768, "kmalloc-32768"},     {65536, "kmalloc-65536"},     {131072, "kmalloc-131072"},   {262144, "kmalloc-262144"},
-      {524288, "kmalloc-524288"},   {1048576, "kmalloc-1048576"}, {2097152, "kmalloc-2097152"}, {4194304, "kmalloc-4194304"},
+      {32, "kmalloc-32"},           {64, "kmalloc-64"},           {96, "kmalloc-96"},
+      {128, "kmalloc-128"},         {192, "kmalloc-192"},         {256, "kmalloc-256"},
+      {512, "kmalloc-512"},         {1024, "kmalloc-1024"},       {2048, "kmalloc-2048"},
+      {4096, "kmalloc-4096"},       {8192, "kmalloc-8192"},       {16384, "kmalloc-16384"},
+      {32768, "kmalloc-32768"},     {65536, "kmalloc-65536"},     {131072, "kmalloc-131072"},
+      {262144, "kmalloc-262144"},   {524288, "kmalloc-524288"},   {1048576, "kmalloc-1048576"},
+      {2097152, "kmalloc-2097152"}, {4194304, "kmalloc-4194304"},
   };
   ScopedLock guard(slab_mutex_);
   WEIR_BUG_ON(!set_up(cache_cache_, "kmem_cache", sizeof(KmemCache), {.align = 64}));
@@ -96,8 +91,8 @@ Result<void> Slab::set_up(KmemCache& cache, const char* name, uint32_t size, Cac
   if (whole > KMALLOC_MAX_SIZE) return Errno::inval;
   cache.size = static_cast<uint32_t>(whole);
 
-  // The smallest slab that wastes no more than an eighth. Beyond two pages only what does not fit: high orders are dear.
-  // Reclaimable caches keep to the smallest, which is soonest empty.
+  // The smallest slab that wastes no more than an eighth. Beyond two pages only what does not fit: high orders are
+  // dear. Reclaimable caches keep to the smallest, which is soonest empty.
   const unsigned max_order = pages_.managed_pages() > pages_in(32_MiB) ? 1 : 0;
   for (unsigned order = 0; order < MAX_ORDER; ++order) {
     const Estimate e = cache_estimate(order, cache.size);
@@ -177,7 +172,7 @@ ArrayCache& Slab::this_cpu_array(KmemCache& cache) const {
   return array != nullptr ? *array : cache.boot.array;
 }
 
-// ------------------------------------------------------------------------------------------------------- inside one slab
+// ----------------------------------------------------------------------------------------------------- inside one slab
 
 Page& Slab::slab_of(const KmemCache& cache, const void* object) const {
   const Pfn pfn = mem_.pfn(mem_.virt_to_page(object));
@@ -185,19 +180,20 @@ Page& Slab::slab_of(const KmemCache& cache, const void* object) const {
 }
 
 KmemCache& Slab::cache_of(const void* object) const {
-  if (!mem_.is_kernel_address(object)) slab_error("slab: the address is not in the machine's memory");
+  if (!mem_.is_kernel_address(object)) bug("slab: the address is not in the machine's memory", __FILE__, __LINE__);
   const Page& page = mem_.virt_to_page(object);
-  if (!page.test(PageFlag::slab)) slab_error("slab: the address is not in a slab");
+  if (!page.test(PageFlag::slab)) bug("slab: the address is not in a slab", __FILE__, __LINE__);
   return *reinterpret_cast<KmemCache*>(page.mapping.load(std::memory_order_relaxed));
 }
 
 std::byte* Slab::object_at(const KmemCache& cache, const Page& slab, uint32_t index) const {
-  return mem_.page_address(slab) + colour_bytes(slab) + size_t{index} * cache.size + cache.left;
+  return mem_.page_address(slab) + slab_colour(slab) + size_t{index} * cache.size + cache.left;
 }
 
 uint32_t Slab::index_of(const KmemCache& cache, const Page& slab, const void* object) const {
   const auto offset = static_cast<uint64_t>(static_cast<const std::byte*>(object) - object_at(cache, slab, 0));
-  if (offset % cache.size != 0 || offset / cache.size >= cache.num) slab_error("slab: the address is not an object's first byte");
+  if (offset % cache.size != 0 || offset / cache.size >= cache.num)
+    bug("slab: the address is not an object's first byte", __FILE__, __LINE__);
   return static_cast<uint32_t>(offset / cache.size);
 }
 
@@ -219,13 +215,13 @@ void Slab::set_free_index(const KmemCache& cache, Page& slab, uint32_t place, ui
 
 /// To the list of slabs that are as full as this one has become.
 void Slab::fixup_slab_list(KmemCache& cache, Page& slab) {
-  if (active(slab) == cache.num)
+  if (slab_active(slab) == cache.num)
     cache.slabs_full.push_front(slab);
   else
     cache.slabs_partial.push_front(slab);
 }
 
-// ------------------------------------------------------------------------------------------------------------ allocation
+// ---------------------------------------------------------------------------------------------------------- allocation
 
 void* Slab::kmem_cache_alloc(KmemCache& cache, gfp_t gfp) {
   WEIR_FLOW(cache, gfp);
@@ -248,7 +244,8 @@ void* Slab::slab_alloc(KmemCache& cache, gfp_t gfp) {
   if (object == nullptr) return nullptr;
   if (cache.debug) debug_check_alloc(cache, object);
   if (gfp.has(__GFP_ZERO)) std::memset(object, 0, cache.object_size);
-  WEIR_STATE(slab_object, mem_.pfn(mem_.virt_to_page(object)), reinterpret_cast<uintptr_t>(object) % PAGE_SIZE, cache.object_size);
+  WEIR_STATE(slab_object, mem_.pfn(mem_.virt_to_page(object)), reinterpret_cast<uintptr_t>(object) % PAGE_SIZE,
+             cache.object_size);
   return object;
 }
 
@@ -291,7 +288,7 @@ void* Slab::cache_alloc_refill(KmemCache& cache, gfp_t gfp) {
     ScopedLock list(cache.list_lock);
     cache_grow_end(cache, *slab);
     if (array.avail == 0) alloc_block(cache, array, *slab);
-    if (active(*slab) == 0) {
+    if (slab_active(*slab) == 0) {
       cache.slabs_free.push_front(*slab);
       ++cache.free_slabs;
     } else {
@@ -305,12 +302,12 @@ void* Slab::cache_alloc_refill(KmemCache& cache, gfp_t gfp) {
 
 /// Hands objects of `slab` to the array, up to a batch. The slab is on no list.
 void Slab::alloc_block(KmemCache& cache, ArrayCache& array, Page& slab) {
-  uint32_t n = active(slab);
+  uint32_t n = slab_active(slab);
   while (n < cache.num && array.avail < array.batchcount) {
     array.entry()[array.avail++] = object_at(cache, slab, free_index(cache, slab, n++));
     --cache.free_objects;
   }
-  set_active(slab, n);
+  set_slab_active(slab, n);
 }
 
 /// A new slab, on no list and not yet counted. Null: no memory.
@@ -356,11 +353,11 @@ Page* Slab::kmem_getpages(KmemCache& cache, gfp_t gfp) {
   return slab;
 }
 
-// --------------------------------------------------------------------------------------------------------------- freeing
+// ------------------------------------------------------------------------------------------------------------- freeing
 
 void Slab::kmem_cache_free(KmemCache& cache, void* object) {
   WEIR_FLOW(cache);
-  if (&cache_of(object) != &cache) slab_error("kmem_cache_free: the object is of another cache");
+  if (&cache_of(object) != &cache) bug("kmem_cache_free: the object is of another cache", __FILE__, __LINE__);
 #ifdef WEIR_DEBUG
   (void)index_of(cache, slab_of(cache, object), object);  // otherwise noticed when it goes back to its slab
 #endif
@@ -392,14 +389,14 @@ void Slab::free_block(KmemCache& cache, void** objects, uint32_t count, PageList
   for (uint32_t i = 0; i < count; ++i) {
     Page& slab = slab_of(cache, objects[i]);
     const uint32_t index = index_of(cache, slab, objects[i]);
-    const uint32_t n = active(slab);
+    const uint32_t n = slab_active(slab);
     WEIR_BUG_ON(n == 0);
 #ifdef WEIR_DEBUG
     for (uint32_t place = n; place < cache.num; ++place)
-      if (free_index(cache, slab, place) == index) slab_error("slab: the object is free already");
+      if (free_index(cache, slab, place) == index) bug("slab: the object is free already", __FILE__, __LINE__);
 #endif
     set_free_index(cache, slab, n - 1, index);
-    set_active(slab, n - 1);
+    set_slab_active(slab, n - 1);
     ++cache.free_objects;
     cache.slabs_free.erase(PageList::s_iterator_to(slab));  // whichever it is on: the lists keep no length
     if (n == 1) {
@@ -541,7 +538,7 @@ void Slab::cache_reap(CpuId cpu) {
   slab_mutex_.unlock();
 }
 
-// --------------------------------------------------------------------------------------------------------------- kmalloc
+// ------------------------------------------------------------------------------------------------------------- kmalloc
 
 KmemCache* Slab::kmalloc_slab(size_t size) const {
   WEIR_FLOW(size);
@@ -552,7 +549,8 @@ KmemCache* Slab::kmalloc_slab(size_t size) const {
   else if (size > 128 && size <= 192)
     cache = kmalloc_192_;
   else
-    cache = kmalloc_caches_[size <= KMALLOC_MIN_SIZE ? KMALLOC_SHIFT_LOW : static_cast<unsigned>(std::bit_width(size - 1))];
+    cache =
+        kmalloc_caches_[size <= KMALLOC_MIN_SIZE ? KMALLOC_SHIFT_LOW : static_cast<unsigned>(std::bit_width(size - 1))];
   WEIR_STATE(kmem_cache_select, *cache, size, 0);
   return cache;
 }
@@ -582,116 +580,6 @@ void Slab::kfree(void* object) {
 
 size_t Slab::ksize(const void* object) const {
   return object == nullptr || object == ZERO_SIZE_PTR ? 0 : cache_of(object).object_size;
-}
-
-// -------------------------------------------------------------------------------------------------- poison and red zones
-
-/// The object leaves: nobody may have written to it since it was freed.
-void Slab::debug_check_alloc(const KmemCache& cache, void* object) const {
-  auto* bytes = static_cast<std::byte*>(object);
-  uint64_t before, after;
-  std::byte* const end = bytes + ((size_t{cache.object_size} + 7) & ~size_t{7});
-  std::memcpy(&before, bytes - sizeof before, sizeof before);
-  std::memcpy(&after, end, sizeof after);
-  if (before != RED_INACTIVE || after != RED_INACTIVE) slab_error("slab: a free object's red zone was overwritten");
-  for (uint32_t i = 0; i + 1 < cache.object_size; ++i)
-    if (bytes[i] != std::byte{POISON_FREE}) slab_error("slab: use after free");
-  if (bytes[cache.object_size - 1] != std::byte{POISON_END}) slab_error("slab: use after free");
-  std::memcpy(bytes - sizeof RED_ACTIVE, &RED_ACTIVE, sizeof RED_ACTIVE);
-  std::memcpy(end, &RED_ACTIVE, sizeof RED_ACTIVE);
-  std::memset(bytes, POISON_INUSE, cache.object_size);
-}
-
-/// The object comes back: it was handed out, and its owner kept to it.
-void Slab::debug_check_free(const KmemCache& cache, void* object) const {
-  auto* bytes = static_cast<std::byte*>(object);
-  std::byte* const end = bytes + ((size_t{cache.object_size} + 7) & ~size_t{7});
-  uint64_t before, after;
-  std::memcpy(&before, bytes - sizeof before, sizeof before);
-  std::memcpy(&after, end, sizeof after);
-  if (before == RED_INACTIVE && after == RED_INACTIVE) slab_error("slab: double free");
-  if (before != RED_ACTIVE || after != RED_ACTIVE) slab_error("slab: an object was written beyond its end");
-  debug_poison(cache, object);
-}
-
-void Slab::debug_poison(const KmemCache& cache, void* object) const {
-  auto* bytes = static_cast<std::byte*>(object);
-  std::memcpy(bytes - sizeof RED_INACTIVE, &RED_INACTIVE, sizeof RED_INACTIVE);
-  std::memcpy(bytes + ((size_t{cache.object_size} + 7) & ~size_t{7}), &RED_INACTIVE, sizeof RED_INACTIVE);
-  std::memset(bytes, POISON_FREE, cache.object_size - 1);
-  bytes[cache.object_size - 1] = std::byte{POISON_END};
-}
-
-// ----------------------------------------------------------------------------------------------------- slabinfo and survey
-
-Slab::CacheInfo Slab::info(KmemCache& cache) const {
-  CacheInfo info{};
-  info.name = cache.name;
-  info.objsize = cache.object_size;
-  info.size = cache.size;
-  info.objperslab = cache.num;
-  info.pagesperslab = 1u << cache.gfporder;
-  info.limit = cache.limit;
-  info.batchcount = cache.batchcount;
-  info.reclaimable = cache.reclaimable;
-  for (unsigned cpu = 0; cpu < cpus_; ++cpu)
-    if (ArrayCache* array = cache.cpu_cache[cpu]) {
-      ScopedLock guard(array->lock);
-      info.cached += array->avail;
-    }
-  ScopedLock list(cache.list_lock);
-  info.num_slabs = cache.num_slabs;
-  info.active_slabs = cache.num_slabs - cache.free_slabs;
-  info.num_objs = cache.num_slabs * cache.num;
-  info.active_objs = info.num_objs - cache.free_objects;
-  return info;
-}
-
-void Slab::for_each_cache(void (*fn)(void*, const CacheInfo&), void* arg) {
-  ScopedLock guard(slab_mutex_);
-  for (KmemCache& cache : caches_) fn(arg, info(cache));
-}
-
-void Slab::survey(void (*fail)(void*, const char*, const char*), void* arg) {
-  const auto expect = [&](bool good, const char* id, const char* text) {
-    if (!good) fail(arg, id, text);
-  };
-  ScopedLock guard(slab_mutex_);
-  int64_t reclaimable = 0, unreclaimable = 0;
-  for (KmemCache& cache : caches_) {
-    ScopedLock list(cache.list_lock);
-    uint64_t slabs = 0, free_slabs = 0, free_objects = 0;
-    const auto walk = [&](const PageList& which, uint32_t least, uint32_t most) {
-      for (const Page& slab : which) {
-        ++slabs;
-        free_slabs += active(slab) == 0 ? 1 : 0;
-        free_objects += cache.num - active(slab);
-        expect(active(slab) >= least && active(slab) <= most, "slab-list", "a slab is on a list that its objects do not fit");
-        uint64_t seen[4] = {};  // enough to notice a doubled index in most slabs
-        for (uint32_t place = active(slab); place < cache.num; ++place) {
-          const uint32_t index = free_index(cache, slab, place);
-          const bool fresh = index < cache.num && (index >= 256 || (seen[index / 64] >> (index % 64) & 1) == 0);
-          expect(fresh, "slab-freelist", "a slab's list of free objects names one twice or one that is not there");
-          if (index < 256) seen[index / 64] |= uint64_t{1} << (index % 64);
-        }
-        for (size_t i = 0; i < size_t{1} << cache.gfporder; ++i) {
-          const Page& page = *(&slab + i);
-          expect(page.test(PageFlag::slab) && page.mapping.load(std::memory_order_relaxed) == reinterpret_cast<uintptr_t>(&cache),
-                 "slab-page", "a slab's page does not know its cache");
-        }
-      }
-    };
-    walk(cache.slabs_full, cache.num, cache.num);
-    walk(cache.slabs_partial, 1, cache.num - 1);
-    walk(cache.slabs_free, 0, 0);
-    expect(slabs == cache.num_slabs && free_slabs == cache.free_slabs, "slab-count", "a cache's slabs are not those on its lists");
-    expect(free_objects == cache.free_objects, "slab-free-objects", "a cache's free objects are not those of its slabs");
-    (cache.reclaimable ? reclaimable : unreclaimable) += static_cast<int64_t>(slabs << cache.gfporder);
-  }
-  expect(reclaimable == vmstat_.node_page_state(NodeStat::nr_slab_reclaimable), "vmstat-slab-reclaimable",
-         "nr_slab_reclaimable is not the sum over the caches");
-  expect(unreclaimable == vmstat_.node_page_state(NodeStat::nr_slab_unreclaimable), "vmstat-slab-unreclaimable",
-         "nr_slab_unreclaimable is not the sum over the caches");
 }
 
 }  // namespace weir

@@ -2,8 +2,8 @@
 //
 // Object caches: kmalloc and kmem_cache_*.
 //
-//   kmalloc(size) --> class cache --> this CPU's array --empty--> partial slab --none--> free slab --none--> new slab (alloc_pages)
-//   kfree(object) --> this CPU's array --full--> batchcount back to their slabs --many free--> empty slabs back to the allocator
+//   kmalloc(size) --> class cache --> this CPU's array --empty--> partial slab --none--> free slab --none--> new slab
+//   kfree(object) --> this CPU's array --full--> a batch back to its slabs --many free--> empty slabs to the allocator
 //
 // One node, so there is no array shared between CPUs and no array for objects of other nodes.
 // Linux: mm/slab.c, mm/slab_common.c, 4.14.
@@ -23,7 +23,7 @@ inline void* const ZERO_SIZE_PTR = reinterpret_cast<void*>(16);
 enum : uint8_t {
   POISON_INUSE = 0x5a,  ///< handed out, not yet written by its owner
   POISON_FREE = 0x6b,
-  POISON_END = 0xa5,    ///< last byte of a free object
+  POISON_END = 0xa5,  ///< last byte of a free object
 };
 inline constexpr uint64_t RED_INACTIVE = 0x09f911029d74e35bull, RED_ACTIVE = 0xd84156c5635688c0ull;
 
@@ -61,8 +61,8 @@ class Slab {
   /// Gives empty slabs back. Returns pages.
   PageCount kmem_cache_shrink(KmemCache& cache);
   PageCount shrink_all();
-  /// The periodic pass of one CPU: arrays that nobody touched since last time lose a fifth, free lists that nobody touched some
-  /// slabs. Gives up when the list of caches is in use.
+  /// The periodic pass of one CPU: arrays that nobody touched since last time lose a fifth, free lists that nobody
+  /// touched some slabs. Gives up when the list of caches is in use.
   void cache_reap(CpuId cpu);
 
   /// Typed: constructs and destroys T in a cache made for it.
@@ -77,7 +77,8 @@ class Slab {
     kmem_cache_free(cache, object);
   }
 
-  /// One line of /proc/slabinfo. Objects in CPU arrays count as active there, as in the kernel; `cached` says how many those are.
+  /// One line of /proc/slabinfo. Objects in CPU arrays count as active there, as in the kernel; `cached` says how many
+  /// those are.
   struct CacheInfo {
     const char* name;
     uint64_t active_objs, num_objs, cached;
@@ -129,13 +130,13 @@ class Slab {
   void debug_poison(const KmemCache& cache, void* object) const;
   void debug_check_free(const KmemCache& cache, void* object) const;
 
-  PageAllocator& pages_;    // immutable
-  MemMap& mem_;             // immutable
-  VmStat& vmstat_;          // immutable
-  unsigned cpus_;           // immutable
+  PageAllocator& pages_;  // immutable
+  MemMap& mem_;           // immutable
+  VmStat& vmstat_;        // immutable
+  unsigned cpus_;         // immutable
   Mutex slab_mutex_{LockRank::slab_mutex};
   KmemCacheList caches_ WEIR_GUARDED_BY(slab_mutex_);
-  KmemCache cache_cache_;   ///< the cache of caches
+  KmemCache cache_cache_;                                   ///< the cache of caches
   KmemCache* kmalloc_caches_[KMALLOC_SHIFT_HIGH + 1] = {};  // immutable after init; by log2 of the size
   KmemCache* kmalloc_96_ = nullptr;
   KmemCache* kmalloc_192_ = nullptr;

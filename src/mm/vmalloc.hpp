@@ -5,8 +5,9 @@
 //   vmalloc(bytes) --> address range, first fit, one guard page behind --> pages one by one --> kernel PTEs
 //   vfree          --> PTEs cleared, pages freed, the range reused only after a purge (bulk TLB flush)
 //
-// The addresses are the machine's, not the host's: bytes are reached by vread and vwrite, or page by page (vmalloc_to_page).
-// That is also why the pages are kernel pages here, with their bytes at their places, where Linux may take highmem.
+// The addresses are the machine's, not the host's: bytes are reached by vread and vwrite, or page by page
+// (vmalloc_to_page). That is also why the pages are kernel pages here, with their bytes at their places, where Linux
+// may take highmem.
 //
 // An area has no array of its pages: its PTEs name them.
 // Linux: mm/vmalloc.c, 4.14.
@@ -22,10 +23,10 @@ inline constexpr VirtAddr VMALLOC_END{0xffffe8ffffffffffull};
 
 /// A range of kernel addresses, its guard page included.
 struct VmapArea {
-  VirtAddr va_start{}, va_end{};   // immutable
-  SetHook rb;                      // Vmalloc::lock_
-  VmapArea* next_lazy = nullptr;   // Vmalloc::lock_
-  bool live = true;                ///< false: freed, its addresses not yet to be had again. Vmalloc::lock_
+  VirtAddr va_start{}, va_end{};  // immutable
+  SetHook rb;                     // Vmalloc::lock_
+  VmapArea* next_lazy = nullptr;  // Vmalloc::lock_
+  bool live = true;               ///< false: freed, its addresses not yet to be had again. Vmalloc::lock_
   [[nodiscard]] VirtAddr guard() const { return va_end - PAGE_SIZE; }
 };
 
@@ -66,14 +67,14 @@ class Vmalloc {
   template <class Copy>
   Result<void> for_bytes(VirtAddr at, size_t bytes, Copy copy);
 
-  PageAllocator& pages_;   // immutable
-  Slab& slab_;             // immutable
-  PageTables& tables_;     // immutable
+  PageAllocator& pages_;             // immutable
+  Slab& slab_;                       // immutable
+  PageTables& tables_;               // immutable
   KmemCache* area_cache_ = nullptr;  // immutable after init
   mutable SpinLock lock_{LockRank::vmalloc};
-  AreaTree areas_ WEIR_GUARDED_BY(lock_);             ///< live and lazy ones: both hold their addresses
+  AreaTree areas_ WEIR_GUARDED_BY(lock_);  ///< live and lazy ones: both hold their addresses
   VmapArea* lazy_ WEIR_GUARDED_BY(lock_) = nullptr;
-  PageCount lazy_pages_ WEIR_GUARDED_BY(lock_){};     ///< Σ pages of the lazy areas
+  PageCount lazy_pages_ WEIR_GUARDED_BY(lock_){};  ///< Σ pages of the lazy areas
   unsigned nr_live_ WEIR_GUARDED_BY(lock_) = 0;
 };
 

@@ -19,8 +19,12 @@ class VmStat {
     return gauges_[static_cast<unsigned>(s)].load(std::memory_order_relaxed);
   }
   void count_vm_event(VmEvent e) { count_vm_events(e, 1); }
-  void count_vm_events(VmEvent e, uint64_t n) { events_[static_cast<unsigned>(e)].fetch_add(n, std::memory_order_relaxed); }
-  [[nodiscard]] uint64_t event(VmEvent e) const { return events_[static_cast<unsigned>(e)].load(std::memory_order_relaxed); }
+  void count_vm_events(VmEvent e, uint64_t n) {
+    events_[static_cast<unsigned>(e)].fetch_add(n, std::memory_order_relaxed);
+  }
+  [[nodiscard]] uint64_t event(VmEvent e) const {
+    return events_[static_cast<unsigned>(e)].load(std::memory_order_relaxed);
+  }
 
  private:
   std::atomic<int64_t> gauges_[static_cast<unsigned>(NodeStat::count)] = {};

@@ -24,14 +24,15 @@
 
 namespace weir::test {
 
-/// Frames' bytes are at their places and nothing is ever mapped in hardware. Counts what it is asked; may hold frames back.
+/// Frames' bytes are at their places and nothing is ever mapped in hardware. Counts what it is asked; may hold frames
+/// back.
 class FakeMmu final : public Mmu {
  public:
   explicit FakeMmu(MemMap& mem) : mem_(mem) {}
   Caps capabilities;
-  bool hold_back = false;              ///< arch_free_page answers false
+  bool hold_back = false;  ///< arch_free_page answers false
   std::vector<Page*> quarantine;
-  PageAllocator* pages = nullptr;      ///< who gets the quarantine back
+  PageAllocator* pages = nullptr;  ///< who gets the quarantine back
   unsigned flush_quarantine_calls = 0;
   uint64_t arch_allocs = 0, arch_frees = 0, cleared = 0;
 
@@ -95,8 +96,8 @@ class Arena {
 struct MachineOptions {
   Bytes ram = Bytes(uint64_t{64} << 20);
   unsigned cpus = 1;
-  Pfn dma32_end{uint64_t{1} << 20};   ///< lower it to have a NORMAL zone in a small machine
-  ZoneLayout layout{};                ///< if it has ranges, it is taken instead of `ram`
+  Pfn dma32_end{uint64_t{1} << 20};  ///< lower it to have a NORMAL zone in a small machine
+  ZoneLayout layout{};               ///< if it has ranges, it is taken instead of `ram`
   bool tracks_host_pages = false;
 };
 
@@ -145,9 +146,9 @@ class TestMachine {
   /// What the allocator's survey finds wrong; empty if nothing.
   [[nodiscard]] std::string faults() {
     std::string found;
-    pages.survey([](void* arg, const char* id, const char* text) {
-      *static_cast<std::string*>(arg) += std::string(id) + ": " + text + "\n";
-    }, &found);
+    pages.survey([](void* arg, const char* id,
+                    const char* text) { *static_cast<std::string*>(arg) += std::string(id) + ": " + text + "\n"; },
+                 &found);
     return found;
   }
 };
@@ -181,7 +182,8 @@ class Trace final : public FlowSink {
     states.push_back({what, subject, before, after});
   }
   [[nodiscard]] size_t count(std::string_view name) const {
-    return static_cast<size_t>(std::count_if(functions.begin(), functions.end(), [&](const Function& f) { return f.name == name; }));
+    return static_cast<size_t>(
+        std::count_if(functions.begin(), functions.end(), [&](const Function& f) { return f.name == name; }));
   }
   [[nodiscard]] std::vector<StateChange> of(State what) const {
     std::vector<StateChange> found;
@@ -205,7 +207,8 @@ class Trace final : public FlowSink {
 };
 
 /// Runs `fn` in a thread of a virtual world until it has ended. What is printed goes to `log`, if there is one.
-inline void run_world(VirtualWorld::Options options, std::function<void()> fn, std::vector<std::string>* log = nullptr) {
+inline void run_world(VirtualWorld::Options options, std::function<void()> fn,
+                      std::vector<std::string>* log = nullptr) {
   if (log != nullptr) options.log = [log](Nanos, const char* text) { log->push_back(text); };
   VirtualWorld world(std::move(options));
   world.spawn("test", std::move(fn));

@@ -22,7 +22,9 @@ ZoneLayout layout_with(std::initializer_list<ZoneLayout::Range> ranges) {
 }
 
 struct Booted {
-  explicit Booted(const ZoneLayout& layout) : arena(layout.end()) { EXPECT_TRUE(Bootmem::init(boot, mem, arena.base(), layout)); }
+  explicit Booted(const ZoneLayout& layout) : arena(layout.end()) {
+    EXPECT_TRUE(Bootmem::init(boot, mem, arena.base(), layout));
+  }
   Arena arena;
   MemMap mem;
   Bootmem boot;
@@ -119,13 +121,15 @@ TEST(Bootmem, TheHandOverGivesEveryFreeFrameOnceAndNoReservedOne) {
   SCOPED_TRACE(testing::Message() << "seed " << seed);
   std::mt19937_64 rng(seed);
   for (int round = 0; round < 20; ++round) {
-    Booted b(layout_with({{Pfn(rng() % 100), PageCount(2000)}, {Pfn(3000), PageCount(static_cast<int64_t>(1 + rng() % 9000))}}));
+    Booted b(layout_with(
+        {{Pfn(rng() % 100), PageCount(2000)}, {Pfn(3000), PageCount(static_cast<int64_t>(1 + rng() % 9000))}}));
     for (int i = 0; i < 20; ++i) {
       (void)b.boot.alloc_bootmem(Bytes(1 + rng() % 50000), Bytes(uint64_t{1} << (rng() % 16)), Pfn(rng() % 3000));
       b.boot.reserve(Pfn(rng() % 1900), PageCount(static_cast<int64_t>(rng() % 50)));
     }
     std::vector<int> expected;
-    for (int64_t i = 0; i < b.mem.frames.v; ++i) expected.push_back(b.boot.reserved(Pfn(static_cast<uint64_t>(i))) ? 0 : 1);
+    for (int64_t i = 0; i < b.mem.frames.v; ++i)
+      expected.push_back(b.boot.reserved(Pfn(static_cast<uint64_t>(i))) ? 0 : 1);
     // The bitmap's own pages come last.
     const auto bitmap = (static_cast<uint64_t>(b.mem.frames.v) / 8 + PAGE_SIZE) / PAGE_SIZE;
     const uint64_t mem_map = b.mem.pfn(b.mem.virt_to_page(b.mem.mem_map)).v;
@@ -161,7 +165,8 @@ TEST(Bootmem, ATerabyteMachineBootsWithoutTouchingMostOfItsMetadata) {
   const uint64_t map_bytes = static_cast<uint64_t>(m.mem.frames.v) * sizeof(Page);
   std::vector<unsigned char> resident(map_bytes / PAGE_SIZE);
   ASSERT_EQ(mincore(m.mem.mem_map, map_bytes, resident.data()), 0);
-  const auto touched = static_cast<uint64_t>(std::count_if(resident.begin(), resident.end(), [](unsigned char c) { return (c & 1) != 0; }));
+  const auto touched = static_cast<uint64_t>(
+      std::count_if(resident.begin(), resident.end(), [](unsigned char c) { return (c & 1) != 0; }));
   EXPECT_LE(touched, 100u);  // of 4 million
   EXPECT_GT(m.pages.managed_pages().v, m.mem.frames.v - static_cast<int64_t>(map_bytes / PAGE_SIZE) - 200);
   EXPECT_GT(m.zone(ZoneType::NORMAL).free_area[MAX_ORDER - 1].nr_free, 250000u);

@@ -313,8 +313,7 @@ TEST(Slowpath, OnlyOneKillsAtATime) {
   };
   VirtualWorld world({.seed = 3, .cpus = 2, .preempt_one_in = 3});
   int got = 0;
-  for (int i = 0; i < 6; ++i)
-    world.spawn("victim", [&] { got += m.pages.alloc_page(QUIET) != nullptr ? 1 : 0; });
+  for (int i = 0; i < 6; ++i) world.spawn("victim", [&] { got += m.pages.alloc_page(QUIET) != nullptr ? 1 : 0; });
   EXPECT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report();
   EXPECT_EQ(most, 1);
   EXPECT_EQ(got, 6);
@@ -323,25 +322,34 @@ TEST(Slowpath, OnlyOneKillsAtATime) {
 TEST(Slowpath, AFailureIsSaidOnce) {
   ShortMachine m;
   std::vector<std::string> log;
-  run_world({}, [&] { EXPECT_EQ(m.pages.alloc_pages(GFP_KERNEL | __GFP_NORETRY, Order(2)), nullptr); }, &log);
+  run_world(
+      {}, [&] { EXPECT_EQ(m.pages.alloc_pages(GFP_KERNEL | __GFP_NORETRY, Order(2)), nullptr); }, &log);
   ASSERT_FALSE(log.empty());
   char expected[96];
-  std::snprintf(expected, sizeof expected, "test: page allocation failure. order:%d, mode:0x%x", 2, (GFP_KERNEL | __GFP_NORETRY).v);
+  std::snprintf(expected, sizeof expected, "test: page allocation failure. order:%d, mode:0x%x", 2,
+                (GFP_KERNEL | __GFP_NORETRY).v);
   EXPECT_EQ(log[0], expected);
   EXPECT_EQ(log[1], "Mem-Info:");
-  EXPECT_EQ(std::count_if(log.begin(), log.end(), [](const std::string& l) { return l.find("allocation failure") != l.npos; }), 1);
+  EXPECT_EQ(std::count_if(log.begin(), log.end(),
+                          [](const std::string& l) { return l.find("allocation failure") != l.npos; }),
+            1);
   EXPECT_THAT(log, Contains(testing::HasSubstr("Node 0 DMA32 free:")));
 }
 
 TEST(Slowpath, NowarnSaysNothingAndAFloodIsHeldBack) {
   ShortMachine m;
   std::vector<std::string> log;
-  run_world({}, [&] {
-    EXPECT_EQ(m.pages.alloc_page(GFP_NOWAIT | __GFP_NOWARN), nullptr);
-    EXPECT_TRUE(log.empty());
-    for (int i = 0; i < 100; ++i) EXPECT_EQ(m.pages.alloc_page(GFP_NOWAIT), nullptr);
-  }, &log);
-  EXPECT_EQ(std::count_if(log.begin(), log.end(), [](const std::string& l) { return l.find("allocation failure") != l.npos; }), 10);
+  run_world(
+      {},
+      [&] {
+        EXPECT_EQ(m.pages.alloc_page(GFP_NOWAIT | __GFP_NOWARN), nullptr);
+        EXPECT_TRUE(log.empty());
+        for (int i = 0; i < 100; ++i) EXPECT_EQ(m.pages.alloc_page(GFP_NOWAIT), nullptr);
+      },
+      &log);
+  EXPECT_EQ(std::count_if(log.begin(), log.end(),
+                          [](const std::string& l) { return l.find("allocation failure") != l.npos; }),
+            10);
 }
 
 TEST(Slowpath, WithoutAWorldARequestFailsQuietly) {

@@ -38,7 +38,7 @@ std::vector<Page*> exhaust(TestMachine& m, gfp_t gfp, Order order = Order(0)) {
   return pages;
 }
 
-// ----------------------------------------------------------------------------------------------------------- one page
+// ------------------------------------------------------------------------------------------------------------ one page
 
 TEST(PageAlloc, APageComesCleanAndGoesClean) {
   TestMachine m;
@@ -205,7 +205,8 @@ TEST(PageAlloc, RandomUseOverlapsNothingAndLeavesTheListsAsAtBoot) {
   };
   std::vector<Block> live;
   std::vector<bool> taken(static_cast<size_t>(m.mem.frames.v));
-  const gfp_t kinds[] = {UNMOVABLE, MOVABLE, UNMOVABLE | __GFP_RECLAIMABLE, UNMOVABLE | __GFP_DMA32, MOVABLE | __GFP_COLD};
+  const gfp_t kinds[] = {UNMOVABLE, MOVABLE, UNMOVABLE | __GFP_RECLAIMABLE, UNMOVABLE | __GFP_DMA32,
+                         MOVABLE | __GFP_COLD};
   for (int step = 0; step < 30000; ++step) {
     const bool grow = (step / 5000) % 2 == 0;  // fill it, empty it, again
     if (live.empty() || rng() % 8 < (grow ? 5u : 3u)) {
@@ -241,7 +242,8 @@ TEST(PageAlloc, RandomUseOverlapsNothingAndLeavesTheListsAsAtBoot) {
 TEST(PageAlloc, EventsAreCountedInPages) {
   TestMachine m(two_zones(48_MiB));
   const auto event = [&](VmEvent e) { return m.vmstat.event(e); };
-  const uint64_t normal = event(VmEvent::pgalloc_normal), dma32 = event(VmEvent::pgalloc_dma32), freed = event(VmEvent::pgfree);
+  const uint64_t normal = event(VmEvent::pgalloc_normal), dma32 = event(VmEvent::pgalloc_dma32),
+                 freed = event(VmEvent::pgfree);
   Page* a = m.pages.alloc_pages(UNMOVABLE, Order(4));
   Page* b = m.pages.alloc_page(UNMOVABLE | __GFP_DMA32);
   EXPECT_EQ(event(VmEvent::pgalloc_normal), normal + 16);
@@ -493,16 +495,17 @@ TEST(PageAlloc, TheFastPathIsRecordedAsTheDocumentsDrawIt) {
   EXPECT_THAT(once, ElementsAre("alloc_pages", " __alloc_pages_nodemask", "  prepare_alloc_pages", "   gfp_zone",
                                 "   node_zonelist", "   gfpflags_to_migratetype", "  get_page_from_freelist",
                                 "   for_next_zone_zonelist_nodemask", "   zone_watermark_fast", "   rmqueue",
-                                "    rmqueue_pcplist", "     __rmqueue_pcplist", "      rmqueue_bulk", "       __rmqueue",
-                                "        __rmqueue_smallest", "         list_first_entry_or_null", "       check_pcp_refill",
-                                "        check_new_page", "       __mod_zone_page_state", "      list_del",
-                                "     __count_zid_vm_events", "   prep_new_page"));
+                                "    rmqueue_pcplist", "     __rmqueue_pcplist", "      rmqueue_bulk",
+                                "       __rmqueue", "        __rmqueue_smallest", "         list_first_entry_or_null",
+                                "       check_pcp_refill", "        check_new_page", "       __mod_zone_page_state",
+                                "      list_del", "     __count_zid_vm_events", "   prep_new_page"));
   EXPECT_EQ(trace.count("check_pcp_refill"), 31u);
   std::vector<State> states;
   for (const auto& s : trace.states)
     if (s.what != State::buddy_split && (states.empty() || states.back() != s.what)) states.push_back(s.what);
   states.resize(5);
-  EXPECT_THAT(states, ElementsAre(State::zonelist, State::watermark, State::pcp_miss, State::buddy_find, State::buddy_remove));
+  EXPECT_THAT(states,
+              ElementsAre(State::zonelist, State::watermark, State::pcp_miss, State::buddy_find, State::buddy_remove));
   EXPECT_EQ(trace.states.back().what, State::page_alloced);
 }
 
@@ -515,7 +518,8 @@ TEST(PageAlloc, AHitOnThePerCpuListIsRecordedAsSuch) {
   EXPECT_EQ(m.pages.alloc_page(MOVABLE), page);
   const uint64_t pfn = m.mem.pfn(page).v;
   EXPECT_THAT(trace.of(State::pcp_hit),
-              ElementsAre(Trace::StateChange{State::pcp_hit, pfn, static_cast<uint64_t>(count), static_cast<uint64_t>(count - 1)}));
+              ElementsAre(Trace::StateChange{State::pcp_hit, pfn, static_cast<uint64_t>(count),
+                                             static_cast<uint64_t>(count - 1)}));
   EXPECT_THAT(trace.of(State::page_alloced), ElementsAre(Trace::StateChange{State::page_alloced, pfn, 0, 0}));
   EXPECT_THAT(trace.of(State::nr_free), IsEmpty());
 }

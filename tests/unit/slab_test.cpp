@@ -17,18 +17,18 @@ using test::TestMachine;
 
 std::string slab_faults(TestMachine& m) {
   std::string found;
-  m.slab.survey([](void* arg, const char* id, const char* text) {
-    *static_cast<std::string*>(arg) += std::string(id) + ": " + text + "\n";
-  }, &found);
+  m.slab.survey([](void* arg, const char* id,
+                   const char* text) { *static_cast<std::string*>(arg) += std::string(id) + ": " + text + "\n"; },
+                &found);
   return found + m.faults();
 }
 
 TEST(Slab, ASizeIsServedByTheSmallestClassThatHoldsIt) {
   TestMachine m;
   const std::map<size_t, size_t> table = {
-      {1, 32},      {32, 32},     {33, 64},     {64, 64},         {65, 96},          {96, 96},          {97, 128},
-      {128, 128},   {129, 192},   {192, 192},   {193, 256},       {256, 256},        {257, 512},        {1024, 1024},
-      {1025, 2048}, {4096, 4096}, {4097, 8192}, {131072, 131072}, {131073, 262144},  {4 << 20, 4 << 20},
+      {1, 32},      {32, 32},     {33, 64},     {64, 64},         {65, 96},         {96, 96},           {97, 128},
+      {128, 128},   {129, 192},   {192, 192},   {193, 256},       {256, 256},       {257, 512},         {1024, 1024},
+      {1025, 2048}, {4096, 4096}, {4097, 8192}, {131072, 131072}, {131073, 262144}, {4 << 20, 4 << 20},
   };
   for (const auto& [size, given] : table) {
     void* object = m.slab.kmalloc(size, GFP_KERNEL);
@@ -45,7 +45,7 @@ TEST(Slab, ASizeIsServedByTheSmallestClassThatHoldsIt) {
 
 TEST(Slab, ArrayLimitsFollowTheObjectSize) {
   TestMachine m;
-  const std::map<uint32_t, uint32_t> table = {{32, 120},  {256, 120}, {257, 54},  {1024, 54},   {1025, 24},
+  const std::map<uint32_t, uint32_t> table = {{32, 120},  {256, 120}, {257, 54},   {1024, 54}, {1025, 24},
                                               {4096, 24}, {4097, 8},  {131072, 8}, {131073, 1}};
   for (const auto& [size, limit] : table) {
     Result<KmemCache*> cache = m.slab.kmem_cache_create("test", size, {.align = 1});

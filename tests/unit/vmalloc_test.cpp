@@ -52,7 +52,7 @@ TEST(Vmalloc, BytesAreKeptAcrossPages) {
   ASSERT_TRUE(m.areas.vwrite(a, out.data(), out.size()));
   ASSERT_TRUE(m.areas.vread(a, in.data(), in.size()));
   EXPECT_EQ(in, out);
-  EXPECT_EQ(m.areas.vread(a + 1_MiB .v - 8, in.data(), 16).error(), Errno::fault);
+  EXPECT_EQ(m.areas.vread(a + (1_MiB).v - 8, in.data(), 16).error(), Errno::fault);
   EXPECT_EQ(m.areas.vwrite(VirtAddr(0x1000), out.data(), 16).error(), Errno::fault);
 }
 
