@@ -125,7 +125,7 @@ class PageWriteback {
   std::atomic<bool> dirty_exceeded_{false};  ///< above the limit at the last look: look more often
   /// Pages dirtied by all since somebody last looked, and how many of them make somebody look: a thousand tasks with 31
   /// each.
-  std::atomic<uint32_t> bdp_ratelimits_{0}, ratelimit_pages_{16};
+  std::atomic<uint32_t> bdp_ratelimits_{0}, ratelimit_pages_{DIRTY_RATELIMIT_PAGES};
 };
 
 }  // namespace weir
