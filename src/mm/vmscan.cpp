@@ -482,6 +482,11 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
   Page& page = *candidate.page;
   const Pfn pfn = pages_.mem().pfn(page);
   const uint64_t index = page.index;
+  if (PageSwapCache(page) && !mmu_.captured(page)) {
+    // Its task still writes there, or a device reads: the bytes can be neither compared nor written out.
+    lru_.set_page_flag(page, PageFlag::dirty);
+    return activate_locked(page, PageKeep::pinned), false;
+  }
   if (!mmu_.caps().has_dirty && PageAnon(page) && PageSwapCache(page)) {
     if (!PageIo::page_may_be_clean(page) || mmu_.test_dirty(page))
       lru_.set_page_flag(page, PageFlag::dirty);
