@@ -3,8 +3,10 @@
 // weir run: starts a program with the preload, stays as its parent, passes signals and the exit status through, and reports.
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -58,6 +60,17 @@ std::string human(uint64_t bytes) {
   if (bytes >= uint64_t{10} << 30) return fmt::format("{:.1f}G", static_cast<double>(bytes) / (1 << 30));
   if (bytes >= uint64_t{1} << 20) return fmt::format("{:.1f}M", static_cast<double>(bytes) / (1 << 20));
   return fmt::format("{}K", bytes >> 10);
+}
+
+/// Compressed memory, then a nameless file in the temporary folder if that is on a disk.
+std::vector<std::string> default_swaps() {
+  std::vector<std::string> swaps{"zram"};
+  const char* tmp = std::getenv("TMPDIR");
+  const std::string folder = tmp != nullptr && *tmp != 0 ? tmp : "/tmp";
+  struct statfs fs {};
+  if (statfs(folder.c_str(), &fs) == 0 && fs.f_type != TMPFS_MAGIC && fs.f_type != RAMFS_MAGIC && access(folder.c_str(), W_OK) == 0)
+    swaps.push_back("file:" + folder);
+  return swaps;
 }
 
 /// The folder where this command lies.
@@ -131,12 +144,11 @@ RunOptions parse(int argc, char** argv, int& exit_code) {
   const std::optional<Bytes> n = parse_size(events);
   if (!n || n->v < 1024 || n->v > (uint64_t{1} << 26)) throw RunError(fmt::format("--record-events {}: wants 1K to 64M", events));
   if (!o.record.empty()) o.record_events = n->v;
-  if (o.swaps.empty()) o.swaps = live::default_swap_specs();
+  if (o.swaps.empty()) o.swaps = default_swaps();
   if (o.swaps.size() > live::MAX_SWAP_SPECS) throw RunError(fmt::format("--swap: at most {} areas", live::MAX_SWAP_SPECS));
-  for (const std::string& spec : o.swaps) {
-    const live::SwapSpecResult checked = live::parse_swap_spec(spec, o.ram);
-    if (!checked.error.empty()) throw RunError(fmt::format("--swap {}: {}", spec, checked.error));
-  }
+  const std::vector<std::string_view> specs(o.swaps.begin(), o.swaps.end());
+  const auto checked = parse_swap_specs(specs, o.ram);
+  if (const auto* wrong = std::get_if<SwapSpecError>(&checked)) throw RunError("--swap: " + wrong->text);
   return o;
 }
 
@@ -282,6 +294,13 @@ void write_stats(const RunOptions& o, SharedRun& run, int status) {
     for (auto& [name, value] : p["zram"].items()) zram[name] = zram.value(name, uint64_t{0}) + value.get<uint64_t>();
     j["processes"].push_back(std::move(p));
   });
+  // Of processes whose places had to be used again, the events are left.
+  for (unsigned i = 0; i < live::NR_EVENTS; ++i) {
+    const char* name = event_name(static_cast<VmEvent>(i));
+    vmstat[name] = vmstat.value(name, int64_t{0}) + static_cast<int64_t>(run.retired.events[i].load());
+  }
+  j["nr_processes"] = run.processes.load();
+  j["over_budget_pages"] = run.frames_over.load();
   j["vmstat"] = std::move(vmstat);
   j["zram"] = std::move(zram);
   j["unmanaged_anon_share"] = anon != 0 ? static_cast<double>(unmanaged) / static_cast<double>(anon) : 0.0;
@@ -294,26 +313,34 @@ void write_stats(const RunOptions& o, SharedRun& run, int status) {
 uint64_t event_of(const live::ProcessStats& s, VmEvent e) { return s.events[static_cast<unsigned>(e)].load(); }
 
 void report(const RunOptions& o, SharedRun& run, int status) {
-  uint64_t in = 0, out = 0, major = 0, minor = 0, processes = 0, orig = 0, used = 0, unmanaged = 0;
+  uint64_t in = 0, out = 0, major = 0, faults = 0, orig = 0, used = 0, unmanaged = 0;
   bool killed = false;
+  const uint64_t processes = run.processes.load();
+  if (processes == 0) return;
+  auto add = [&](const live::ProcessStats& s) {
+    in += event_of(s, VmEvent::pswpin);
+    out += event_of(s, VmEvent::pswpout);
+    major += event_of(s, VmEvent::pgmajfault);
+    faults += event_of(s, VmEvent::pgfault);
+  };
   each_process(run, [&](ProcessSlot& slot) {
-    ++processes;
-    in += event_of(slot.stats, VmEvent::pswpin);
-    out += event_of(slot.stats, VmEvent::pswpout);
-    major += event_of(slot.stats, VmEvent::pgmajfault);
-    minor += event_of(slot.stats, VmEvent::pgfault) - event_of(slot.stats, VmEvent::pgmajfault);
+    add(slot.stats);
     orig = std::max(orig, slot.stats.orig_data_size.load());
     used = std::max(used, slot.stats.mem_used_max.load());
-    unmanaged += slot.stats.unmanaged_peak_kb.load();
+    unmanaged = std::max(unmanaged, slot.stats.unmanaged_peak_kb.load());
     killed |= slot.state.load() == static_cast<uint32_t>(ProcessState::oom_killed);
   });
-  if (processes == 0) return;
+  add(run.retired);
   fmt::print(stderr, "weir: {} {} · RAM {} ({})\n", o.program[0],
              killed ? "was killed: RAM and swap were full" : status < 128 ? fmt::format("exited {}", status) : fmt::format("ended by signal {}", status - 128),
              human(run.ram_bytes), o.ram_from);
-  fmt::print(stderr, "weir: faults {} minor, {} major · pages out {} ({}), in {} ({})\n", minor, major, out, human(out * PAGE_SIZE), in, human(in * PAGE_SIZE));
-  if (orig != 0) fmt::print(stderr, "weir: zram at most {} for pages · held {} at the end\n", human(used), human(orig));
-  fmt::print(stderr, "weir: {} process{} · private memory outside management at most {}\n", processes, processes == 1 ? "" : "es", human(unmanaged << 10));
+  fmt::print(stderr, "weir: faults {} minor, {} major · pages out {} ({}), in {} ({})\n", faults - std::min(major, faults), major, out, human(out * PAGE_SIZE), in,
+             human(in * PAGE_SIZE));
+  if (used != 0) fmt::print(stderr, "weir: zram took at most {} · held {} at the end\n", human(used), human(orig));
+  fmt::print(stderr, "weir: {} process{} · private memory outside management at most {}{}\n", processes, processes == 1 ? "" : "es", human(unmanaged << 10),
+             processes == 1 ? "" : " in one");
+  if (const int64_t over = run.frames_over.load(); over > 0)
+    fmt::print(stderr, "weir: forks and starts went over the budget, by {} at most, until shares had shrunk\n", human(static_cast<uint64_t>(over) * PAGE_SIZE));
 }
 
 }  // namespace

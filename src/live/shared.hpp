@@ -37,14 +37,20 @@ struct ProcessStats {
   std::atomic<uint64_t> rss_anon_kb, unmanaged_kb, unmanaged_peak_kb;  ///< private anonymous memory; that outside management
 };
 
+enum class ProcessState : uint32_t { none, starting, managed, unmanaged, oom_killed };
+
+/// A process of the run, living or not: who is short of slots or frames takes those of a process that is gone.
+///
+///   frames of all slots + SharedRun::frames_left = the budget
 struct ProcessSlot {
   std::atomic<int32_t> pid;       ///< 0: free
   std::atomic<uint32_t> state;    ///< ProcessState
   char comm[16];
   std::atomic<int64_t> frames;    ///< of the run's budget, held by this process
+  std::atomic<uint32_t> wants;    ///< 1: it could use more frames than it holds
+  std::atomic<uint32_t> ended;    ///< 1: the process, or its program (exec), is over; its counters are final
   ProcessStats stats;
 };
-enum class ProcessState : uint32_t { none, starting, managed, unmanaged, oom_killed };
 
 struct SharedRun {
   uint64_t magic;
@@ -60,10 +66,14 @@ struct SharedRun {
   uint64_t record_events;            ///< events of the ring; 0: no recording
   char record_path[512];             ///< of the first process; others append ".PID"
   // ---- the run
-  std::atomic<int64_t> frames_left;  ///< of the budget; may be below zero for a moment after a fork
+  std::atomic<int64_t> frames_left;  ///< of the budget, held by nobody; below zero after a fork, until shares have shrunk
+  std::atomic<int64_t> frames_over;  ///< the most that frames_left was below zero
+  std::atomic<uint32_t> bell;        ///< futex: counts up when a process wants frames; all helper threads sleep on it
   std::atomic<uint32_t> processes;   ///< that ever had a machine
   std::atomic<uint32_t> failed;      ///< a process could not be managed; why: message
   char message[1024];
+  ProcessStats retired;              ///< counters of processes whose slots have been used again: events only
+  std::atomic<uint32_t> nr_retired;
   ProcessSlot slots[MAX_PROCESSES];
 };
 

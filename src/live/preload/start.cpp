@@ -1,0 +1,209 @@
+// src/live/preload/start.cpp: from the loader to a managed process, and its end.
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "live/preload/preload.hpp"
+#include "record/recorder.hpp"
+
+namespace weir::live::preload {
+
+LiveMachine* machine = nullptr;
+SharedRun* run = nullptr;
+ProcessSlot* slot = nullptr;
+
+namespace {
+
+std::atomic<uint32_t> finished{0};
+
+/// This process cannot be managed: the launcher and the user hear why, and it ends unless that was asked for.
+void refuse(const char* why) {
+  if (run != nullptr) {
+    uint32_t none = 0;
+    if (run->failed.compare_exchange_strong(none, 1)) {
+      strncpy(run->message, why, sizeof run->message - 1);
+    }
+    if (slot != nullptr) {
+      slot->state.store(static_cast<uint32_t>(ProcessState::unmanaged));
+      slot->ended.store(1);
+    }
+    if (run->allow_unmanaged != 0) {
+      sayf("%s; running it unmanaged, as --allow-unmanaged says", why);
+      run = nullptr;
+      return;
+    }
+  }
+  say(why);
+  _exit(2);
+}
+
+bool open_run(const char* place) {
+  const long fd = sys::call(SYS_openat, AT_FDCWD, sys::arg(place), O_RDWR | O_CLOEXEC);
+  if (fd < 0) {
+    sayf("%s cannot be opened (error %ld): the `weir run` that this process belongs to has ended, or it runs as another user now", place, -fd);
+    return false;
+  }
+  struct stat st {};
+  void* p = MAP_FAILED;
+  if (fstat(static_cast<int>(fd), &st) == 0 && st.st_size == static_cast<off_t>(sizeof(SharedRun)))
+    p = mmap(nullptr, sizeof(SharedRun), PROT_READ | PROT_WRITE, MAP_SHARED, static_cast<int>(fd), 0);
+  sys::call(SYS_close, fd);
+  if (p == MAP_FAILED) {
+    sayf("%s is not the shared file of a `weir run` of this version: command and preload are of different builds", place);
+    return false;
+  }
+  auto* r = static_cast<SharedRun*>(p);
+  if (r->magic != RUN_MAGIC || r->version != RUN_VERSION || r->size != sizeof(SharedRun)) {
+    sayf("%s is not the shared file of a `weir run` of this version: command and preload are of different builds", place);
+    munmap(p, sizeof(SharedRun));
+    return false;
+  }
+  run = r;
+  return true;
+}
+
+const char* find_variable(char** env, const char* name) {
+  const size_t n = strlen(name);
+  for (; env != nullptr && *env != nullptr; ++env)
+    if (strncmp(*env, name, n) == 0 && (*env)[n] == '=') return *env + n + 1;
+  return nullptr;
+}
+
+/// Its counters are added to those of the run, and it is free.
+void retire(ProcessSlot& s) {
+  for (unsigned i = 0; i < NR_EVENTS; ++i) run->retired.events[i].fetch_add(s.stats.events[i].load());
+  run->nr_retired.fetch_add(1);
+  memset(static_cast<void*>(&s.stats), 0, sizeof s.stats);
+  s.ended.store(0);
+  s.wants.store(0);
+  run->frames_left.fetch_add(s.frames.exchange(0));
+}
+
+bool is_gone(int32_t pid) { return sys::call(SYS_kill, pid, 0) == -ESRCH; }
+
+LiveMachine* create_machine(LiveError& error) {
+  std::string_view specs[MAX_SWAP_SPECS];
+  for (unsigned i = 0; i < run->nr_swaps; ++i) specs[i] = run->swaps[i];
+  const auto parsed = parse_swap_specs(std::span(specs, run->nr_swaps), Bytes(run->ram_bytes));
+  if (const auto* wrong = std::get_if<SwapSpecError>(&parsed)) {
+    snprintf(error.text, sizeof error.text, "--swap: %s", wrong->text.c_str());
+    return nullptr;
+  }
+  const auto& areas = std::get<std::vector<SwapSpec>>(parsed);
+  LiveOptions options;
+  options.ram = Bytes(run->ram_bytes);
+  options.swap = areas;
+  options.delivery = Delivery::thread;
+  if (run->record_events != 0) options.recorder_ring = Recorder::bytes_for(run->record_events);
+  return LiveMachine::create(options, error);
+}
+
+void write_recording() {
+  char path[600];
+  const bool first = slot == &run->slots[0];
+  snprintf(path, sizeof path, first ? "%s" : "%s.%d", run->record_path, static_cast<int>(sys::call(SYS_getpid)));
+  const long fd = sys::call(SYS_openat, AT_FDCWD, sys::arg(path), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd < 0) {
+    sayf("--record %s: cannot be written (error %ld)", path, -fd);
+    return;
+  }
+  if (!machine->write_recording(static_cast<int>(fd))) sayf("--record %s: cannot be written", path);
+  sys::call(SYS_close, fd);
+}
+
+// First of all constructors: the library is initfirst, and this is the first of its own. libc's environ is not set yet.
+__attribute__((constructor(101))) void start(int, char**, char** env) {
+  const char* place = find_variable(env, RUN_VARIABLE);
+  if (place == nullptr || *place == 0) return;
+  if (environ == nullptr) environ = env;
+  if (!open_run(place)) _exit(2);
+  slot = claim_slot();
+  if (slot == nullptr) return refuse("too many processes at a time: a run holds at most 256");
+  LiveError error;
+  LiveMachine* made = create_machine(error);
+  if (made == nullptr) return refuse(error.text);
+  machine = made;
+  run->processes.fetch_add(1);
+  slot->state.store(static_cast<uint32_t>(ProcessState::managed));
+  budget_start();
+  start_helper();
+}
+
+__attribute__((destructor)) void end() { finish(); }
+
+}  // namespace
+
+void say(const char* text) {
+  char line[1200];
+  size_t n = 0;
+  for (const char* p = "weir: "; *p != 0; ++p) line[n++] = *p;
+  for (; *text != 0 && n < sizeof line - 1; ++text) line[n++] = *text;
+  line[n++] = '\n';
+  sys::call(SYS_write, 2, sys::arg(line), static_cast<long>(n));
+}
+
+void sayf(const char* format, ...) {
+  char text[1100];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof text, format, arguments);
+  va_end(arguments);
+  say(text);
+}
+
+ProcessSlot* claim_slot() {
+  const auto pid = static_cast<int32_t>(sys::call(SYS_getpid));
+  // The program before an exec of this process is over.
+  for (ProcessSlot& s : run->slots)
+    if (s.pid.load() == pid && s.ended.exchange(1) == 0) run->frames_left.fetch_add(s.frames.exchange(0));
+  ProcessSlot* mine = nullptr;
+  for (ProcessSlot& s : run->slots) {
+    int32_t none = 0;
+    if (s.pid.compare_exchange_strong(none, pid)) {
+      mine = &s;
+      break;
+    }
+  }
+  for (unsigned i = 0; mine == nullptr && i < MAX_PROCESSES; ++i) {
+    ProcessSlot& s = run->slots[i];
+    int32_t old = s.pid.load();
+    // The first slot is the first program's; its recording has the plain name.
+    if (i == 0 || (s.ended.load() == 0 && !is_gone(old))) continue;
+    if (!s.pid.compare_exchange_strong(old, pid)) continue;
+    retire(s);
+    mine = &s;
+  }
+  if (mine == nullptr) return nullptr;
+  mine->state.store(static_cast<uint32_t>(ProcessState::starting));
+  const long fd = sys::call(SYS_openat, AT_FDCWD, sys::arg("/proc/self/comm"), O_RDONLY | O_CLOEXEC);
+  if (fd >= 0) {
+    const long n = sys::call(SYS_read, fd, sys::arg(mine->comm), sizeof mine->comm - 1);
+    if (n > 0) mine->comm[n - 1] = 0;
+    sys::call(SYS_close, fd);
+  }
+  return mine;
+}
+
+void finish() {
+  if (machine == nullptr || finished.exchange(1) != 0) return;
+  publish();
+  if (run->record_events != 0) write_recording();
+  budget_end();
+  slot->ended.store(1);
+}
+
+}  // namespace weir::live::preload
+
+using namespace weir::live::preload;
+
+WEIR_EXPORT void _exit(int status) noexcept {
+  finish();
+  for (;;) weir::sys::call(SYS_exit_group, status);
+}
+
+WEIR_EXPORT void _Exit(int status) noexcept { _exit(status); }
