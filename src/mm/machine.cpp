@@ -29,7 +29,7 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       flusher(writeback, files, vmstat),
       vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, vmstat, mmu),
       swapon(swap_files, swap_cache, swap_slots, vmstat),
-      oom(tasks, spaces, pages, swap_files, vmstat),
+      oom(tasks, pages, swap_files, vmstat),
       pool_frames(pages),
       options_(options) {}
 

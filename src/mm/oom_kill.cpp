@@ -16,7 +16,7 @@ constexpr int64_t kib(int64_t pages) { return pages * static_cast<int64_t>(PAGE_
 
 }  // namespace
 
-OomKiller::OomKiller(TaskList& tasks, AddressSpaces&, PageAllocator& pages, SwapFiles& swap, VmStat& vmstat)
+OomKiller::OomKiller(TaskList& tasks, PageAllocator& pages, SwapFiles& swap, VmStat& vmstat)
     : tasks_(tasks), pages_(pages), swap_(swap), vmstat_(vmstat) {}
 
 PageCount OomKiller::totalpages() const { return pages_.managed_pages() + PageCount(swap_.total_swap_pages()); }

@@ -11,7 +11,8 @@
 #pragma once
 
 #include "mm/interfaces.hpp"
-#include "mm/mmap.hpp"
+#include "mm/mm_types.hpp"
+#include "mm/swapfile.hpp"
 
 namespace weir {
 
@@ -55,7 +56,7 @@ class TaskList {
 
 class OomKiller {
  public:
-  OomKiller(TaskList& tasks, AddressSpaces& spaces, PageAllocator& pages, SwapFiles& swap, VmStat& vmstat);
+  OomKiller(TaskList& tasks, PageAllocator& pages, SwapFiles& swap, VmStat& vmstat);
   void set_executioner(Executioner* e) { executioner_ = e; }
   /// True: somebody was killed or is dying, try again. False: no victim (after Executioner::panic, should that return). One at a time:
   /// the caller holds PageAllocator::oom_lock. Sleeps a moment, so that the victim can run.
