@@ -270,7 +270,7 @@ Result<uint64_t> FilemapIo::generic_file_buffered_read(File& file, uint64_t pos,
     }
     filemap_.lru().put_page(*page);
     done += n;
-    file.prev_offset = static_cast<uint32_t>((pos + done) % PAGE_SIZE);
+    file.prev_offset = offset + static_cast<uint32_t>(n);
   }
   return done;
 }
@@ -291,9 +291,9 @@ Result<uint64_t> FilemapIo::read_tag(File& file, uint64_t index) {
   WEIR_STATE(file_request, file.f_inode->ino, FileRequest::read, index);
   Page* page = WEIR_TRY(read_cache_page(file, index, 1));
   if (page == nullptr) return Errno::noent;
-  if (file.prev_index != index || file.prev_offset != 0) filemap_.lru().mark_page_accessed(*page);
+  filemap_.lru().mark_page_accessed(*page);
   file.prev_index = index;
-  file.prev_offset = 0;
+  file.prev_offset = PAGE_SIZE;
   const Content content = mmu_.kmap(*page);
   uint64_t tag;
   if (content.tagged())

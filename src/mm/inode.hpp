@@ -50,7 +50,7 @@ struct File {
   uint32_t ra_pages = 32;              ///< largest window; 128 KiB
   uint32_t mmap_miss = 0;              ///< faults that found no page, less those that did
   uint64_t prev_index = ~uint64_t{0};  ///< page of the last read
-  uint32_t prev_offset = 0;            ///< where in it the last read ended
+  uint32_t prev_offset = 0;            ///< where in it the last read ended: 4096 if it went to the page's end
 };
 
 inline void get_file(File& file) { file.f_count.fetch_add(1, std::memory_order_relaxed); }
