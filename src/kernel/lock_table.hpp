@@ -17,6 +17,7 @@ enum class LockNesting : uint8_t { none, allowed };
 // X(name, kind, nesting within the rank, what it guards)
 #define WEIR_LOCK_TABLE(X)                                                                                             \
   X(gate, sleeping, none, "entry to the engine: readers are faults and reclaim, writers are fork, set-up, the report") \
+  X(layout, sleeping, none, "live: mappings change in the machine and in the host together")                       \
   X(swapon, sleeping, none, "one swapon or swapoff at a time")                                                         \
   X(oom, sleeping, none, "one out_of_memory at a time")                                                                \
   X(inode, sleeping, none, "a file's size and its writers")                                                            \
@@ -26,7 +27,7 @@ enum class LockNesting : uint8_t { none, allowed };
   X(page, sleeping, allowed, "PG_locked: identity and content of a page (a second page only by trylock or when new)")  \
   X(i_mmap, sleeping, none, "interval tree of a file's mappings")                                                      \
   X(anon_vma, sleeping, allowed, "interval tree of an anon_vma (root lock; nests only in fork and split)")             \
-  X(window, sleeping, none, "uffd: host calls on one window of user addresses; the PTE is read again under it")     \
+  X(window, sleeping, none, "uffd: host calls on one window of user addresses; the PTE is read again under it")        \
   X(vmalloc, spinning, none, "vmalloc address ranges")                                                                 \
   X(page_table, spinning, allowed, "entries of one PTE page; nests parent, child in copy_page_range")                  \
   X(mm_page_table, spinning, none, "upper levels of one Mm's page tables")                                             \

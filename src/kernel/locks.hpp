@@ -146,7 +146,9 @@ class WaitQueue {
   Waiter* tail_ = nullptr;
 };
 
-/// Hashed wait queues for things too many to have their own: page bits, slots.
+/// Hashed wait queues for things too many to have their own: page bits, slots. The key is a number of the machine (a
+/// pfn, an entry) made a pointer, not an address: who shares a queue with whom decides where the virtual world may
+/// switch.
 class WaitTable {
  public:
   [[nodiscard]] WaitQueue& of(const void* key) {

@@ -113,6 +113,7 @@ TEST_F(Host, EnteringTwiceIsABug) {
 TEST_F(Host, ManyMoreThreadsThanStacksGetIn) {
   std::atomic<int> inside{0};
   std::vector<std::thread> threads;
+  threads.reserve(60);
   for (int i = 0; i < 60; ++i) {
     threads.emplace_back([&] {
       enter([&] {
@@ -131,6 +132,7 @@ TEST_F(Host, EntriesAreInsideTogetherAnExclusiveOneIsAlone) {
   std::atomic<int> inside{0}, alone{0};
   std::atomic<bool> violated{false};
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       for (int i = 0; i < 500; ++i) {
@@ -410,6 +412,7 @@ TEST_F(Host, TheChildOfAForkHasAWorkingWorld) {
   // Others want in at the time of the fork; in the child they are not there.
   std::atomic<bool> stop{false};
   std::vector<std::thread> others;
+  others.reserve(3);
   for (int i = 0; i < 3; ++i)
     others.emplace_back([&] {
       while (!stop) enter([] { world().schedule_timeout(1_us); });

@@ -11,6 +11,10 @@
 #include "kernel/locks.hpp"
 #include "kernel/virtual/virtual_world.hpp"
 
+#ifdef __clang__
+#pragma clang diagnostic ignored "-Wthread-safety-analysis"  // which is right: these tests do it wrong on purpose
+#endif
+
 namespace weir {
 namespace {
 

@@ -292,7 +292,7 @@ TEST(VirtualWorld, WithoutPreemptionNobodyIsInterrupted) {
 
 TEST(VirtualWorld, ThreadsThatWaitForEverAreADeadlockAndNamed) {
   VirtualWorld world;
-  Mutex a(LockRank::swapon), b(LockRank::oom);
+  Mutex a(LockRank::swapon);
   WaitQueue never;
   world.kthread_create([](void*) { weir::world().schedule(); }, nullptr, "kswapd0");
   world.spawn("left", [&] {
