@@ -1,0 +1,370 @@
+// When dirty pages go to the device by themselves, and what holds writers back.
+#include "mm/flusher.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "kernel/freezer.hpp"
+#include "support/file_fixture.hpp"
+
+namespace weir {
+namespace {
+
+using test::FileWorld;
+using test::FileWorldOptions;
+using test::FlowLog;
+
+constexpr uint64_t MiB = 1 << 20;
+
+void write_pages(FileWorld& w, Inode& inode, uint64_t first, uint64_t pages) {
+  File* file = *w.m.files.open(inode);
+  const std::vector<std::byte> data(PAGE_SIZE, std::byte{0x5a});
+  for (uint64_t i = first; i < first + pages; ++i)
+    EXPECT_TRUE(w.m.files.write(*file, i * PAGE_SIZE, data.data(), PAGE_SIZE));
+  w.m.files.close(*file);
+}
+
+class FlusherTest : public testing::Test {
+ protected:
+  int64_t nr_dirty() { return w.m.gauge(NodeStat::nr_dirty); }
+  FileWorld w{{.flusher = true}};
+};
+
+TEST_F(FlusherTest, ADirtyPageIsOnTheDiskWithin35SecondsAndNotBefore30) {
+  Inode* inode = w.make_file(Bytes(0));
+  w.run_for(3200_ms);
+  const Nanos begin = w.world.now();
+  w.run([&] { write_pages(w, *inode, 0, 3); });
+  while (w.writes() == 0 && w.world.now() - begin < 60_s) w.run_for(100_ms);
+  EXPECT_GE(w.world.now() - begin, 30_s);
+  w.world.run_until(begin + 35_s);
+  EXPECT_EQ(w.writes(), 3u);
+  EXPECT_EQ(nr_dirty(), 0);
+  EXPECT_EQ(w.m.flusher.dirty_inodes(), 0u);
+  EXPECT_EQ(w.on_disk(*inode, 2)[0], std::byte{0x5a});
+}
+
+TEST_F(FlusherTest, AFileWrittenToAllTheTimeIsWrittenOutAllTheSame) {
+  Inode* inode = w.make_file(Bytes(0));
+  w.run([&] {
+    for (uint64_t i = 0; i < 100; ++i) {
+      write_pages(w, *inode, i, 1);
+      w.world.schedule_timeout(1_s);
+    }
+  });
+  // What was written in the first 65 s has been dirty for 35 at least.
+  for (uint64_t i = 0; i < 65; ++i) EXPECT_EQ(w.on_disk(*inode, i)[0], std::byte{0x5a}) << i;
+}
+
+TEST_F(FlusherTest, WithoutDirtyPagesTheMachineSleeps) {
+  w.run_for(1_s);
+  const uint64_t switches = w.world.switches();
+  w.run_for(1000_s);
+  EXPECT_EQ(w.world.switches(), switches);
+  Inode* inode = w.make_file(Bytes(0));
+  w.run([&] { write_pages(w, *inode, 0, 1); });
+  w.run_for(100_s);
+  const uint64_t after = w.world.switches();
+  w.run_for(1000_s);
+  EXPECT_EQ(w.world.switches(), after) << "the page is written, the flusher asleep again";
+}
+
+TEST(Flusher, OverTheBackgroundLimitWritingBeginsAtOnceAndEndsBelowIt) {
+  FileWorld w({.ram = 128_MiB, .flusher = true});
+  Inode* inode = w.make_file(Bytes(0));
+  int64_t background = 0;
+  w.run([&] {
+    background = w.m.writeback.global_dirty_limits().background.v;
+    write_pages(w, *inode, 0, static_cast<uint64_t>(background) + 64);
+  });
+  w.run_for(1_s);
+  EXPECT_GT(w.writes(), 0u);
+  EXPECT_LE(w.writes(), static_cast<uint64_t>(2 * WRITEBACK_CHUNK)) << "no further than needed";
+  w.run([&] { EXPECT_LE(w.m.gauge(NodeStat::nr_dirty), w.m.writeback.global_dirty_limits().background.v); });
+  EXPECT_GT(w.m.gauge(NodeStat::nr_dirty), background / 4);
+}
+
+TEST_F(FlusherTest, AskedForEverythingItWritesEverythingAtOnce) {
+  Inode* first = w.make_file(Bytes(0), 1_MiB);
+  Inode* second = w.make_file(Bytes(0), 1_MiB);
+  FlowLog log;
+  w.world.set_sink(&log);
+  w.run([&] {
+    write_pages(w, *first, 0, 10);
+    write_pages(w, *second, 0, 5);
+    w.m.flusher.wakeup_flusher_threads(WB_REASON_VMSCAN);
+  });
+  w.run_for(100_ms);
+  w.world.set_sink(nullptr);
+  EXPECT_EQ(w.writes(), 15u);
+  EXPECT_EQ(nr_dirty(), 0);
+  const auto starts = log.states(State::writeback_start);
+  ASSERT_EQ(starts.size(), 1u);
+  EXPECT_EQ(starts[0].a, static_cast<uint64_t>(WB_REASON_VMSCAN));
+  EXPECT_EQ(starts[0].c, 15u);
+  EXPECT_EQ(w.m.event(VmEvent::flusher_wakeup), 1u);
+}
+
+TEST(Flusher, ALargeFileDoesNotKeepASmallOneWaiting) {
+  FileWorld w({.ram = 64_MiB, .flusher = true});
+  Inode* large = w.make_file(Bytes(0));
+  Inode* small = w.make_file(Bytes(0));
+  FlowLog log;
+  w.run([&] {
+    write_pages(w, *large, 0, 1100);
+    write_pages(w, *small, 0, 1);
+    w.world.set_sink(&log);
+    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+  });
+  w.run_for(2_s);
+  w.world.set_sink(nullptr);
+  std::vector<uint64_t> inodes;
+  for (const FlowLog::Entry& e : log.calls("writeback_single_inode")) inodes.push_back(e.a);
+  EXPECT_EQ(inodes, (std::vector<uint64_t>{large->ino, small->ino, large->ino}))
+      << "1024 pages, then the next one's turn";
+  EXPECT_EQ(w.m.gauge(NodeStat::nr_dirty), 0);
+}
+
+TEST_F(FlusherTest, PagesThatTheDeviceRefusedAreTriedAgainLater) {
+  Inode* inode = w.make_file(Bytes(0));
+  w.run([&] { write_pages(w, *inode, 0, 3); });
+  w.fail_all();
+  w.run_for(36_s);
+  EXPECT_EQ(w.writes(), 0u);
+  EXPECT_EQ(nr_dirty(), 3);
+  EXPECT_EQ(w.m.flusher.dirty_inodes(), 1u);
+  w.fail_none();
+  w.run_for(36_s);
+  EXPECT_EQ(w.writes(), 3u);
+  EXPECT_EQ(nr_dirty(), 0);
+  w.run([&] {
+    File* file = *w.m.files.open(*inode);
+    EXPECT_TRUE(w.m.files.fsync(*file));
+    w.m.files.close(*file);
+  });
+}
+
+TEST_F(FlusherTest, AnErrorOfTheFlusherIsReportedByFsync) {
+  Inode* inode = w.make_file(Bytes(0));
+  File* file = nullptr;
+  w.run([&] {
+    file = *w.m.files.open(*inode);
+    write_pages(w, *inode, 0, 1);
+    w.fail_all();
+    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+  });
+  w.run_for(1_s);
+  w.fail_none();
+  w.run([&] {
+    EXPECT_EQ(w.m.files.fsync(*file).error(), Errno::io);
+    EXPECT_TRUE(w.m.files.fsync(*file));
+    w.m.files.close(*file);
+  });
+}
+
+TEST_F(FlusherTest, ADeviceThatTakesNothingIsNotAskedWithoutEnd) {
+  Inode* inode = w.make_file(Bytes(0));
+  w.fail_all();
+  Task task;
+  w.spawn(
+      "writer",
+      [&] {
+        task.thread = &current();
+        File* file = *w.m.files.open(*inode);
+        const std::vector<std::byte> data(PAGE_SIZE);
+        uint64_t at = 0;
+        while (w.m.files.write(*file, at, data.data(), PAGE_SIZE)) at += PAGE_SIZE;
+        EXPECT_LE(nr_dirty(), w.m.writeback.global_dirty_limits().dirty.v + DIRTY_RATELIMIT_PAGES);
+        w.m.files.close(*file);
+      },
+      &task);
+  w.run_for(60_s);
+  EXPECT_GT(w.m.event(VmEvent::balance_dirty_pause), 100u) << "the writer is held";
+  const uint64_t tried = w.faulty->fault_stats().failed;
+  w.run_for(10_s);
+  EXPECT_LT(w.faulty->fault_stats().failed - tried, 100u * 1100u) << "ten rounds a second at most";
+  task.sigkill = true;
+  w.world.wake(*task.thread);
+  w.run();
+  w.fail_none();
+}
+
+TEST_F(FlusherTest, StoppedWhileItWritesItEndsAndLeavesTheRestDirty) {
+  Inode* inode = w.make_file(Bytes(0));
+  w.run([&] {
+    write_pages(w, *inode, 0, 200);
+    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.world.schedule_timeout(100_us);
+    w.m.flusher.stop();
+    EXPECT_FALSE(w.m.flusher.has_thread());
+    EXPECT_LE(w.m.gauge(NodeStat::nr_dirty) + w.m.gauge(NodeStat::nr_writeback), 200);
+    w.m.flusher.start(w.world);
+    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.world.schedule_timeout(100_ms);
+    EXPECT_EQ(nr_dirty(), 0);
+  });
+}
+
+TEST_F(FlusherTest, FrozenItWritesNothing) {
+  Inode* inode = w.make_file(Bytes(0));
+  w.run([&] {
+    write_pages(w, *inode, 0, 3);
+    freeze_processes(w.world);
+  });
+  w.run_for(60_s);
+  EXPECT_EQ(w.writes(), 0u);
+  w.run([&] { thaw_processes(w.world); });
+  w.run_for(1_s);
+  EXPECT_EQ(w.writes(), 3u);
+}
+
+TEST_F(FlusherTest, AnInodeThatGoesWhileItIsWrittenIsWaitedFor) {
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    FileWorld v({.seed = seed, .preempt_one_in = 3, .cpus = 2, .flusher = true});
+    for (int t = 0; t < 3; ++t)
+      v.spawn("task", [&, t] {
+        for (int i = 0; i < 4; ++i) {
+          Inode* inode = *v.m.files.create_inode("short", *v.faulty, static_cast<uint64_t>(t) * 100, Bytes(0), 256_KiB);
+          write_pages(v, *inode, 0, 20);
+          v.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+          v.world.schedule_timeout(Nanos(seed * 1000 % 50000));
+          v.m.files.iput(*inode);
+        }
+      });
+    v.run();
+    EXPECT_EQ(v.m.flusher.dirty_inodes(), 0u);
+    EXPECT_EQ(v.writes(), 3u * 4 * 20);
+  }
+}
+
+TEST_F(FlusherTest, NoDirtyPageIsForgottenByARace) {
+  // Writers dirty pages while the flusher takes the same inodes off its list.
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    FileWorld v({.seed = seed, .preempt_one_in = 3, .cpus = 2, .flusher = true});
+    Inode* inode = v.make_file(Bytes(0));
+    for (uint64_t t = 0; t < 2; ++t)
+      v.spawn("writer", [&, t] {
+        for (uint64_t i = 0; i < 30; ++i) {
+          write_pages(v, *inode, i * 2 + t, 1);
+          if (i % 4 == 0) v.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+          v.world.schedule_timeout(Nanos(1000 + seed * 997 % 20000));
+        }
+      });
+    v.run();
+    EXPECT_EQ(v.m.gauge(NodeStat::nr_dirty) > 0, v.m.flusher.dirty_inodes() > 0);
+    v.run_for(36_s);
+    EXPECT_EQ(v.m.gauge(NodeStat::nr_dirty), 0);
+    EXPECT_EQ(v.m.flusher.dirty_inodes(), 0u);
+  }
+}
+
+// ---- Throttling, with a real device behind it
+
+/// Writers against a disk; what was dirty at most, in pages above the limit.
+struct Throttled {
+  int64_t most_over = INT64_MIN;
+  Nanos time{};
+  uint64_t pauses = 0;
+};
+Throttled throttle(unsigned writers, uint64_t megabytes_per_second, uint64_t pages_each) {
+  FileWorldOptions options{.ram = 32_MiB, .flusher = true};
+  options.disk = {.name = "slow", .capacity = PageCount(1 << 18), .megabytes_per_second = megabytes_per_second};
+  FileWorld w(options);
+  std::vector<Inode*> inodes;
+  for (unsigned i = 0; i < writers; ++i) inodes.push_back(w.make_file(Bytes(0), Bytes(pages_each * PAGE_SIZE)));
+  Throttled result;
+  std::vector<Task> tasks(writers);
+  const Nanos begin = w.world.now();
+  for (unsigned t = 0; t < writers; ++t)
+    w.spawn(
+        "writer",
+        [&, t] {
+          File* file = *w.m.files.open(*inodes[t]);
+          const std::vector<std::byte> data(PAGE_SIZE);
+          for (uint64_t i = 0; i < pages_each; ++i) {
+            EXPECT_TRUE(w.m.files.write(*file, i * PAGE_SIZE, data.data(), PAGE_SIZE));
+            w.world.spend(2_us);  // what copying a page costs
+            const int64_t dirty = w.m.gauge(NodeStat::nr_dirty) + w.m.gauge(NodeStat::nr_writeback);
+            result.most_over = std::max(result.most_over, dirty - w.m.writeback.global_dirty_limits().dirty.v);
+            // There is no reclaim here: what is clean goes.
+            if (i % 64 == 0)
+              for (Inode* inode : inodes) w.m.files.invalidate(*inode);
+          }
+          w.m.files.close(*file);
+        },
+        &tasks[t]);
+  w.run();
+  result.time = w.world.now() - begin;
+  result.pauses = w.m.event(VmEvent::balance_dirty_pause);
+  return result;
+}
+
+TEST(DirtyThrottle, DirtyIsNeverAboveTheLimitByMoreThanABatch) {
+  for (unsigned writers : {1u, 2u, 5u}) {
+    SCOPED_TRACE(std::to_string(writers) + " writers");
+    const Throttled t = throttle(writers, 40, 8000 / writers);
+    EXPECT_LE(t.most_over, static_cast<int64_t>(DIRTY_RATELIMIT_PAGES));
+    EXPECT_GT(t.pauses, 0u);
+  }
+}
+
+TEST(DirtyThrottle, WritersGetTheDevicesSpeedAndNotLess) {
+  // 8000 pages at 40 MB/s take 0.82 s. About 1500 of them may be dirty in the end.
+  const Throttled t = throttle(1, 40, 8000);
+  const double device_seconds = 8000.0 * 4096 / 40e6;
+  EXPECT_LT(static_cast<double>(t.time.v) / 1e9, device_seconds * 1.25);
+  EXPECT_GT(static_cast<double>(t.time.v) / 1e9, device_seconds * 0.6);
+}
+
+TEST(DirtyThrottle, AWriterThatTheDeviceKeepsUpWithNeverPauses) {
+  FileWorld w({.ram = 32_MiB, .flusher = true});
+  Inode* inode = w.make_file(Bytes(0));
+  Task task;
+  w.spawn(
+      "writer",
+      [&] {
+        for (uint64_t i = 0; i < 4000; ++i) {
+          write_pages(w, *inode, i, 1);
+          w.world.spend(50_us);  // 80 MB/s, a sixth of what the disk takes
+          if (i % 64 == 0) w.m.files.invalidate(*inode);
+        }
+      },
+      &task);
+  w.run();
+  EXPECT_EQ(w.m.event(VmEvent::balance_dirty_pause), 0u);
+}
+
+TEST(DirtyThrottle, ItHoldsInAnySchedule) {
+  for (uint64_t seed = 1; seed <= 10; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    FileWorldOptions options{.seed = seed, .preempt_one_in = 20, .cpus = 4, .ram = 16_MiB, .flusher = true};
+    options.disk = {.name = "slow", .capacity = PageCount(1 << 18), .megabytes_per_second = 20};
+    FileWorld w(options);
+    std::vector<Inode*> inodes;
+    std::vector<Task> tasks(4);
+    for (int i = 0; i < 4; ++i) inodes.push_back(w.make_file(Bytes(0), Bytes(4 * MiB)));
+    int64_t most_over = INT64_MIN;
+    for (unsigned t = 0; t < 4; ++t)
+      w.spawn(
+          "writer",
+          [&, t] {
+            for (uint64_t i = 0; i < 400; ++i) {
+              write_pages(w, *inodes[t], i, 1);
+              const int64_t dirty = w.m.gauge(NodeStat::nr_dirty) + w.m.gauge(NodeStat::nr_writeback);
+              most_over = std::max(most_over, dirty - w.m.writeback.global_dirty_limits().dirty.v);
+              if (i % 16 == 0) w.m.files.invalidate(*inodes[t]);
+            }
+          },
+          &tasks[t]);
+    w.run();
+    EXPECT_LE(most_over, static_cast<int64_t>(4 * DIRTY_RATELIMIT_PAGES));
+    EXPECT_GT(w.m.event(VmEvent::balance_dirty_pause), 0u);
+  }
+}
+
+}  // namespace
+}  // namespace weir
