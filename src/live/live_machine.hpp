@@ -22,6 +22,7 @@
 #include <span>
 
 #include "arch/uffd/uffd_mmu.hpp"
+#include "arch/uffd/uffd_open.hpp"
 #include "base/result.hpp"
 #include "base/units.hpp"
 #include "block/zram.hpp"
@@ -142,10 +143,36 @@ class LiveMachine {
   /// Lower or raise the budget, not above what create() was given. Returns what is reached, in bytes.
   Bytes set_ram(Bytes ram);
 
+  /// The engine's descriptors, for whoever manages the process's table. -1: not open.
+  struct Files {
+    int user = -1, staging = -1, stop = -1;
+  };
+
  private:
   struct Parts;
   LiveMachine() = default;
   ~LiveMachine() = default;
+
+  bool start(const LiveOptions& options, LiveError& error);
+  bool boot(LiveError& error);
+  bool start_swap(LiveError& error);
+  Result<void> open_descriptors(Files& fds, const char* range, size_t range_bytes, const char* staging, size_t staging_bytes, UffdOpenError& error);
+  bool start_fault_threads();
+  void stop_fault_threads();
+  static void fault_thread(void* live);
+  bool serve(uint64_t address, uint32_t error_code);
+  bool serve_signal(uint64_t address, uint32_t error_code);
+  [[nodiscard]] bool inside(const void* address, size_t length) const;
+  void count(LiveStats& out);
+  [[noreturn]] void die();
+
+  // live_signal.cpp
+  bool register_machine(LiveError& error);
+  void unregister_machine();
+  static LiveMachine* nth(unsigned i);
+  static unsigned most_machines();
+  // live_fork.cpp
+  void child_after_fork();
 
   char* range_ = nullptr;
   size_t range_bytes_ = 0;

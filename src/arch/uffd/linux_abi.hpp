@@ -39,6 +39,9 @@ inline constexpr int ADVICE_POPULATE_READ = 22, ADVICE_POPULATE_WRITE = 23;   //
 inline constexpr int ADVICE_GUARD_INSTALL = 102;
 inline constexpr int REMAP_DONTUNMAP = 4;   // 5.7
 
+// linux/pidfd.h: the calling thread instead of a descriptor. 6.14
+inline constexpr int PIDFD_SELF = -10000;
+
 // linux/fs.h: PAGEMAP_SCAN, 6.7
 struct PageRegion {
   uint64_t start, end, categories;

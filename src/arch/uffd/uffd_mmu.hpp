@@ -87,8 +87,6 @@ class UffdMmu final : public Mmu {
   /// Memory of the machine for the embedder: Options::reserve bytes, page aligned, zero. From attach() on.
   [[nodiscard]] std::span<std::byte> reserve() const { return reserve_; }
   [[nodiscard]] UffdStats stats() const;
-  /// Frames whose page was mapped in [from, from + length) are now at `to` (mremap). Nobody else is in the machine.
-  void moved(VirtAddr from, VirtAddr to, uint64_t length);
   /// In a forked child: whoever held a lock is not here.
   void forget_waiters();
   /// Wakes threads that wait for the page of `address`, if threads can.
@@ -132,7 +130,6 @@ class UffdMmu final : public Mmu {
     friend bool operator==(const Hash&, const Hash&) = default;
   };
   enum class Purpose : uint8_t { age, flush };
-  enum class MoveOut : uint8_t { moved, pinned };
 
   [[nodiscard]] Mutex& window(VirtAddr address) { return windows_[(address.v >> WINDOW_SHIFT) % NR_WINDOW_LOCKS].lock; }
   [[nodiscard]] std::byte* slot_address(uint32_t slot) const { return options_.staging + (uint64_t{slot} << PAGE_SHIFT); }
@@ -151,20 +148,23 @@ class UffdMmu final : public Mmu {
   // in
   Result<void> copy_in(VirtAddr address, const std::byte* from);
   Result<void> place_in(VirtAddr address, Page& page);
-  Result<void> host_refused(long error, VirtAddr address, const char* what);
 
   // out
   void move_out(FlushBatch& batch, Purpose purpose);
   [[nodiscard]] bool still_maps(const FlushEntry& entry, Purpose purpose) const;
-  void move_run(FlushEntry** run, unsigned n);
+  void move_run(FlushEntry* const* run, unsigned n);
+  void stay(FlushEntry& entry);
   [[nodiscard]] unsigned take_slots(unsigned wanted, uint32_t& first);
   void give_slots(uint32_t first, unsigned n);
-  [[nodiscard]] bool slot_free(uint32_t slot) const;
+  [[nodiscard]] bool slot_taken(uint32_t slot) const WEIR_REQUIRES(staging_lock_);
+  void mark_slot(uint32_t slot, bool taken) WEIR_REQUIRES(staging_lock_);
   void leave_behind(uint32_t slot);
+  void give_to_host(std::byte* const* pages, unsigned n);
   void drain();
 
   Options options_;
   UffdDescriptors fds_;
+  unsigned char secret_[192] = {};   // the hashes' key, stretched
   MemMap* mem_ = nullptr;
   PageTables* tables_ = nullptr;
   PageAllocator* pages_ = nullptr;   // set by booted()
@@ -200,6 +200,7 @@ class UffdMmu final : public Mmu {
   uint32_t nr_left_ WEIR_GUARDED_BY(quarantine_lock_) = 0;
   uint32_t draining_left_ WEIR_GUARDED_BY(quarantine_lock_) = 0;   // taken out of left_, host pages not gone yet
   std::atomic<uint32_t> nr_quarantined_{0};
+  std::atomic<bool> many_at_once_{true};   // the host takes several runs in one call
 
   struct Counters {
     std::atomic<uint64_t> copies{0}, zero_copies{0}, staged_back{0}, place_moves{0}, moves{0}, moved_pages{0}, pinned{0}, cow_breaks{0},

@@ -1,0 +1,749 @@
+// src/live/live_machine.cpp: a machine inside a program: made, entered, taken down. See live_machine.hpp
+#include "live/live_machine.hpp"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <new>
+
+#include "arch/uffd/host_calls.hpp"
+#include "arch/uffd/uffd_open.hpp"
+#include "live/live_parts.hpp"
+
+namespace weir {
+
+namespace {
+
+constexpr size_t WINDOW = size_t{1} << UffdMmu::WINDOW_SHIFT;
+/// Of the budget, for what is not in the arena: engine stacks, this object, descriptors of the host's.
+constexpr size_t ENGINE_OVERHEAD = 768 << 10;
+
+void explain(LiveError& error, const char* what, const char* remedy) { std::snprintf(error.text, sizeof error.text, "%s: %s", what, remedy); }
+void explain(LiveError& error, const char* what, Errno e) { std::snprintf(error.text, sizeof error.text, "%s: %s", what, errno_name(e)); }
+
+char* reserve(size_t bytes, int prot) {
+  void* p = ::mmap(nullptr, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return p == MAP_FAILED ? nullptr : static_cast<char*>(p);
+}
+
+/// Address space of `bytes`, aligned to a window.
+char* reserve_windows(size_t bytes, int prot) {
+  char* p = reserve(bytes + WINDOW, prot);
+  if (p == nullptr) return nullptr;
+  const auto at = reinterpret_cast<uintptr_t>(p);
+  const uintptr_t start = (at + WINDOW - 1) & ~(WINDOW - 1);
+  if (start > at) ::munmap(p, start - at);
+  ::munmap(reinterpret_cast<void*>(start + bytes), at + WINDOW - start);
+  return reinterpret_cast<char*>(start);
+}
+
+uint64_t vm_prot(int prot) {
+  return ((prot & PROT_READ) != 0 ? uint64_t{VM_READ} : 0) | ((prot & PROT_WRITE) != 0 ? uint64_t{VM_WRITE | VM_READ} : 0);
+}
+bool prot_valid(int prot) { return (prot & ~(PROT_READ | PROT_WRITE)) == 0; }
+
+long host_mprotect(uint64_t start, uint64_t length, int prot) { return raw_syscall(SYS_mprotect, start, length, prot); }
+
+}  // namespace
+
+/// OOM, or somebody's SIGKILL. The report is printed already.
+void LiveMachine::die() {
+  if (!parts_->dying.exchange(true, std::memory_order_acq_rel) && options_.before_kill != nullptr) options_.before_kill();
+  for (;;) {
+    raw_syscall(SYS_kill, raw_syscall(SYS_getpid), SIGKILL);
+    raw_syscall(SYS_pause);
+  }
+}
+
+// ---- Starting --------------------------------------------------------------------------------------------------------
+
+void LiveMachine::Parts::deliver_sigkill(Task&) {}  // who runs in the engine finds Task::sigkill on the way out
+void LiveMachine::Parts::panic(const char* why) { bug(why, __FILE__, __LINE__); }
+
+namespace {
+
+/// What the swap areas need of the machine's own memory.
+size_t zram_metadata(const LiveOptions& options, unsigned cpus, ZramOptions* zram) {
+  size_t total = 0;
+  unsigned n = 0;
+  for (const SwapSpec& spec : options.swap) n += spec.kind == SwapSpec::Kind::zram ? 1 : 0;
+  for (size_t i = 0; i < options.swap.size(); ++i) {
+    const SwapSpec& spec = options.swap[i];
+    if (spec.kind != SwapSpec::Kind::zram) continue;
+    const Bytes size = spec.size.v != 0 ? spec.size : options.ram * 4;
+    zram[i] = {.name = "zram",
+               .capacity = pages_in(size),
+               // What the pool may not have, the working set and reclaim need.
+               .mem_limit = pages_in(Bytes(options.ram.v / 10 * 6 / n)),
+               .comp = {.algorithm = spec.algorithm, .streams = std::clamp(cpus, 1u, 64u)}};
+    total += page_align_up(Zram::metadata_needed(zram[i]));
+  }
+  return total;
+}
+
+void close_program_files(void* arg) {
+  auto& fds = *static_cast<LiveMachine::Files*>(arg);
+  // A kthread's table is a copy of the program's. What is in it for nobody would keep pipes open for ever; the log stays.
+  const int first = std::min({fds.user, fds.staging, fds.stop >= 0 ? fds.stop : fds.user});
+  raw_syscall(SYS_close, 0);
+  raw_syscall(SYS_close, 1);
+  if (first > 3) raw_syscall(SYS_close_range, 3u, static_cast<unsigned>(first - 1), 0);
+}
+
+}  // namespace
+
+Result<void> LiveMachine::open_descriptors(Files& fds, const char* range, size_t range_bytes, const char* staging, size_t staging_bytes,
+                                           UffdOpenError& error) {
+  const UffdDelivery delivery = options_.delivery == Delivery::signal ? UffdDelivery::signal : UffdDelivery::message;
+  fds.user = WEIR_TRY(uffd_open(delivery, options_.userfaultfd_device, error));
+  // Nobody but the engine touches staging: an access to an empty slot is a bug that shows as SIGBUS.
+  fds.staging = WEIR_TRY(uffd_open(UffdDelivery::signal, -1, error));
+  if (options_.delivery == Delivery::thread) {
+    const long fd = raw_syscall(SYS_eventfd2, 0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0) return static_cast<Errno>(-fd);
+    fds.stop = move_descriptor_up(static_cast<int>(fd));
+  }
+  error = {"managed memory cannot be registered with userfaultfd", "raise vm.max_map_count, or see the kernel's log"};
+  WEIR_TRY_VOID(uffd_register(fds.user, range, range_bytes));
+  return uffd_register(fds.staging, staging, staging_bytes);
+}
+
+LiveMachine* LiveMachine::create(const LiveOptions& options, LiveError& error) {
+  error = {};
+  if (options.ram < 4_MiB) {
+    explain(error, "the RAM budget is too small", "4M is the least that the engine can work in");
+    return nullptr;
+  }
+  if (options.swap.size() > LiveStats::MAX_AREAS) {
+    explain(error, "too many swap areas", "8 is the most");
+    return nullptr;
+  }
+  if (options.fault_threads == 0 || options.fault_threads > 8) {
+    explain(error, "fault_threads is out of range", "1 to 8");
+    return nullptr;
+  }
+
+  char* control = reserve(page_align_up(sizeof(LiveMachine)) + page_align_up(sizeof(Parts)), PROT_READ | PROT_WRITE);
+  if (control == nullptr) {
+    explain(error, "the host has no memory", "see ulimit -v and vm.overcommit_memory");
+    return nullptr;
+  }
+  auto* live = ::new (static_cast<void*>(control)) LiveMachine;
+  live->options_ = options;
+  live->parts_ = ::new (static_cast<void*>(control + page_align_up(sizeof(LiveMachine)))) Parts(*live);
+  if (live->start(options, error)) return live;
+  destroy(live);
+  return nullptr;
+}
+
+bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
+  Parts& p = *parts_;
+  p.frames = pages_in(options.ram);
+  const auto frames = static_cast<uint64_t>(p.frames.v);
+
+  // Address space. Limits (ulimit -v) may not allow much: then less is reserved.
+  p.arena_bytes = frames << PAGE_SHIFT;
+  p.staging_bytes = page_align_up((frames + UffdMmu::SLACK) << PAGE_SHIFT);
+  p.arena = reserve(p.arena_bytes, PROT_READ | PROT_WRITE);
+  p.staging = reserve_windows(p.staging_bytes, PROT_READ | PROT_WRITE);
+  range_bytes_ = (options.address_space.v + WINDOW - 1) & ~(WINDOW - 1);
+  while ((range_ = reserve_windows(range_bytes_, PROT_NONE)) == nullptr && range_bytes_ > 2 * options.ram.v) range_bytes_ = range_bytes_ / 2 & ~(WINDOW - 1);
+  if (p.arena == nullptr || p.staging == nullptr || range_ == nullptr) {
+    if (range_ == nullptr) range_bytes_ = 0;
+    explain(error, "the host has no address space", "see ulimit -v and vm.overcommit_memory");
+    return false;
+  }
+  for (const auto& [at, bytes] : {std::pair{p.arena, p.arena_bytes}, {p.staging, p.staging_bytes}, {range_, range_bytes_}}) {
+    host::madvise(at, bytes, MADV_NOHUGEPAGE);
+  }
+
+  UffdOpenError why{};
+  if (const Result<void> open = open_descriptors(p.fds, range_, range_bytes_, p.staging, p.staging_bytes, why); !open) {
+    std::snprintf(error.text, sizeof error.text, "%s (%s): %s", why.what, errno_name(open.error()), why.remedy);
+    return false;
+  }
+
+  if (options.recorder_ring != 0) {
+    p.recorder_bytes = page_align_up(sizeof(Recorder)) + page_align_up(options.recorder_ring);
+    char* at = reserve(p.recorder_bytes, PROT_READ | PROT_WRITE);
+    if (at == nullptr) {
+      explain(error, "the host has no memory for the recording", "make it smaller");
+      return false;
+    }
+    p.recorder = ::new (static_cast<void*>(at)) Recorder(
+        std::span(reinterpret_cast<std::byte*>(at) + page_align_up(sizeof(Recorder)), page_align_up(options.recorder_ring)));
+    p.recorder->fact("kernel", "4.14");
+    p.recorder->fact("world", "live");
+    char number[24];
+    std::snprintf(number, sizeof number, "%llu", static_cast<unsigned long long>(frames));
+    p.recorder->fact("ram_pages", number);
+    std::snprintf(number, sizeof number, "%llu", static_cast<unsigned long long>(PAGE_SIZE));
+    p.recorder->fact("page_size", number);
+  }
+
+  p.world = ::new (static_cast<void*>(p.world_place)) HostWorld({
+      .files = HostWorld::KthreadFiles::own,
+      .kthread_start = close_program_files,
+      .kthread_start_data = &p.fds,
+  });
+  if (const Result<void> started = p.world->start(); !started) {
+    explain(error, "the engine's threads cannot be started", started.error());
+    p.world = nullptr;
+    return false;
+  }
+  if (p.recorder != nullptr) p.world->set_sink(p.recorder);
+
+  UffdMmu::Options mmu{.staging = reinterpret_cast<std::byte*>(p.staging),
+                       .staging_slots = static_cast<uint32_t>(p.staging_bytes >> PAGE_SHIFT),
+                       .start = reinterpret_cast<uint64_t>(range_),
+                       .end = reinterpret_cast<uint64_t>(range_) + range_bytes_};
+  if (::getrandom(mmu.secret, sizeof mmu.secret, 0) != sizeof mmu.secret) mmu.secret[0] = p.world->now().v;
+  p.zram_bytes = zram_metadata(options, p.world->nr_cpus(), p.zram_options);
+  mmu.reserve = p.zram_bytes + ENGINE_OVERHEAD + page_align_up(sizeof(Parts)) + p.recorder_bytes;
+  if (mmu.reserve + (1 << 20) > options.ram.v / 2) {
+    explain(error, "the RAM budget is too small for the engine's own tables", "raise it, or make zram's size or the recording smaller");
+    return false;
+  }
+  p.mmu = ::new (static_cast<void*>(p.mmu_place)) UffdMmu(mmu);
+  p.mmu->set_descriptors({.user = p.fds.user, .staging = p.fds.staging, .must_wake = options.delivery == Delivery::thread});
+
+  struct Call {
+    LiveMachine& live;
+    LiveError& error;
+    bool ok = false;
+  } call{*this, error};
+  p.world->enter([](void* arg) { auto& c = *static_cast<Call*>(arg); c.ok = c.live.boot(c.error); }, &call);
+  if (!call.ok) return false;
+  if (!start_fault_threads()) {
+    explain(error, "the engine's threads cannot be started", "raise the limit on threads (ulimit -u)");
+    return false;
+  }
+  return register_machine(error);
+}
+
+/// On an engine stack.
+bool LiveMachine::boot(LiveError& error) {
+  Parts& p = *parts_;
+  MachineOptions o;
+  o.layout.ranges[0] = {Pfn(0), p.frames};
+  o.layout.nr_ranges = 1;
+  o.layout.dma32_end = Pfn(0);   // no device here has a short arm
+  o.cpus = std::min(p.world->nr_cpus(), MAX_CPUS);
+  o.threads = MachineOptions::Threads::kswapd;   // no files: no flusher
+  bool disk = false;
+  for (const SwapSpec& spec : options_.swap) disk = disk || spec.kind == SwapSpec::Kind::file;
+  o.page_cluster = disk ? 3 : 0;   // where reading ahead saves no seek it costs a decompression
+  Result<Machine*> machine = Machine::create(p.machine_place, *p.world, *p.mmu, reinterpret_cast<std::byte*>(p.arena), o);
+  if (!machine) {
+    explain(error, "the RAM budget is too small for the machine to start", machine.error());
+    return false;
+  }
+  p.machine = *machine;
+  p.boot_managed = p.machine->pages.managed_pages();
+  p.mmu->booted(p.machine->pages);
+  p.machine->set_executioner(&p);
+
+  char comm[16] = "program";
+  raw_syscall(SYS_prctl, 16 /* PR_GET_NAME */, comm);
+  Result<Task*> task = p.machine->task_create(comm, nullptr);
+  if (!task) {
+    explain(error, "the machine has no memory for its task", task.error());
+    return false;
+  }
+  p.task = *task;
+  Mm& mm = *p.task->mm;
+  mm.mmap_base = VirtAddr(reinterpret_cast<uint64_t>(range_) + range_bytes_);
+  mm.task_size = mm.mmap_base;
+  mm.free_area_cache = mm.mmap_base;
+  p.mmu->mm_created(mm);
+  return start_swap(error);
+}
+
+bool LiveMachine::start_swap(LiveError& error) {
+  Parts& p = *parts_;
+  std::byte* metadata = p.mmu->reserve().data();
+  for (size_t i = 0; i < options_.swap.size(); ++i) {
+    const SwapSpec& spec = options_.swap[i];
+    Parts::Area& area = p.areas[p.nr_areas];
+    BlockDevice* device = nullptr;
+    if (spec.kind == SwapSpec::Kind::zram) {
+      std::snprintf(area.name, sizeof area.name, "zram%u", p.nr_areas);
+      p.zram_options[i].name = area.name;
+      const size_t bytes = Zram::metadata_needed(p.zram_options[i]);
+      if (bytes == 0) {
+        explain(error, area.name, "its size is out of range");
+        return false;
+      }
+      Result<Zram*> zram = Zram::create(area.zram_place, p.machine->pool_frames, p.zram_options[i], {metadata, bytes});
+      if (!zram) {
+        explain(error, area.name, zram.error());
+        return false;
+      }
+      metadata += page_align_up(bytes);
+      area.zram = *zram;
+      device = *zram;
+    } else {
+      std::snprintf(area.name, sizeof area.name, "%s", spec.path.c_str());
+      FileDeviceOptions file{.path = area.name};
+      struct stat st;
+      const bool there = ::stat(area.name, &st) == 0;
+      if (there && S_ISDIR(st.st_mode)) {
+        file.origin = FileOrigin::unnamed;
+      } else if (there && S_ISBLK(st.st_mode)) {
+        file.origin = FileOrigin::existing;
+      } else {
+        file.origin = FileOrigin::create;
+        file.after_open = FileName::unlink;
+      }
+      file.capacity = pages_in(spec.size);
+      if (spec.size.v == 0 && file.origin != FileOrigin::existing) file.capacity = pages_in(options_.ram * 2);
+      FileDeviceError why;
+      Result<FileDevice*> made = FileDevice::create(area.file_place, *p.world, file, why);
+      if (!made) {
+        std::snprintf(error.text, sizeof error.text, "swap file %s (%s)", why.text, errno_name(made.error()));
+        return false;
+      }
+      area.file = *made;
+      device = *made;
+    }
+    ++p.nr_areas;
+    Result<void> header = p.machine->swapon.mkswap(*device);
+    if (!header) {
+      explain(error, area.name, header.error());
+      return false;
+    }
+    Result<unsigned> type = p.machine->swapon.swapon(*device, SWAP_PRIO_AUTO);
+    if (!type) {
+      explain(error, area.name, type.error());
+      return false;
+    }
+    area.type = *type;
+  }
+  return true;
+}
+
+void LiveMachine::destroy(LiveMachine* live) {
+  Parts& p = *live->parts_;
+  live->unregister_machine();
+  if (p.world != nullptr) {
+    live->stop_fault_threads();
+    if (p.machine != nullptr) {
+      p.world->enter(
+          [](void* arg) {
+            Parts& parts = *static_cast<Parts*>(arg);
+            parts.machine->shutdown();
+            // What kswapd has sent off still points into the machine.
+            while (parts.machine->vmstat.node_page_state(NodeStat::nr_writeback) > 0) world().schedule_timeout(1_ms);
+            for (unsigned i = 0; i < parts.nr_areas; ++i)
+              if (parts.areas[i].file != nullptr) parts.areas[i].file->~FileDevice();
+          },
+          &p);
+    }
+    p.world->set_sink(nullptr);
+    p.world->stop();
+    p.world->~HostWorld();
+  }
+  uffd_close(p.fds.user);
+  uffd_close(p.fds.staging);
+  uffd_close(p.fds.stop);
+  if (live->range_ != nullptr) ::munmap(live->range_, live->range_bytes_);
+  if (p.arena != nullptr) ::munmap(p.arena, p.arena_bytes);
+  if (p.staging != nullptr) ::munmap(p.staging, p.staging_bytes);
+  if (p.recorder != nullptr) ::munmap(p.recorder, p.recorder_bytes);
+  ::munmap(live, page_align_up(sizeof(LiveMachine)) + page_align_up(sizeof(Parts)));
+}
+
+// ---- Faults ----------------------------------------------------------------------------------------------------------
+
+/// On an engine stack. False: the program is to get SIGBUS for it.
+bool LiveMachine::serve(uint64_t address, uint32_t error_code) {
+  Parts& p = *parts_;
+  const uint64_t page = address & PAGE_MASK;
+  switch (p.machine->do_page_fault(*p.task, VirtAddr(address), error_code)) {
+    case FaultResult::done: return true;
+    case FaultResult::killed: die();
+    case FaultResult::sigbus: return false;
+    case FaultResult::sigsegv:
+      // Mapped in the host and not in the machine, or with other rights: the access, repeated, is refused by the host itself.
+      host_mprotect(page, PAGE_SIZE, PROT_NONE);
+      return true;
+  }
+  return false;
+}
+
+bool LiveMachine::serve_signal(uint64_t address, uint32_t error_code) {
+  struct Call {
+    LiveMachine& live;
+    uint64_t address;
+    uint32_t error_code;
+    bool served = false;
+  } call{*this, address, error_code};
+  parts_->world->enter(
+      [](void* arg) {
+        auto& c = *static_cast<Call*>(arg);
+        c.served = c.live.serve(c.address, c.error_code);
+      },
+      &call, parts_->task);
+  return call.served;
+}
+
+void LiveMachine::fault_thread(void* arg) {
+  auto& live = *static_cast<LiveMachine*>(arg);
+  Parts& p = *live.parts_;
+  Thread& self = current();
+  self.task = p.task;
+  while (!kthread_should_stop()) {
+    uffd_msg message;
+    const long n = raw_syscall(SYS_read, p.fds.user, &message, sizeof message);
+    if (n == -EAGAIN) {
+      pollfd fds[2] = {{p.fds.user, POLLIN, 0}, {p.fds.stop, POLLIN, 0}};
+      raw_syscall(SYS_poll, fds, 2, -1);
+      continue;
+    }
+    if (n == -EINTR) continue;
+    if (n != sizeof message) bug("reading faults from userfaultfd", __FILE__, __LINE__);
+    if (message.event != UFFD_EVENT_PAGEFAULT) continue;
+    const uint64_t address = message.arg.pagefault.address;
+    const bool write = (message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WRITE) != 0;
+    {
+      KthreadPass pass;
+      if (!live.serve(address, PF_USER | (write ? PF_WRITE : 0u))) {
+        abi::UffdPoison poison{.start = address & PAGE_MASK, .len = PAGE_SIZE, .mode = 0, .updated = 0};
+        if (host::ioctl(p.fds.user, abi::IOC_POISON, &poison) < 0) {
+          world().printk("a page cannot be read back, and this kernel (before 6.6) has no way to tell the thread alone");
+          p.live.die();
+        }
+      }
+      p.mmu->wake(VirtAddr(address));
+    }
+  }
+  self.task = nullptr;
+}
+
+bool LiveMachine::start_fault_threads() {
+  if (options_.delivery != Delivery::thread) return true;
+  struct Call {
+    LiveMachine& live;
+    bool ok = true;
+  } call{*this};
+  parts_->world->enter(
+      [](void* arg) {
+        auto& c = *static_cast<Call*>(arg);
+        Parts& p = *c.live.parts_;
+        for (unsigned i = 0; i < c.live.options_.fault_threads; ++i) {
+          p.fault_threads[i] = kthread_run(*p.world, fault_thread, &c.live, "weir-fault");
+          if (p.fault_threads[i] == nullptr) c.ok = false;
+        }
+      },
+      &call);
+  return call.ok;
+}
+
+void LiveMachine::stop_fault_threads() {
+  Parts& p = *parts_;
+  if (p.fds.stop >= 0) {
+    const uint64_t one = 1;
+    for (Thread* t : p.fault_threads)
+      if (t != nullptr) t->should_stop.store(true, std::memory_order_release);
+    raw_syscall(SYS_write, p.fds.stop, &one, sizeof one);
+  }
+  for (Thread*& t : p.fault_threads) {
+    if (t != nullptr) p.world->kthread_stop(*t);
+    t = nullptr;
+  }
+}
+
+// ---- Managed memory --------------------------------------------------------------------------------------------------
+
+namespace {
+/// Runs fn() in the engine for a program thread, and gives back what it returns.
+template <class Parts, class Fn>
+auto in_engine(Parts& p, Fn fn) {
+  using R = decltype(fn());
+  alignas(R) std::byte place[sizeof(R)];
+  struct Call {
+    Fn& fn;
+    std::byte* place;
+  } call{fn, place};
+  p.world->enter(
+      [](void* arg) {
+        auto& c = *static_cast<Call*>(arg);
+        ::new (static_cast<void*>(c.place)) R(c.fn());
+      },
+      &call, p.task);
+  if (p.task->sigkill.load(std::memory_order_acquire)) p.enter_and_die();
+  return R(std::move(*std::launder(reinterpret_cast<R*>(place))));
+}
+
+VirtAddr at(const void* address) { return VirtAddr(reinterpret_cast<uint64_t>(address)); }
+void* pointer(VirtAddr address) { return reinterpret_cast<void*>(address.v); }
+}  // namespace
+
+bool LiveMachine::inside(const void* address, size_t length) const {
+  return contains(address) && length <= static_cast<size_t>(range_ + range_bytes_ - static_cast<const char*>(address));
+}
+
+Result<void*> LiveMachine::map(size_t length, int prot, Place place, void* address) {
+  if (length == 0 || !prot_valid(prot)) return Errno::inval;
+  length = page_align_up(length);
+  const bool fixed = place == Place::fixed || place == Place::fixed_noreplace;
+  if (length == 0 || length > range_bytes_) return Errno::nomem;
+  if (fixed && (!inside(address, length) || (at(address).v & ~PAGE_MASK) != 0)) return Errno::inval;
+  if (place == Place::hint && !inside(address, length)) place = Place::anywhere;
+  return in_engine(*parts_, [&]() -> Result<void*> {
+    Parts& p = *parts_;
+    ScopedLock guard(p.layout);
+    Mm& mm = *p.task->mm;
+    if (place == Place::fixed_noreplace) {
+      ScopedRead reading(mm.mmap_sem);
+      if (p.machine->vmas.find_vma_intersection(mm, at(address), at(address) + length) != nullptr) return Errno::exist;
+    }
+    MmapRequest request{.addr = place == Place::anywhere ? VirtAddr(0) : at(address), .length = length, .prot = vm_prot(prot)};
+    if (fixed) request.place = MmapRequest::Place::fixed;
+    request.extra_flags = VM_NORESERVE;
+    const VirtAddr start = WEIR_TRY(p.machine->spaces.mmap(mm, request));
+    Errno refused = Errno::ok;
+    if (!inside(pointer(start), length)) {
+      refused = Errno::nomem;
+    } else if (const long r = host_mprotect(start.v, length, prot); r != 0) {
+      refused = static_cast<Errno>(-r);
+    }
+    if (refused != Errno::ok) {
+      (void)p.machine->spaces.munmap(mm, start, length);
+      return refused;
+    }
+    return pointer(start);
+  });
+}
+
+Result<void> LiveMachine::unmap(void* address, size_t length) {
+  if ((at(address).v & ~PAGE_MASK) != 0 || length == 0) return Errno::inval;
+  length = page_align_up(length);
+  if (!inside(address, length)) return Errno::inval;
+  return in_engine(*parts_, [&]() -> Result<void> {
+    Parts& p = *parts_;
+    ScopedLock guard(p.layout);
+    // The host first: from now on nobody gets there, and the place may be handed out again as soon as the machine has it back.
+    host_mprotect(at(address).v, length, PROT_NONE);
+    return p.machine->spaces.munmap(*p.task->mm, at(address), length);
+  });
+}
+
+Result<void*> LiveMachine::remap(void* address, size_t old_length, size_t new_length, int flags, void* fixed) {
+  old_length = page_align_up(old_length);
+  new_length = page_align_up(new_length);
+  if ((flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED)) != 0 || old_length == 0 || new_length == 0 || !inside(address, old_length)) return Errno::inval;
+  const bool is_fixed = (flags & MREMAP_FIXED) != 0;
+  if (is_fixed && !inside(fixed, new_length)) return Errno::inval;
+  return in_engine(*parts_, [&]() -> Result<void*> {
+    Parts& p = *parts_;
+    ScopedLock guard(p.layout);
+    Mm& mm = *p.task->mm;
+    uint64_t rights = 0;
+    {
+      ScopedRead reading(mm.mmap_sem);
+      const VmArea* vma = p.machine->vmas.vma_lookup(mm, at(address));
+      if (vma == nullptr) return Errno::fault;
+      rights = vma->vm_flags;
+    }
+    const int prot = ((rights & VM_READ) != 0 ? PROT_READ : 0) | ((rights & VM_WRITE) != 0 ? PROT_WRITE : 0);
+    const VirtAddr now = WEIR_TRY(p.machine->spaces.mremap(
+        mm, at(address), old_length, new_length, (flags & MREMAP_MAYMOVE) != 0 ? AddressSpaces::MayMove::yes : AddressSpaces::MayMove::no,
+        is_fixed ? at(fixed) : VirtAddr(0)));
+    if (!inside(pointer(now), new_length)) {
+      // Outside what is reserved: the machine's idea of free addresses ends where its range does, so this is a bug.
+      bug("mremap left the managed range", __FILE__, __LINE__);
+    }
+    if (now == at(address)) {
+      if (new_length > old_length) host_mprotect(now.v + old_length, new_length - old_length, prot);
+      if (new_length < old_length) host_mprotect(now.v + new_length, old_length - new_length, PROT_NONE);
+    } else {
+      host_mprotect(now.v, new_length, prot);
+      host_mprotect(at(address).v, old_length, PROT_NONE);
+    }
+    return pointer(now);
+  });
+}
+
+Result<void> LiveMachine::protect(void* address, size_t length, int prot) {
+  if (!prot_valid(prot)) return Errno::inval;
+  length = page_align_up(length);
+  if (!inside(address, length)) return Errno::nomem;
+  return in_engine(*parts_, [&]() -> Result<void> {
+    Parts& p = *parts_;
+    ScopedLock guard(p.layout);
+    WEIR_TRY_VOID(p.machine->spaces.mprotect(*p.task->mm, at(address), length, vm_prot(prot)));
+    if (const long r = host_mprotect(at(address).v, length, prot); r != 0) return static_cast<Errno>(-r);
+    return {};
+  });
+}
+
+Result<void> LiveMachine::advise(void* address, size_t length, int advice) {
+  if ((at(address).v & ~PAGE_MASK) != 0) return Errno::inval;
+  length = page_align_up(length);
+  if (length == 0) return {};
+  if (!inside(address, length)) return Errno::nomem;
+  switch (advice) {
+    case MADV_DONTNEED:
+    case MADV_FREE:   // may be taken at any time: it is taken now
+    case 24:          // MADV_DONTNEED_LOCKED
+      return in_engine(*parts_, [&] { return parts_->machine->spaces.madvise(*parts_->task->mm, at(address), length, Advice::dontneed); });
+    case abi::ADVICE_POPULATE_READ: return populate(address, length, false);
+    case abi::ADVICE_POPULATE_WRITE: return populate(address, length, true);
+    case MADV_WIPEONFORK:
+    case MADV_KEEPONFORK:
+    case MADV_DONTFORK:
+    case MADV_DOFORK:
+    case MADV_REMOVE: return Errno::inval;
+    default: return {};
+  }
+}
+
+Result<void> LiveMachine::lock(void* address, size_t length) {
+  if (!inside(address, length)) return Errno::nomem;
+  return in_engine(*parts_, [&] { return parts_->machine->spaces.mlock(*parts_->task, at(address).page(), page_align_up(length + (at(address).v & ~PAGE_MASK)), AddressSpaces::Lock::yes); });
+}
+
+Result<void> LiveMachine::unlock(void* address, size_t length) {
+  if (!inside(address, length)) return Errno::nomem;
+  return in_engine(*parts_, [&] { return parts_->machine->spaces.mlock(*parts_->task, at(address).page(), page_align_up(length + (at(address).v & ~PAGE_MASK)), AddressSpaces::Lock::no); });
+}
+
+Result<void> LiveMachine::populate(void* address, size_t length, bool write) {
+  if (length == 0) return {};
+  if (!inside(address, length)) return Errno::fault;
+  return in_engine(*parts_, [&]() -> Result<void> {
+    Parts& p = *parts_;
+    const VirtAddr end = at(address) + length;
+    for (VirtAddr a = at(address).page(); a < end; a = a + PAGE_SIZE) {
+      const Pte* pte = p.machine->tables.walk(*p.task->mm, a);
+      const Pte now = pte != nullptr ? Pte{__atomic_load_n(&pte->v, __ATOMIC_ACQUIRE)} : Pte{};
+      if (pte_present(now) && pte_young(now) && (!write || pte_write(now))) continue;
+      switch (p.machine->do_page_fault(*p.task, a, PF_USER | (write ? PF_WRITE : 0u))) {
+        case FaultResult::done: break;
+        case FaultResult::killed: die();
+        default: return Errno::fault;
+      }
+    }
+    return {};
+  });
+}
+
+Result<void> LiveMachine::give_up(void* address, size_t length) {
+  length = page_align_up(length);
+  if ((at(address).v & ~PAGE_MASK) != 0 || length == 0 || !inside(address, length)) return Errno::inval;
+  return in_engine(*parts_, [&]() -> Result<void> {
+    Parts& p = *parts_;
+    ScopedLock guard(p.layout);
+    // A mapping without rights that nothing merges with keeps the place from being handed out.
+    MmapRequest request{.addr = at(address), .length = length, .prot = 0, .place = MmapRequest::Place::fixed, .extra_flags = VM_IO | VM_DONTEXPAND};
+    WEIR_TRY(p.machine->spaces.mmap(*p.task->mm, request));
+    return {};
+  });
+}
+
+// ---- What it does ----------------------------------------------------------------------------------------------------
+
+void LiveMachine::stats(LiveStats& out) {
+  if (parts_->dying.load(std::memory_order_acquire)) return count(out);   // on an engine stack already
+  (void)in_engine(*parts_, [&]() -> Result<void> {
+    count(out);
+    return {};
+  });
+}
+
+void LiveMachine::count(LiveStats& out) {
+  Parts& p = *parts_;
+  out = {};
+  out.ram_pages = static_cast<uint64_t>(p.frames.v);
+  out.managed_pages = static_cast<uint64_t>(p.machine->pages.managed_pages().v);
+  const Mm& mm = *p.task->mm;
+  out.mapped_pages = static_cast<uint64_t>(mm.total_vm);
+  out.rss_pages = static_cast<uint64_t>(mm.get_mm_rss());
+  out.swap_pages = static_cast<uint64_t>(mm.rss(RssKind::swapents));
+  for (unsigned i = 0; i < static_cast<unsigned>(NodeStat::count); ++i) out.node[i] = p.machine->vmstat.node_page_state(static_cast<NodeStat>(i));
+  for (unsigned i = 0; i < static_cast<unsigned>(VmEvent::count); ++i) out.event[i] = p.machine->vmstat.event(static_cast<VmEvent>(i));
+  out.host_resident_pages = p.mmu->resident_pages();
+  out.swap_total = p.machine->swap_files.total_swap_pages();
+  out.swap_free = p.machine->swap_files.nr_swap_pages();
+  out.arch = p.mmu->stats();
+  out.nr_areas = p.nr_areas;
+  for (unsigned i = 0; i < p.nr_areas; ++i) {
+    Parts::Area& from = p.areas[i];
+    LiveStats::Area& to = out.areas[i];
+    std::memcpy(to.name, from.name, sizeof to.name - 1);
+    to.is_zram = from.zram != nullptr;
+    if (const SwapInfo* si = p.machine->swap_files.swap_info(from.type)) {
+      to.pages = si->pages;
+      to.used = __atomic_load_n(&si->inuse_pages, __ATOMIC_RELAXED);
+    }
+    if (from.zram != nullptr) {
+      to.mm_stat = from.zram->mm_stat();
+      to.io_stat = from.zram->io_stat();
+    }
+    const DeviceStats& device = from.zram != nullptr ? from.zram->stats() : from.file->stats();
+    to.reads = device.reads.load(std::memory_order_relaxed);
+    to.writes = device.writes.load(std::memory_order_relaxed);
+    to.read_errors = device.read_errors.load(std::memory_order_relaxed);
+    to.write_errors = device.write_errors.load(std::memory_order_relaxed);
+  }
+}
+
+Result<void> LiveMachine::write_recording(int fd) {
+  if (parts_->recorder == nullptr) return Errno::noent;
+  if (!parts_->recorder->write(output_to_fd(fd))) return Errno::io;
+  return {};
+}
+
+Bytes LiveMachine::set_ram(Bytes ram) {
+  Parts& p = *parts_;
+  const PageCount reached = *in_engine(p, [&]() -> Result<PageCount> {
+    // What boot keeps is part of the budget.
+    const PageCount boot = p.frames - p.boot_managed;
+    return p.machine->set_ram(pages_in(ram) - boot) + boot;
+  });
+  return bytes_of(reached);
+}
+
+namespace {
+class PrintingSink final : public VerifySink {
+ public:
+  void broken(const char* id, const char* what, uint64_t subject, uint64_t expected, uint64_t found) override {
+    ++count;
+    LogLine() << "verify: " << id << ": " << what << " (subject " << subject << ", expected " << expected << ", found " << found << ")";
+  }
+  unsigned count = 0;
+};
+}  // namespace
+
+unsigned LiveMachine::verify() {
+  Parts& p = *parts_;
+  struct Call {
+    Parts& p;
+    unsigned broken = 0;
+  } call{p};
+  p.world->enter_exclusive(
+      [](void* arg) {
+        auto& c = *static_cast<Call*>(arg);
+        const size_t bytes = page_align_up(c.p.machine->verify_scratch_bytes());
+        const long scratch = raw_syscall(SYS_mmap, 0L, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
+        if (scratch < 0 && scratch > -4096) return;
+        PrintingSink sink;
+        c.broken = c.p.machine->verify({reinterpret_cast<std::byte*>(scratch), bytes}, sink);
+        raw_syscall(SYS_munmap, scratch, bytes);
+        c.broken += c.p.mmu->verify(
+            [](void* s, const char* what, uint64_t pfn, uint64_t expected, uint64_t found) {
+              static_cast<PrintingSink*>(s)->broken("host-pages", what, pfn, expected, found);
+            },
+            &sink);
+      },
+      &call, p.task);
+  return call.broken;
+}
+
+}  // namespace weir

@@ -1,0 +1,62 @@
+// src/live/live_parts.hpp: what a LiveMachine is made of; for live_machine.cpp, live_signal.cpp and live_fork.cpp only.
+#pragma once
+
+#include <sys/stat.h>
+
+#include "arch/uffd/uffd_mmu.hpp"
+#include "arch/uffd/uffd_open.hpp"
+#include "block/file_device.hpp"
+#include "block/raw_syscall.hpp"
+#include "kernel/host/host_world.hpp"
+#include "live/live_machine.hpp"
+#include "mm/machine.hpp"
+#include "record/recorder.hpp"
+
+namespace weir {
+
+/// Lies in memory of its own, mapped by create(). Set up in this order, taken down in the other.
+struct LiveMachine::Parts final : Executioner {
+  explicit Parts(LiveMachine& l) : live(l) {}
+  void deliver_sigkill(Task& task) override;
+  void panic(const char* why) override;
+  /// The task has got a fatal signal, and its thread is outside.
+  [[noreturn]] void enter_and_die() {
+    for (;;) world->enter([](void* l) { static_cast<LiveMachine*>(l)->die(); }, &live);
+  }
+
+  LiveMachine& live;
+  PageCount frames{};
+  PageCount boot_managed{};            ///< what the allocator had to give at the start
+  char* arena = nullptr;
+  char* staging = nullptr;
+  size_t arena_bytes = 0, staging_bytes = 0;
+  Files fds;
+  Recorder* recorder = nullptr;        // in a mapping of recorder_bytes
+  size_t recorder_bytes = 0;
+  HostWorld* world = nullptr;
+  UffdMmu* mmu = nullptr;
+  Machine* machine = nullptr;
+  Task* task = nullptr;                ///< the program: all its threads are one task
+  Thread* fault_threads[8] = {};
+  std::atomic<bool> dying{false};
+  /// Mappings change in the machine and in the host under this one.
+  Mutex layout{LockRank::layout};
+
+  size_t zram_bytes = 0;
+  ZramOptions zram_options[LiveStats::MAX_AREAS];
+  struct Area {
+    char name[256] = {};
+    unsigned type = 0;
+    Zram* zram = nullptr;
+    FileDevice* file = nullptr;
+    alignas(Zram) std::byte zram_place[sizeof(Zram)];
+    alignas(FileDevice) std::byte file_place[sizeof(FileDevice)];
+  } areas[LiveStats::MAX_AREAS];
+  unsigned nr_areas = 0;
+
+  alignas(HostWorld) std::byte world_place[sizeof(HostWorld)];
+  alignas(UffdMmu) std::byte mmu_place[sizeof(UffdMmu)];
+  alignas(Machine) std::byte machine_place[sizeof(Machine)];
+};
+
+}  // namespace weir
