@@ -59,6 +59,9 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   void task_kill(Task& task);
   void set_executioner(Executioner* e) { outer_executioner_ = e; }
 
+  /// Who makes memory when it is short: what the allocator was given. For a test that stands between the two.
+  [[nodiscard]] Pressure& pressure() { return *this; }
+
   FaultResult do_page_fault(Task& task, VirtAddr address, uint32_t error_code) { return fault.do_page_fault(task, address, error_code); }
 
   /// Changes the frames in circulation (the balloon): to `pages` managed. Returns what is reached after reclaiming; may sleep.

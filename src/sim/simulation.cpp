@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#define XXH_INLINE_ALL
 #include <xxhash.h>
 
 #include <cmath>
@@ -64,6 +65,14 @@ class Zipf {
   uint64_t n_;
   double theta_, zeta_ = 0, eta_ = 0;
 };
+
+/// A probability, as the injector takes it: percents, of one in so many requests where it is below one percent.
+FaultAttr fault_attr(double probability) {
+  FaultAttr attr;
+  attr.probability = std::max(1u, static_cast<uint32_t>(std::lround(probability * 100)));
+  if (probability < 0.01) attr.interval = static_cast<uint32_t>(std::lround(std::min(0.01 / probability, 4e9)));
+  return attr;
+}
 
 struct FileModel {
   File* file = nullptr;
@@ -130,6 +139,7 @@ class Simulation final : private VerifySink {
   void make_disks();
   void make_swaps();
   void make_files();
+  void arm_disks();
   void start_task(const TaskConfig& config);
   void run_program(Program& program, const std::vector<Step>& steps);
   void run_steps(Program& program, const std::vector<Step>& steps);
@@ -138,6 +148,9 @@ class Simulation final : private VerifySink {
   void touch_page(Program& program, const std::string& name, Area& area, uint64_t page, bool write);
   void file_io(Program& program, const Step& step);
   void fork(Program& program, const Step& step);
+  Result<void> write_file_page(FileModel& file, uint64_t page, uint64_t content);
+  /// Nothing in the option: bytes of no page.
+  Result<std::optional<uint64_t>> read_file_page(FileModel& file, uint64_t page);
   void survive(Program& program);
   void verify();
   Area& area_of(Program& program, const Step& step);
@@ -169,9 +182,11 @@ class Simulation final : private VerifySink {
   std::unique_ptr<VirtualWorld> world_;
   Machine* machine_ = nullptr;
   std::unique_ptr<UserAccess> user_;
+  /// Before the disk itself stand those that fail its reads and writes on purpose, if any.
   struct Disk {
-    std::unique_ptr<Mapping> place, injector_place;
+    std::unique_ptr<Mapping> place;
     SimDisk* sim = nullptr;
+    std::unique_ptr<FaultInjector> read_faults, write_faults;
     BlockDevice* device = nullptr;
     uint64_t used_pages = 0;
   };
@@ -229,7 +244,14 @@ void Simulation::boot() {
   mo.cpus = s_.cpus;
   mmu_ = std::make_unique<SoftMmu>(mo);
   machine_ = boot_must(Machine::create(machine_place_->data(), *world_, *mmu_, arena_->data(), o), "the machine does not boot");
-  user_ = std::make_unique<UserAccess>(*machine_, *mmu_, s_.content);
+  user_ = std::make_unique<UserAccess>(*mmu_, s_.content);
+  mmu_->set_fault_handler(
+      [](void* self, Task& task, VirtAddr address, uint32_t error_code) {
+        auto* simulation = static_cast<Simulation*>(self);
+        simulation->world_->spend(FAULT_COST);
+        return simulation->machine_->do_page_fault(task, address, error_code);
+      },
+      this);
 }
 
 void Simulation::make_disks() {
@@ -246,6 +268,16 @@ void Simulation::make_disks() {
     disk.place = std::make_unique<Mapping>(sizeof(SimDisk));
     disk.sim = boot_must(SimDisk::create(disk.place->data(), *world_, o), "disk " + d.name);
     disk.device = disk.sim;
+    const auto injector = [&](bool reads) {
+      FaultInjectorOptions f;
+      f.seed = seed_ * 2 + (reads ? 1 : 0) + disks_.size() * 0x9e3779b9;
+      f.fail_ops = {.read = reads, .write = !reads};
+      auto made = std::make_unique<FaultInjector>(*world_, *disk.device, f);
+      disk.device = made.get();
+      return made;
+    };
+    if (d.read_error > 0) disk.read_faults = injector(true);
+    if (d.write_error > 0) disk.write_faults = injector(false);
     disks_.emplace(d.name, std::move(disk));
   }
 }
@@ -302,12 +334,21 @@ void Simulation::make_files() {
     FileModel& m = files_.at(f.name);
     for (uint64_t page = 0; page < page_align_up(f.size.v) >> PAGE_SHIFT; ++page) {
       m.expected[page] = ++next_content_;
-      const Result<void> wrote = machine_->files.write_tag(*m.file, page, m.expected[page]);
+      const Result<void> wrote = write_file_page(m, page, m.expected[page]);
       if (!wrote) throw ScenarioError(fmt::format("{}: file {}: {}", s_.path, f.name, errno_name(wrote.error())));
     }
     const Result<void> synced = machine_->files.fsync(*m.file);
     if (!synced) throw ScenarioError(fmt::format("{}: file {}: {}", s_.path, f.name, errno_name(synced.error())));
-    machine_->files.invalidate_mapping_pages(m.inode->i_data, 0, ~uint64_t{0});
+    machine_->files.invalidate(*m.inode);
+  }
+}
+
+/// Disks fail from here on: what sets the machine up is served.
+void Simulation::arm_disks() {
+  for (const DiskConfig& d : s_.disks) {
+    Disk& disk = disks_.at(d.name);
+    if (disk.read_faults) disk.read_faults->set_fail(fault_attr(d.read_error));
+    if (disk.write_faults) disk.write_faults->set_fail(fault_attr(d.write_error));
   }
 }
 
@@ -573,6 +614,28 @@ void Simulation::touch(Program& program, const Step& step) {
   }
 }
 
+Result<void> Simulation::write_file_page(FileModel& file, uint64_t page, uint64_t content) {
+  if (s_.content == ContentMode::tagged) return machine_->files.write_tag(*file.file, page, content);
+  std::byte bytes[PAGE_SIZE];
+  fill_page(content, bytes);
+  Result<uint64_t> wrote = machine_->files.write(*file.file, page << PAGE_SHIFT, bytes, PAGE_SIZE);
+  if (!wrote) return wrote.error();
+  return *wrote == PAGE_SIZE ? Result<void>() : Result<void>(Errno::intr);
+}
+
+Result<std::optional<uint64_t>> Simulation::read_file_page(FileModel& file, uint64_t page) {
+  if (s_.content == ContentMode::tagged) {
+    Result<uint64_t> tag = machine_->files.read_tag(*file.file, page);
+    if (!tag) return tag.error();
+    return std::optional<uint64_t>(*tag);
+  }
+  std::byte bytes[PAGE_SIZE];
+  Result<uint64_t> got = machine_->files.read(*file.file, page << PAGE_SHIFT, bytes, PAGE_SIZE);
+  if (!got) return got.error();
+  if (*got != PAGE_SIZE) return Errno::intr;
+  return content_of(bytes);
+}
+
 void Simulation::file_io(Program& program, const Step& step) {
   FileModel& file = file_of(step.area);
   const uint64_t first = step.from.v >> PAGE_SHIFT, pages = page_align_up(step.size.v) >> PAGE_SHIFT;
@@ -584,7 +647,7 @@ void Simulation::file_io(Program& program, const Step& step) {
       if (step.op == Op::write) {
         const uint64_t content = ++next_content_;
         ++file.changing[page];
-        const Result<void> r = machine_->files.write_tag(*file.file, page, content);
+        const Result<void> r = write_file_page(file, page, content);
         if (r) file.expected[page] = content;
         ++file.changing[page];
         if (!r && r.error() == Errno::intr) survive(program);
@@ -592,12 +655,12 @@ void Simulation::file_io(Program& program, const Step& step) {
       } else {
         const uint32_t before = file.changing[page];
         const uint64_t expected = file.expected[page];
-        Result<uint64_t> r = machine_->files.read_tag(*file.file, page);
+        Result<std::optional<uint64_t>> r = read_file_page(file, page);
         if (!r && r.error() == Errno::intr) survive(program);
-        const uint64_t found = must(std::move(r), step, "read");
+        const std::optional<uint64_t> found = must(std::move(r), step, "read");
         if ((before & 1) == 0 && file.changing[page] == before) {
           ++result_.contents_checked;
-          if (found != expected) content_broken(fmt::format("file {} page {}", step.area, page), expected, found);
+          if (!found || *found != expected) content_broken(fmt::format("file {} page {}", step.area, page), expected, found);
         }
       }
       world_->spend(TOUCH_COST);
@@ -688,6 +751,7 @@ SimResult Simulation::run() {
       make_disks();
       make_swaps();
       make_files();
+      arm_disks();
       for (const TaskConfig& task : s_.tasks) start_task(task);
     } catch (const std::exception& e) {
       failure = e.what();
@@ -708,6 +772,8 @@ SimResult Simulation::run() {
   result_.time = world_->now();
 
   world_->spawn("shutdown", [&] {
+    // Writes under way end first: verify() wants a machine at rest.
+    while (state == VirtualWorld::RunState::finished && machine_->vmstat.node_page_state(NodeStat::nr_writeback) != 0) world_->schedule_timeout(1_ms);
     machine_->shutdown();
     if (state == VirtualWorld::RunState::finished) verify();
     collect();

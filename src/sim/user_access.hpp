@@ -3,8 +3,9 @@
 // A simulated task's loads and stores: one word of content a page, whatever the machine keeps (tags, or bytes made from the word).
 #pragma once
 
+#include <optional>
+
 #include "arch/soft/soft_mmu.hpp"
-#include "mm/machine.hpp"
 #include "sim/scenario.hpp"
 
 namespace weir::sim {
@@ -17,14 +18,13 @@ void fill_page(uint64_t content, std::byte* page);
 
 class UserAccess {
  public:
-  UserAccess(Machine& machine, SoftMmu& mmu, ContentMode mode) : machine_(machine), mmu_(mmu), mode_(mode) {}
+  UserAccess(SoftMmu& mmu, ContentMode mode) : mmu_(mmu), mode_(mode) {}
 
   /// One store: the page's content becomes `content`. One load: what it is. The fault handler runs as often as it takes.
   FaultResult store(Task& task, VirtAddr page, uint64_t content);
   FaultResult load(Task& task, VirtAddr page, std::optional<uint64_t>& content);
 
  private:
-  Machine& machine_;
   SoftMmu& mmu_;
   ContentMode mode_;
 };
