@@ -53,7 +53,6 @@ Result<VirtAddr> Vmalloc::__vmalloc_node_flags(Bytes size, gfp_t gfp) {
     free_vmap_area_noflush(*area);
     return mapped.error();
   }
-  WEIR_STATE(vmalloc_area, area->va_start, 0, size);
   return area->va_start;
 }
 
@@ -67,6 +66,7 @@ VmapArea* Vmalloc::alloc_vmap_area(Bytes size) {
       ScopedLock guard(lock_);
       if (insert_vmap_area(*area, size.v + PAGE_SIZE)) {
         ++nr_live_;
+        WEIR_STATE(vmalloc_area, area->va_start, 0, size);
         return area;
       }
     }
