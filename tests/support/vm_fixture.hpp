@@ -223,7 +223,11 @@ inline bool Vm::reclaim(Page& page) {
 
 /// Boots, runs `fn` in a thread, lets every task exit, and looks whether anything is left.
 inline void run_vm(const VmOptions& options, std::function<void(Vm&)> fn) {
-  VirtualWorld world({.seed = options.seed, .cpus = options.cpus, .preempt_one_in = options.preempt_one_in});
+  std::string log;
+  VirtualWorld world({.seed = options.seed,
+                      .cpus = options.cpus,
+                      .preempt_one_in = options.preempt_one_in,
+                      .log = [&log](Nanos, const char* text) { log += std::string(text) + "\n"; }});
   std::unique_ptr<Vm> vm;
   world.spawn("test", [&] {
     vm = std::make_unique<Vm>(world, options);
@@ -237,7 +241,7 @@ inline void run_vm(const VmOptions& options, std::function<void(Vm&)> fn) {
               vm->machine->swap_files.total_swap_pages());
     vm.reset();
   });
-  EXPECT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report();
+  EXPECT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report() << log;
 }
 
 }  // namespace weir::test
