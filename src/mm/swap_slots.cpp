@@ -24,12 +24,14 @@ SwapSlots::PerCpu& SwapSlots::this_cpu() const {
   return percpu_[thread == nullptr ? 0 : thread->cpu.v % cpus_];
 }
 
-// Switches the caches off while slots are few (hidden in a cache they would be nobody's) and on again when they are many.
+// Switches the caches off while slots are few (hidden in a cache they would be nobody's) and on again when they are
+// many.
 bool SwapSlots::check_cache_active() {
   if (percpu_ == nullptr || !enabled_.load(std::memory_order_acquire)) return false;
   const int64_t free_slots = areas_.nr_swap_pages();
   if (!active_.load(std::memory_order_acquire)) {
-    if (free_slots > int64_t{cpus_} * THRESHOLD_ACTIVATE_SWAP_SLOTS_CACHE) active_.store(true, std::memory_order_release);
+    if (free_slots > int64_t{cpus_} * THRESHOLD_ACTIVATE_SWAP_SLOTS_CACHE)
+      active_.store(true, std::memory_order_release);
   } else if (free_slots < int64_t{cpus_} * THRESHOLD_DEACTIVATE_SWAP_SLOTS_CACHE) {
     active_.store(false, std::memory_order_release);
     drain_slots_cache();
@@ -85,7 +87,7 @@ void SwapSlots::free_swap_slot(SwpEntry entry) {
       cpu.n_ret = 0;
     }
   }
-  areas_.swapcache_free_entries(full, n);
+  if (n > 0) areas_.swapcache_free_entries(full, n);
 }
 
 void SwapSlots::drain_slots_cache() {
@@ -104,7 +106,7 @@ void SwapSlots::drain_slots_cache() {
       std::copy(cpu.slots_ret, cpu.slots_ret + n, held);
       cpu.n_ret = 0;
     }
-    areas_.swapcache_free_entries(held, n);
+    if (n > 0) areas_.swapcache_free_entries(held, n);
   }
 }
 

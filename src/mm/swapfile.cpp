@@ -5,7 +5,8 @@
 
 namespace weir {
 
-// ------------------------------------------------------------------------------------------------------------ log lines
+// ------------------------------------------------------------------------------------------------------------ log
+// lines
 
 LogLine::~LogLine() {
   text_[at_] = 0;
@@ -45,7 +46,8 @@ LogLine& LogLine::number(uint64_t v, unsigned base) {
 SwapFiles::SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat&, unsigned cpus)
     : pages_(pages), slab_(slab), vmalloc_(vmalloc), cpus_(cpus == 0 ? 1 : cpus) {}
 
-// --------------------------------------------------------------------------------------------------------- large arrays
+// --------------------------------------------------------------------------------------------------------- large
+// arrays
 
 template <class T>
 Result<void> SwapFiles::make(PagedArray<T>& array, uint64_t n) {
@@ -75,7 +77,8 @@ void SwapFiles::free(PagedArray<T>& array) {
   array = {};
 }
 
-// ---------------------------------------------------------------------------------------------------------------- areas
+// ----------------------------------------------------------------------------------------------------------------
+// areas
 
 SwapInfo* SwapFiles::swap_info(unsigned type) const {
   SwapInfo* si = type < MAX_SWAPFILES ? swap_info_[type].load(std::memory_order_acquire) : nullptr;
@@ -130,7 +133,8 @@ Result<SwapInfo*> SwapFiles::alloc_swap_info() {
   }
 }
 
-Result<void> SwapFiles::setup_swap_map(SwapInfo& si, uint64_t maxpages, const uint32_t* badpages, unsigned nr_badpages) {
+Result<void> SwapFiles::setup_swap_map(SwapInfo& si, uint64_t maxpages, const uint32_t* badpages,
+                                       unsigned nr_badpages) {
   if (maxpages < 2) return Errno::inval;
   const bool solid_state = (si.flags.load(std::memory_order_relaxed) & SWP_SOLIDSTATE) != 0;
   const uint64_t clusters = (maxpages + SWAPFILE_CLUSTER - 1) / SWAPFILE_CLUSTER;
@@ -314,8 +318,8 @@ unsigned SwapFiles::get_swap_pages(unsigned n, SwpEntry* entries) WEIR_NO_THREAD
     // From list to area hand over hand: an area that swapoff has taken off is not used any more.
     swap_lock_.lock();
     si.lock.lock();
-    const bool usable = (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0 && si.highest_bit != 0 &&
-                        si.bdev->has_room();
+    const bool usable =
+        (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0 && si.highest_bit != 0 && si.bdev->has_room();
     if (usable) requeue(si.type);
     swap_lock_.unlock();
     const unsigned got = usable ? scan_swap_map_slots(si, n, entries) : 0;
@@ -331,8 +335,13 @@ unsigned SwapFiles::scan_swap_map_slots(SwapInfo& si, unsigned n, SwpEntry* entr
   unsigned got = 0;
   while (got < n) {
     uint64_t offset = solid_state ? scan_swap_map_try_ssd_cluster(si) : scan_swap_map_hand(si);
-    // Without a free cluster one slot is as good as another. What is at hand already is not worth that search.
-    if (offset == 0 && solid_state && got == 0) offset = scan_swap_map(si);
+    if (offset == 0 && solid_state) {
+      // Without a free cluster one slot is as good as another. When some are at hand, only the next is worth a look.
+      if (got == 0)
+        offset = scan_swap_map(si);
+      else if (si.cluster_next <= si.highest_bit && si.swap_map[si.cluster_next] == 0)
+        offset = si.cluster_next;
+    }
     if (offset == 0) break;
     swap_range_alloc(si, offset);
     entries[got++] = swp_entry(si.type, offset);
@@ -365,8 +374,8 @@ uint64_t SwapFiles::scan_swap_map_try_ssd_cluster(SwapInfo& si) {
   }
 }
 
-// The slot under the hand, or the next free one above it. Every 256 slots the hand looks for a free stretch from below, so that
-// pages that leave together lie together.
+// The slot under the hand, or the next free one above it. Every 256 slots the hand looks for a free stretch from below,
+// so that pages that leave together lie together.
 uint64_t SwapFiles::scan_swap_map_hand(SwapInfo& si) {
   if (si.cluster_nr > 0) {
     --si.cluster_nr;
@@ -399,8 +408,8 @@ bool SwapFiles::breathe(SwapInfo& si, uint64_t& latency) WEIR_NO_THREAD_SAFETY_A
   return (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0;
 }
 
-// The first free slot from cluster_next up, then from lowest_bit; 0 when there is none. While swap is short, slots that hold only
-// the cache's copy are freed on the way.
+// The first free slot from cluster_next up, then from lowest_bit; 0 when there is none. While swap is short, slots that
+// hold only the cache's copy are freed on the way.
 uint64_t SwapFiles::scan_swap_map(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
   uint64_t latency = LATENCY_LIMIT;
   const uint64_t start = si.cluster_next;
@@ -474,7 +483,8 @@ uint32_t SwapFiles::pop_free_cluster(SwapInfo& si) {
   return cluster;
 }
 
-// ------------------------------------------------------------------------------------------------------- users of slots
+// ------------------------------------------------------------------------------------------------------- users of
+// slots
 
 Result<void> SwapFiles::__swap_duplicate(SwpEntry entry, uint8_t usage, const char* who) {
   SwapInfo* si = lookup(entry, who);
@@ -508,7 +518,8 @@ Result<void> SwapFiles::swapcache_prepare(SwpEntry entry) {
   return __swap_duplicate(entry, SWAP_HAS_CACHE, "swapcache_prepare");
 }
 
-// One user less. The last one leaves SWAP_HAS_CACHE behind, which release() gives back: meanwhile nobody else can take the slot.
+// One user less. The last one leaves SWAP_HAS_CACHE behind, which release() gives back: meanwhile nobody else can take
+// the slot.
 uint8_t SwapFiles::__swap_entry_free(SwapInfo& si, SwpEntry entry, uint8_t usage) {
   uint8_t left = 0;
   {
@@ -593,7 +604,8 @@ uint64_t SwapFiles::find_next_cached(SwapInfo& si, uint64_t offset) {
   return 0;
 }
 
-// --------------------------------------------------------------------------------------------------------------- survey
+// ---------------------------------------------------------------------------------------------------------------
+// survey
 
 void SwapFiles::survey(void (*fail)(void*, const char* id, const char* text), void* arg) {
   int64_t free_slots = 0, all_slots = 0;

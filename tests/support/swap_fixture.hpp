@@ -3,8 +3,8 @@
 // Machines that swap.
 //
 //   SwapMachine m;  m.add_area(1024);            the rooms from frames to swapon, no processes
-//   ReclaimWorld w({.ram = 16_MiB}, {.seed = 7});  a whole machine with tasks, kswapd and hardware that sets bits in PTEs
-//   w.run([&] { Task& t = w.task("a"); ... w.store(t, address, value); ... });
+//   ReclaimWorld w({.ram = 16_MiB}, {.seed = 7});  a whole machine with tasks, kswapd and hardware that sets bits in
+//   PTEs w.run([&] { Task& t = w.task("a"); ... w.store(t, address, value); ... });
 #pragma once
 
 #include <gtest/gtest.h>
@@ -24,6 +24,9 @@
 
 namespace weir::test {
 
+/// Where a world's log goes when nobody wants to read it.
+inline void no_log(Nanos, const char*) {}
+
 /// A device in the test's own memory that does as it is told.
 class TestDevice final : public BlockDevice {
  public:
@@ -34,11 +37,13 @@ class TestDevice final : public BlockDevice {
     bool nonrotational = true;
     Nanos latency{};  ///< of a bio; 0: it ends before submit_bio returns
   };
-  explicit TestDevice(Options options) : options_(options) { store_.resize(static_cast<size_t>(options.pages) * PAGE_SIZE); }
+  explicit TestDevice(Options options) : options_(options) {
+    store_.resize(static_cast<size_t>(options.pages) * PAGE_SIZE);
+  }
 
-  bool room = true;              ///< false: has_room says so, and writes get ENOMEM
-  std::set<uint64_t> bad;        ///< pages on which reads and writes fail with EIO
-  std::vector<uint64_t> freed;   ///< slot_free_notify, in order
+  bool room = true;                     ///< false: has_room says so, and writes get ENOMEM
+  std::set<uint64_t> bad;               ///< pages on which reads and writes fail with EIO
+  std::vector<uint64_t> freed;          ///< slot_free_notify, in order
   std::vector<uint64_t> written, read;  ///< pages, in order
   unsigned in_flight = 0;
 
@@ -172,14 +177,15 @@ class SwapMachine : public TestMachine {
   /// What a recount of the areas finds wrong; empty if nothing.
   [[nodiscard]] std::string swap_faults() {
     std::string found;
-    files.survey([](void* arg, const char* id, const char* text) { *static_cast<std::string*>(arg) += std::string(id) + ": " + text + "\n"; },
+    files.survey([](void* arg, const char* id,
+                    const char* text) { *static_cast<std::string*>(arg) += std::string(id) + ": " + text + "\n"; },
                  &found);
     return found;
   }
 };
 
-/// Hardware that walks the machine's tables itself and sets young and dirty; or, with capabilities taken away, knows only what it was
-/// told (update_mmu_cache) until it is told otherwise, and keeps a copy of what lies in each slot.
+/// Hardware that walks the machine's tables itself and sets young and dirty; or, with capabilities taken away, knows
+/// only what it was told (update_mmu_cache) until it is told otherwise, and keeps a copy of what lies in each slot.
 class HardwareMmu final : public Mmu {
  public:
   Caps capabilities;
@@ -188,7 +194,9 @@ class HardwareMmu final : public Mmu {
   uint64_t flushes = 0, flushed = 0, ages = 0, aged = 0, dirty_tests = 0;
   std::set<std::pair<Mm*, uint64_t>> valid;
 
-  [[nodiscard]] bool knows(Mm& mm, VirtAddr a) const { return capabilities.has_accessed || valid.count({&mm, a.page().v}) != 0; }
+  [[nodiscard]] bool knows(Mm& mm, VirtAddr a) const {
+    return capabilities.has_accessed || valid.count({&mm, a.page().v}) != 0;
+  }
   [[nodiscard]] Caps caps() const override { return capabilities; }
   Result<void> attach(MemMap& m, PageTables&, Bootmem&) override {
     mem = &m;
@@ -227,14 +235,17 @@ class HardwareMmu final : public Mmu {
     slots_[page.private_] = std::string(bytes, PAGE_SIZE);
   }
   void flush_range(Mm& mm, VirtAddr start, VirtAddr end) override {
-    for (auto it = valid.lower_bound({&mm, start.v}); it != valid.end() && it->first == &mm && it->second < end.v;) it = valid.erase(it);
+    for (auto it = valid.lower_bound({&mm, start.v}); it != valid.end() && it->first == &mm && it->second < end.v;)
+      it = valid.erase(it);
   }
   void mm_created(Mm&) override {}
   void mm_destroyed(Mm&) override {}
   Content kmap(Page& page) override { return {.bytes = mem->page_address(page)}; }
   void kunmap(Page&) override {}
   void clear_user_highpage(Page& page) override { std::memset(mem->page_address(page), 0, PAGE_SIZE); }
-  void copy_user_highpage(Page& to, Page& from) override { std::memcpy(mem->page_address(to), mem->page_address(from), PAGE_SIZE); }
+  void copy_user_highpage(Page& to, Page& from) override {
+    std::memcpy(mem->page_address(to), mem->page_address(from), PAGE_SIZE);
+  }
   void arch_alloc_page(Page&, Order, gfp_t) override {}
   bool arch_free_page(Page&, Order) override { return true; }
   void flush_quarantine() override {}
@@ -296,10 +307,13 @@ class ReclaimWorld {
   }
   /// Runs fn in a thread of `task`. run() makes it go.
   void spawn(Task& task, std::function<void()> fn) {
-    task.thread = world.spawn(task.comm, [this, &task, fn = std::move(fn)] {
-      fn();
-      task.thread = nullptr;
-    }, &task);
+    task.thread = world.spawn(
+        task.comm,
+        [this, &task, fn = std::move(fn)] {
+          fn();
+          task.thread = nullptr;
+        },
+        &task);
   }
   void run() { ASSERT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report(); }
 
@@ -378,8 +392,8 @@ class ReclaimWorld {
     struct Sink final : VerifySink {
       std::string text;
       void broken(const char* id, const char* what, uint64_t subject, uint64_t expected, uint64_t found) override {
-        text += std::string(id) + " (" + what + "): " + std::to_string(subject) + ": " + std::to_string(expected) + " expected, " +
-                std::to_string(found) + " found\n";
+        text += std::string(id) + " (" + what + "): " + std::to_string(subject) + ": " + std::to_string(expected) +
+                " expected, " + std::to_string(found) + " found\n";
       }
     } sink;
     std::vector<std::byte> scratch(m().verify_scratch_bytes());
