@@ -123,7 +123,7 @@ class FilemapIo final : public VmOps, public AddressSpaceOps {
   uint32_t filemap_page_mkwrite(FaultRequest& request);
   void do_sync_mmap_readahead(const VmArea& vma, File& file, uint64_t index);
   void do_async_mmap_readahead(const VmArea& vma, File& file, Page& page, uint64_t index);
-  bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags);
+  bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags) WEIR_NO_THREAD_SAFETY_ANALYSIS;
 
   void fput_final(File& file);
   [[nodiscard]] Page* find_page(Inode& inode, uint64_t index);
