@@ -91,6 +91,17 @@ VmArea* AddressSpaces::vma_merge(Mm& mm, const Wanted& wanted, VmArea* area) {
   return nullptr;
 }
 
+void AddressSpaces::merge_with_neighbours(Mm& mm, VmArea& vma) {
+  const Wanted as_it_is{.start = vma.vm_start,
+                        .end = vma.vm_end,
+                        .flags = vma.vm_flags,
+                        .anon_vma = vma.anon_vma,
+                        .file = vma.vm_file,
+                        .ops = vma.vm_ops,
+                        .pgoff = vma.vm_pgoff};
+  (void)vma_merge(mm, as_it_is, &vma);
+}
+
 // ---- Splitting
 // -------------------------------------------------------------------------------------------------------------
 
