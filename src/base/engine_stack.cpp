@@ -5,6 +5,7 @@
 
 #include <new>
 
+#include "base/raw_syscall.hpp"
 #include "base/result.hpp"
 
 #if defined(__SANITIZE_ADDRESS__)
@@ -15,27 +16,47 @@ namespace weir {
 
 namespace {
 constexpr size_t GUARD = 4096;
+
+// A managed process interposes libc's names; sanitizers must see them.
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+uintptr_t reserve(size_t bytes) {
+  void* p = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return p == MAP_FAILED ? 0 : reinterpret_cast<uintptr_t>(p);
 }
+bool make_writable(uintptr_t start, size_t bytes) {
+  return mprotect(reinterpret_cast<void*>(start), bytes, PROT_READ | PROT_WRITE) == 0;
+}
+void unmap(uintptr_t start, size_t bytes) { munmap(reinterpret_cast<void*>(start), bytes); }
+#else
+uintptr_t reserve(size_t bytes) {
+  const long p = raw_syscall(SYS_mmap, 0, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return p < 0 ? 0 : static_cast<uintptr_t>(p);
+}
+bool make_writable(uintptr_t start, size_t bytes) {
+  return raw_syscall(SYS_mprotect, start, bytes, PROT_READ | PROT_WRITE) == 0;
+}
+void unmap(uintptr_t start, size_t bytes) { raw_syscall(SYS_munmap, start, bytes); }
+#endif
+}  // namespace
 
 EngineThread* engine_stack_create() {
   // Reserve twice the size, then trim to an aligned stack with its guard page just below.
   const size_t want = 2 * ENGINE_STACK_SIZE + GUARD;
-  void* raw = mmap(nullptr, want, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (raw == MAP_FAILED) return nullptr;
-  const auto start = reinterpret_cast<uintptr_t>(raw);
+  const uintptr_t start = reserve(want);
+  if (start == 0) return nullptr;
   const uintptr_t stack = (start + GUARD + ENGINE_STACK_SIZE - 1) & ~(uintptr_t{ENGINE_STACK_SIZE} - 1);
-  if (stack - GUARD > start) munmap(raw, stack - GUARD - start);
+  if (stack - GUARD > start) unmap(start, stack - GUARD - start);
   const uintptr_t end = stack + ENGINE_STACK_SIZE;
-  if (start + want > end) munmap(reinterpret_cast<void*>(end), start + want - end);
-  if (mprotect(reinterpret_cast<void*>(stack), ENGINE_STACK_SIZE, PROT_READ | PROT_WRITE) != 0) {
-    munmap(reinterpret_cast<void*>(stack - GUARD), ENGINE_STACK_SIZE + GUARD);
+  if (start + want > end) unmap(end, start + want - end);
+  if (!make_writable(stack, ENGINE_STACK_SIZE)) {
+    unmap(stack - GUARD, ENGINE_STACK_SIZE + GUARD);
     return nullptr;
   }
   return ::new (reinterpret_cast<void*>(stack)) EngineThread{};
 }
 
 void engine_stack_destroy(EngineThread* stack) {
-  munmap(reinterpret_cast<char*>(stack) - GUARD, ENGINE_STACK_SIZE + GUARD);
+  unmap(reinterpret_cast<uintptr_t>(stack) - GUARD, ENGINE_STACK_SIZE + GUARD);
 }
 
 // rdi = top of the new stack, rsi = fn, rdx = arg. The old stack pointer is kept in a callee-saved register.

@@ -1,11 +1,10 @@
 // src/base/result.cpp: see result.hpp
 #include "base/result.hpp"
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <csignal>
 #include <cstring>
+
+#include "base/raw_syscall.hpp"
 
 namespace weir {
 
@@ -39,7 +38,7 @@ const char* errno_name(Errno e) {
 
 void bug(const char* what, const char* file, int line) {
   // Raw writes only: the thread may hold the program's malloc lock, and its stack may be a small one.
-  auto say = [](const char* text) { (void)!::write(2, text, std::strlen(text)); };
+  auto say = [](const char* text) { raw_syscall(SYS_write, 2, text, std::strlen(text)); };
   char digits[12];
   int at = sizeof digits;
   digits[--at] = 0;
@@ -54,15 +53,13 @@ void bug(const char* what, const char* file, int line) {
   say(":");
   say(digits + at);
   say("\n");
-  struct sigaction dfl {};
-  dfl.sa_handler = SIG_DFL;
-  sigaction(SIGABRT, &dfl, nullptr);
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, SIGABRT);
-  sigprocmask(SIG_UNBLOCK, &set, nullptr);
-  syscall(SYS_kill, getpid(), SIGABRT);
-  _exit(134);
+  // The kernel's struct sigaction, all zero: SIG_DFL, no flags, no mask.
+  const uint64_t default_action[4] = {};
+  const uint64_t abort_only = uint64_t{1} << (SIGABRT - 1);
+  raw_syscall(SYS_rt_sigaction, SIGABRT, default_action, nullptr, sizeof abort_only);
+  raw_syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &abort_only, nullptr, sizeof abort_only);
+  raw_syscall(SYS_tgkill, raw_syscall(SYS_getpid), raw_syscall(SYS_gettid), SIGABRT);
+  for (;;) raw_syscall(SYS_exit_group, 134);
 }
 
 }  // namespace weir

@@ -14,7 +14,7 @@
 #include <new>
 
 #include "base/flow.hpp"
-#include "block/raw_syscall.hpp"
+#include "base/raw_syscall.hpp"
 #include "kernel/kthread.hpp"
 
 namespace weir {

@@ -13,11 +13,9 @@
 //
 // Page locks are not in a thread's list, as another thread may release them: they are in one table, lock -> holder, and
 // the thread has only their number. Linux: kernel/locking/lockdep.c, which learns the order; ours is written down.
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include <cstring>
 
+#include "base/raw_syscall.hpp"
 #include "kernel/locks.hpp"
 
 namespace weir {
@@ -82,7 +80,7 @@ class Report {
   }
   void write() {
     if (at_ == 0 || text_[at_ - 1] != '\n') *this << "\n";
-    syscall(SYS_write, 2, text_, at_);
+    raw_syscall(SYS_write, 2, text_, at_);
   }
 
  private:

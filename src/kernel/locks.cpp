@@ -1,8 +1,7 @@
 // src/kernel/locks.cpp: see locks.hpp
 #include "kernel/locks.hpp"
 
-#include <sys/syscall.h>
-#include <unistd.h>
+#include "base/raw_syscall.hpp"
 
 namespace weir {
 
@@ -17,7 +16,7 @@ void SpinLock::lock_slow() {
     } else if (tries < 100) {
       __builtin_ia32_pause();
     } else {
-      syscall(SYS_sched_yield);
+      raw_syscall(SYS_sched_yield);
     }
   }
 }

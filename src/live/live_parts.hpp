@@ -6,7 +6,7 @@
 #include "arch/uffd/uffd_mmu.hpp"
 #include "arch/uffd/uffd_open.hpp"
 #include "block/file_device.hpp"
-#include "block/raw_syscall.hpp"
+#include "base/raw_syscall.hpp"
 #include "kernel/host/host_world.hpp"
 #include "live/live_machine.hpp"
 #include "mm/machine.hpp"

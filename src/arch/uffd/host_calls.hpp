@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "arch/uffd/linux_abi.hpp"
-#include "block/raw_syscall.hpp"
+#include "base/raw_syscall.hpp"
 
 namespace weir::host {
 

@@ -1,4 +1,4 @@
-// src/block/raw_syscall.hpp
+// src/base/raw_syscall.hpp
 //
 // System calls without the C library: its wrappers write errno, which lies behind a thread pointer that an I/O kthread may not
 // have, and a managed process interposes some of their names. The result is the kernel's: negative = -errno.
