@@ -272,7 +272,7 @@ void write_stats(const RunOptions& o, SharedRun& run, int status) {
   j["exit_status"] = status;
   j["ram_bytes"] = run.ram_bytes;
   j["swap"] = o.swaps;
-  nlohmann::ordered_json vmstat, zram;
+  nlohmann::ordered_json vmstat = nlohmann::ordered_json::object(), zram = nlohmann::ordered_json::object();
   uint64_t anon = 0, unmanaged = 0;
   j["processes"] = nlohmann::ordered_json::array();
   each_process(run, [&](ProcessSlot& slot) {

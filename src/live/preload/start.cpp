@@ -86,6 +86,12 @@ void retire(ProcessSlot& s) {
 
 bool is_gone(int32_t pid) { return sys::call(SYS_kill, pid, 0) == -ESRCH; }
 
+/// RAM and swap are full; the report is on stderr.
+void before_kill() {
+  slot->state.store(static_cast<uint32_t>(ProcessState::oom_killed));
+  finish();
+}
+
 LiveMachine* create_machine(LiveError& error) {
   std::string_view specs[MAX_SWAP_SPECS];
   for (unsigned i = 0; i < run->nr_swaps; ++i) specs[i] = run->swaps[i];
@@ -99,6 +105,7 @@ LiveMachine* create_machine(LiveError& error) {
   options.ram = Bytes(run->ram_bytes);
   options.swap = areas;
   options.delivery = Delivery::thread;
+  options.before_kill = before_kill;
   if (run->record_events != 0) options.recorder_ring = Recorder::bytes_for(run->record_events);
   return LiveMachine::create(options, error);
 }
