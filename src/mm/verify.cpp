@@ -15,26 +15,42 @@ namespace {
 // X(id, what holds)
 #define WEIR_INVARIANTS(X)                                                                              \
   X(frame_state, "each frame is in exactly one state: free, per-CPU, quarantined, balloon, or owned")    \
+  X(frame_lost, "a frame that is not free belongs to somebody: to the kernel, a PTE, a tree or a pagevec") \
   X(buddy, "free areas: every block whole, aligned, counted; merged with its buddy where that is free")  \
   X(free_count, "a zone's nr_free = pages on its free lists")                                           \
   X(mapcount, "_mapcount + 1 = PTEs that map the page")                                                 \
   X(refcount, "_refcount >= mappings + cache + pagevecs, and > 0 for an owned page")                    \
-  X(anon_mapping, "an anonymous page's VMA is in the family its mapping names, at the page's index")    \
+  X(anon_mapping, "an anonymous page's VMA is linked to the AnonVma its mapping names, at the page's index") \
+  X(file_mapping, "a file page is mapped by VMAs of its file, at its index; i_mmap holds exactly those VMAs") \
   X(pte_target, "a present PTE maps an owned user page (or the zero page)")                             \
   X(pte_in_vma, "every PTE that is not none lies in a VMA of its Mm")                                   \
+  X(pte_rights, "a PTE lets write only where its VMA does, and never to a page of a private file mapping") \
+  X(kernel_pte, "the kernel's PTEs map frames of vmalloc, each once, and every such frame has one")      \
   X(swap_users, "swap_map counts = PTEs that hold the slot")                                            \
   X(swap_has_cache, "SWAP_HAS_CACHE iff the slot is in the swap cache or held by a slots cache")         \
   X(swap_inuse, "inuse_pages = slots that are neither free nor bad; nr_swap_pages = the rest")          \
   X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")    \
-  X(page_cache_page, "a page in a file's tree has that mapping and index")                              \
+  X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")   \
+  X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are") \
   X(lru_size, "LRU list length = its size = the node's counter")                                        \
   X(lru_flags, "a page on an LRU list has PG_lru and the flags of that list; off them it has not")      \
   X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                    \
   X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                        \
-  X(vma_tree, "VMAs ascend, do not overlap, map_count and total_vm are their sums")                     \
-  X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty = a recount")                            \
+  X(vma_tree, "VMAs ascend, do not overlap, map_count, total_vm and locked_vm are their sums")          \
+  X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty, nr_swapcached, nr_mlock = a recount")    \
+  X(isolated, "at rest no page is isolated from the LRU or counted as under writeback")                  \
+  X(zspages, "nr_zspages = frames that belong to zram pools")                                            \
   X(page_lock, "at rest no page is locked or under writeback")                                          \
   X(writable_shared, "an anonymous page mapped writable has one mapping")
+
+// What the surveys of other rooms report under ids of their own: PageAllocator, Slab, SwapFiles.
+constexpr const char* SURVEYED[] = {
+    "buddy-head", "buddy-aligned", "buddy-zone", "buddy-merged", "buddy-count", "zone-nr-free", "pcp-page", "pcp-zone", "pcp-count",
+    "vmstat-nr-free", "balloon-page", "balloon-count",
+    "slab-list", "slab-freelist", "slab-page", "slab-count", "slab-free-objects", "vmstat-slab-reclaimable", "vmstat-slab-unreclaimable",
+    "swap_bits", "swap_map", "swap_cluster", "swap_pages", "nr_swap_pages", "total_swap_pages",
+};
+constexpr unsigned NR_SURVEYED = sizeof SURVEYED / sizeof *SURVEYED;
 
 enum class Inv : unsigned {
 #define X(id, what) id,
@@ -59,7 +75,8 @@ struct FrameCount {
   uint8_t on_lru = 0;      ///< LRU lists it is on
   uint8_t in_tree = 0;     ///< trees it is in
   uint8_t writable = 0;    ///< some PTE lets write
-  uint8_t free_state = 0;  ///< buddy 1, pcp 2, balloon 4, quarantined 8
+  uint8_t free_state = 0;  ///< + 1 for each free block it is in, + 2 for each per-CPU list, 4 balloon, 8 quarantined
+  uint8_t kernel = 0;      ///< PTEs of the kernel
 };
 
 class Scan {
@@ -94,6 +111,7 @@ class Scan {
     scan_trees();
     scan_lru();
     check_frames();
+    check_i_mmap();
     check_swap();
     check_vmstat();
     return broken_;
@@ -115,13 +133,14 @@ class Scan {
   }
 
   void scan_free() {
-    m_.pages.survey(
-        [](void* arg, const char* id, const char* text) {
-          auto* self = static_cast<Scan*>(arg);
-          ++self->broken_;
-          self->sink_.broken(id, text, 0, 0, 0);
-        },
-        this);
+    const auto report = [](void* arg, const char* id, const char* text) {
+      auto* self = static_cast<Scan*>(arg);
+      ++self->broken_;
+      self->sink_.broken(id, text, 0, 0, 0);
+    };
+    m_.pages.survey(report, this);
+    m_.slab.survey(report, this);
+    m_.swap_files.survey(report, this);
     for (Zone& zone : m_.node.zones) {
       if (!zone.populated()) continue;
       int64_t free = 0;
@@ -144,6 +163,14 @@ class Scan {
         for (PageList& list : zone.pcp[cpu].lists)
           for (Page& page : list) count_of(m_.mem.pfn(page)).free_state += 2;
     }
+    for (int64_t i = 0; i < m_.mem.frames.v; ++i) {
+      const Pfn pfn(static_cast<uint64_t>(i));
+      const Page& page = m_.mem.page(pfn);
+      if (page.test(PageFlag::balloon))
+        for (uint64_t n = 0; n < (uint64_t{1} << page.private_); ++n) count_of(Pfn(pfn.v + n)).free_state += 4;
+      else if (PageAllocator::is_quarantined(page))
+        count_of(pfn).free_state += 8;
+    }
   }
 
   // One level of an Mm's tables, the entries of a PTE table included. Returns table pages found.
@@ -164,6 +191,7 @@ class Scan {
   void scan_pte(Mm& mm, VirtAddr address, Pte pte) {
     VmArea* vma = m_.vmas.vma_lookup(mm, address);
     expect(Inv::pte_in_vma, vma != nullptr, address.v, 1, 0);
+    if (vma != nullptr && pte_present(pte) && pte_write(pte)) expect(Inv::pte_rights, (vma->vm_flags & VM_WRITE) != 0, address.v, 0, pte.v);
     if (!pte_present(pte)) {
       const SwpEntry entry = decode_swap_pte(pte);
       ++rss_[static_cast<unsigned>(RssKind::swapents)];
@@ -186,13 +214,22 @@ class Scan {
     if (PageAnon(page)) {
       ++rss_[static_cast<unsigned>(RssKind::anon)];
       if (vma != nullptr) {
-        const AnonVma* mine = vma->anon_vma;
         const AnonVma* its = page_anon_vma(page);
-        expect(Inv::anon_mapping, mine != nullptr && its != nullptr && mine->root == its->root, address.v, 0, pfn.v);
+        const AnonVmaChain* chain = vma->chains;
+        while (chain != nullptr && chain->anon_vma != its) chain = chain->next_of_vma;
+        expect(Inv::anon_mapping, chain != nullptr && vma->anon_vma != nullptr, address.v, 0, pfn.v);
         equal(Inv::anon_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)), static_cast<int64_t>(page.index));
       }
     } else {
       ++rss_[static_cast<unsigned>(RssKind::file)];
+      if (vma == nullptr) return;
+      if (vma->vm_file == nullptr) {
+        expect(Inv::file_mapping, false, address.v, 0, page.mapping.load());
+        return;
+      }
+      expect(Inv::file_mapping, page.mapping.load() == reinterpret_cast<uintptr_t>(&vma->vm_file->f_inode->i_data), address.v, 0, pfn.v);
+      equal(Inv::file_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)), static_cast<int64_t>(page.index));
+      expect(Inv::pte_rights, (vma->vm_flags & VM_SHARED) != 0 || !pte_write(pte), address.v, 0, pte.v);
     }
   }
 
@@ -204,7 +241,7 @@ class Scan {
   }
 
   void scan_mm(Mm& mm) {
-    int64_t maps = 0, pages = 0;
+    int64_t maps = 0, pages = 0, locked = 0;
     uint64_t last_end = 0;
     for (VmArea& vma : mm.mmap) {
       expect(Inv::vma_tree, vma.vm_start.v >= last_end && vma.vm_start < vma.vm_end && vma.vm_mm == &mm, vma.vm_start.v, last_end,
@@ -212,9 +249,18 @@ class Scan {
       last_end = vma.vm_end.v;
       ++maps;
       pages += static_cast<int64_t>(vma.pages());
+      if ((vma.vm_flags & VM_LOCKED) != 0) locked += static_cast<int64_t>(vma.pages());
+      if (vma.vm_file != nullptr) {
+        ++file_vmas_;
+        const VmaFileTree& tree = vma.vm_file->f_inode->i_data.i_mmap;
+        VmArea* found = tree.iter_first(vma.vm_pgoff, vma.vm_pgoff);
+        while (found != nullptr && found != &vma) found = tree.iter_next(found, vma.vm_pgoff, vma.vm_pgoff);
+        expect(Inv::file_mapping, found != nullptr, vma.vm_start.v, 1, 0);
+      }
     }
     equal(Inv::vma_tree, mm.id, maps, mm.map_count);
     equal(Inv::vma_tree, mm.id, pages, mm.total_vm);
+    equal(Inv::vma_tree, mm.id, locked, mm.locked_vm);
     for (int64_t& n : rss_) n = 0;
     const int64_t tables = mm.pgd != nullptr ? scan_level(mm, reinterpret_cast<const Pte*>(mm.pgd), 39, 0) : 0;
     tables_ += tables;
@@ -225,10 +271,36 @@ class Scan {
 
   void scan_kernel_tables() {
     const Mm& kernel = m_.tables.init_mm();
-    tables_ += kernel.nr_table_pages.load();
+    const int64_t tables = kernel.pgd != nullptr ? scan_kernel_level(reinterpret_cast<const Pte*>(kernel.pgd), 39) : 0;
+    equal(Inv::table_pages, kernel.id, tables, kernel.nr_table_pages.load());
+    tables_ += tables;
+  }
+  int64_t scan_kernel_level(const Pte* table, unsigned shift) {
+    int64_t tables = 1;
+    for (uint64_t i = 0; i < PTRS_PER_TABLE; ++i) {
+      const Pte entry = table[i];
+      if (pte_none(entry)) continue;
+      if (shift != PAGE_SHIFT) {
+        tables += scan_kernel_level(reinterpret_cast<const Pte*>(m_.mem.address(pte_pfn(entry))), shift - 9);
+      } else if (pte_present(entry) && m_.mem.valid(pte_pfn(entry))) {
+        ++count_of(pte_pfn(entry)).kernel;
+      } else {
+        expect(Inv::kernel_pte, false, i, 0, entry.v);
+      }
+    }
+    return tables;
+  }
+  void check_i_mmap() {
+    int64_t linked = 0;
+    m_.files.for_each_inode([&](Inode& inode) {
+      const VmaFileTree& tree = inode.i_data.i_mmap;
+      for (VmArea* vma = tree.first(); vma != nullptr; vma = tree.next(vma)) ++linked;
+    });
+    equal(Inv::file_mapping, 0, file_vmas_, linked);
   }
 
   void scan_tree(AddressSpace& mapping, unsigned type, bool swap) {
+    uint64_t found = 0;
     mapping.page_tree.walk([&](uint64_t index, void* item, unsigned) {
       if (is_exceptional_entry(item)) return;
       Page& page = *static_cast<Page*>(item);
@@ -236,6 +308,8 @@ class Scan {
       FrameCount& frame = count_of(pfn);
       ++frame.in_tree;
       ++file_pages_;
+      ++found;
+      if (swap) ++swap_cached_;
       if (swap) {
         const SwpEntry entry{page.private_};
         expect(Inv::swap_cache_page, PageSwapCache(page) && PageSwapBacked(page) && swp_type(entry) == type && swp_offset(entry) == index,
@@ -245,8 +319,13 @@ class Scan {
         expect(Inv::page_cache_page, page.mapping.load() == reinterpret_cast<uintptr_t>(&mapping) && page.index == index, pfn.v, index,
                page.index);
         if (page.test(PageFlag::dirty)) ++dirty_;
+        const RadixTree& tree = mapping.page_tree;
+        expect(Inv::dirty_tags, tree.tag_get(index, PAGECACHE_TAG_DIRTY) == page.test(PageFlag::dirty), pfn.v, page.test(PageFlag::dirty), index);
+        expect(Inv::dirty_tags, tree.tag_get(index, PAGECACHE_TAG_WRITEBACK) == page.test(PageFlag::writeback), pfn.v,
+               page.test(PageFlag::writeback), index);
       }
     });
+    equal(swap ? Inv::swap_cache_page : Inv::page_cache_page, 0, static_cast<int64_t>(found), static_cast<int64_t>(mapping.nrpages));
   }
 
   void scan_trees() {
@@ -269,25 +348,45 @@ class Scan {
     }
   }
 
+  // A frame of the kernel's, whatever for. Of a block only the first frame says so.
+  [[nodiscard]] static bool is_kernels(const Page& page) {
+    return page.test(PageFlag::slab) || page.test(PageFlag::table) || page.test(PageFlag::vmalloc) || page.test(PageFlag::zram) ||
+           page.test(PageFlag::reserved) || page.test(PageFlag::kernel_place);
+  }
+
   void check_frames() {
+    bool in_kernel_block = false;  // the frame belongs to a block whose first frame is the kernel's
     for (int64_t i = 0; i < m_.mem.frames.v; ++i) {
       const Pfn pfn(static_cast<uint64_t>(i));
       Page& page = m_.mem.page(pfn);
       FrameCount& frame = count_of(pfn);
-      const bool free = frame.free_state != 0;
-      if (free) {
-        expect(Inv::frame_state, frame.free_state <= 2 && page_count(page) == 0 && frame.mapped == 0 && frame.on_lru == 0 && frame.in_tree == 0,
-               pfn.v, 0, page.flags.load());
+      const bool used = frame.mapped != 0 || frame.on_lru != 0 || frame.in_tree != 0;
+      expect(Inv::kernel_pte, frame.kernel == (page.test(PageFlag::vmalloc) ? 1 : 0), pfn.v, page.test(PageFlag::vmalloc), frame.kernel);
+      if (page.test(PageFlag::zram)) ++zspages_;
+      if (page.test(PageFlag::mlocked)) ++mlocked_;
+      if (frame.free_state != 0) {
+        const bool one = frame.free_state == 1 || frame.free_state == 2 || frame.free_state == 4 || frame.free_state == 8;
+        expect(Inv::frame_state, one && page_count(page) == 0 && !used && frame.kernel == 0, pfn.v, frame.free_state, page.flags.load());
+        in_kernel_block = false;
         continue;
       }
-      if (frame.mapped == 0 && frame.on_lru == 0 && frame.in_tree == 0) {
-        if (page_count(page) > 0 && !page.test(PageFlag::slab) && !page.test(PageFlag::table)) {
-          // Owned by the kernel, or a user page between homes (in a pagevec only).
-          expect(Inv::lru_flags, !page.test(PageFlag::lru), pfn.v, 0, page.flags.load());
+      if (!used) {
+        const bool head = page_count(page) > 0 || is_kernels(page);
+        const auto pagevecs = static_cast<int32_t>(m_.lru.in_pagevecs(page));
+        if (head && is_kernels(page) && pagevecs == 0) {
+          in_kernel_block = true;
+        } else if (head) {
+          // A user page between homes: only pagevecs have it. The zero page is held by the machine.
+          in_kernel_block = false;
+          if (!is_zero_page(pfn)) expect(Inv::frame_lost, page_count(page) == pagevecs, pfn.v, static_cast<uint64_t>(pagevecs), static_cast<uint64_t>(page_count(page)));
+        } else {
+          expect(Inv::frame_lost, in_kernel_block && page.flags.load() == 0, pfn.v, 0, page.flags.load());
         }
+        expect(Inv::lru_flags, !page.test(PageFlag::lru), pfn.v, 0, page.flags.load());
         continue;
       }
-      const int32_t pagevecs = static_cast<int32_t>(m_.lru.in_pagevecs(page));
+      in_kernel_block = false;
+      const auto pagevecs = static_cast<int32_t>(m_.lru.in_pagevecs(page));
       equal(Inv::mapcount, pfn.v, frame.mapped, page_mapcount(page));
       const int32_t explained = frame.mapped + frame.in_tree + pagevecs;
       expect(Inv::refcount, page_count(page) == explained, pfn.v, static_cast<uint64_t>(explained), static_cast<uint64_t>(page_count(page)));
@@ -337,9 +436,11 @@ class Scan {
     stat(NodeStat::nr_mapped, mapped_file_);
     stat(NodeStat::nr_file_pages, file_pages_);
     stat(NodeStat::nr_dirty, dirty_);
-    stat(NodeStat::nr_isolated_anon, 0);
-    stat(NodeStat::nr_isolated_file, 0);
-    stat(NodeStat::nr_writeback, 0);
+    stat(NodeStat::nr_swapcached, swap_cached_);
+    stat(NodeStat::nr_mlock, mlocked_);
+    for (const NodeStat s : {NodeStat::nr_isolated_anon, NodeStat::nr_isolated_file, NodeStat::nr_writeback})
+      equal(Inv::isolated, static_cast<uint64_t>(s), 0, m_.vmstat.node_page_state(s));
+    equal(Inv::zspages, 0, zspages_, m_.vmstat.node_page_state(NodeStat::nr_zspages));
   }
 
   Machine& m_;
@@ -347,7 +448,8 @@ class Scan {
   FrameCount* frames_ = nullptr;
   SlotCount* slots_[MAX_SWAPFILES];
   int64_t rss_[static_cast<unsigned>(RssKind::count)] = {};
-  int64_t tables_ = 0, file_pages_ = 0, dirty_ = 0, anon_ = 0, mapped_file_ = 0;
+  int64_t tables_ = 0, file_pages_ = 0, swap_cached_ = 0, dirty_ = 0, anon_ = 0, mapped_file_ = 0;
+  int64_t file_vmas_ = 0, zspages_ = 0, mlocked_ = 0;
   unsigned broken_ = 0;
 };
 
@@ -362,7 +464,11 @@ size_t Machine::verify_scratch_bytes() {
 
 unsigned Machine::verify(std::span<std::byte> scratch, VerifySink& sink) { return Scan(*this, scratch, sink).run(); }
 
-unsigned Machine::invariant_count() { return static_cast<unsigned>(Inv::count); }
-const char* Machine::invariant_id(unsigned i) { return i < invariant_count() ? IDS[i] : ""; }
+unsigned Machine::invariant_count() { return static_cast<unsigned>(Inv::count) + NR_SURVEYED; }
+const char* Machine::invariant_id(unsigned i) {
+  constexpr auto own = static_cast<unsigned>(Inv::count);
+  if (i < own) return IDS[i];
+  return i < invariant_count() ? SURVEYED[i - own] : "";
+}
 
 }  // namespace weir
