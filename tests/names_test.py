@@ -1,6 +1,10 @@
-"""Names: no path of somebody's machine in the sources, and the functions of the held flows exist under their names."""
+"""Names: no path of somebody's machine in the sources; the functions of the held flows exist under their names; and what a
+recording names is the function that ran, in the file it stands in."""
 
 import re
+import struct
+import subprocess
+import tempfile
 import tomllib
 import unittest
 from pathlib import Path
@@ -9,6 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FLOWS = ROOT / "tests" / "flows" / "flows.toml"
 HELD = ROOT / "tests" / "flows" / "held.txt"  # ids of the flows that are held, one a line, # starts a comment
 MACHINE_PATHS = ("/work/", "/root/")
+WEIR = ROOT / "build" / "release" / "bin" / "weir"
 
 
 def sources(*suffixes: str) -> dict[str, str]:
@@ -29,6 +34,36 @@ def defined(name: str, text: str) -> bool:
         if re.match(r"[^;{}()=]*\{", text[at:at + 500]):
             return True
     return False
+
+
+def without_comments(text: str) -> str:
+    return re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+
+
+def recorded_sites(recording: bytes) -> list[tuple[str, str]]:
+    """(function, file) of every place that recorded; src/record/README.md draws the format."""
+    if recording[:8] != b"weirrec\n":
+        raise ValueError("not a recording")
+    sites, at = [], 16
+    while at < len(recording):
+        tag, size = struct.unpack_from("<4sI", recording, at)
+        at += 8
+        if tag == b"SITE":
+            function, file = recording[at + 2:at + size].split(b"\0")[:2]
+            sites.append((function.decode(), file.decode()))
+        elif tag == b"DONE":
+            return sites
+        at += size
+    raise ValueError("a recording without its end")
+
+
+def misnamed(sites: list[tuple[str, str]], files: dict[str, str]) -> list[str]:
+    """Sites whose file, of those of that base name, does not define a function of that name."""
+    by_base: dict[str, list[str]] = {}
+    for name, text in files.items():
+        by_base.setdefault(name.rpartition("/")[2], []).append(without_comments(text))
+    return sorted(f"{file}: {function}" for function, file in set(sites)
+                  if not any(defined(function, text) for text in by_base.get(file, ())))
 
 
 def required_names(flow: dict, no_effect: set[str]) -> list[str]:
@@ -63,7 +98,7 @@ class Names(unittest.TestCase):
         flows = {flow["id"]: flow for flow in table["flow"]}
         no_effect = {entry["fn"] for entry in table["no_effect"]}
         text = "\n".join(sources(".hpp", ".cpp").values())
-        text = re.sub(r"//[^\n]*|/\*.*?\*/", "", text, flags=re.DOTALL)
+        text = without_comments(text)
         missing = []
         for line in HELD.read_text().splitlines():
             flow_id = line.partition("#")[0].strip()
@@ -74,6 +109,27 @@ class Names(unittest.TestCase):
                 if not defined(name, text):
                     missing.append(f"{flow_id}: {name} is defined nowhere in src/")
         self.assertEqual(missing, [], "\n" + "\n".join(missing))
+
+    @unittest.skipUnless(WEIR.exists(), "no release build: build/release/bin/weir (make build)")
+    def test_a_recording_names_the_functions_that_ran(self):
+        with tempfile.TemporaryDirectory() as scratch:
+            recording = Path(scratch) / "run.weir"
+            run = subprocess.run([WEIR, "sim", ROOT / "examples" / "004.toml", "--quiet", "--record", recording],
+                                 capture_output=True, text=True)
+            self.assertEqual(run.returncode, 0, run.stderr)
+            sites = recorded_sites(recording.read_bytes())
+        # A whole machine ran: reclaim, swap and files are all there.
+        names = {function for function, _ in sites}
+        self.assertLessEqual({"do_page_fault", "shrink_page_list", "add_to_swap", "do_swap_page"}, names)
+        wrong = misnamed(sites, sources(".hpp", ".h", ".cpp"))
+        self.assertEqual(wrong, [], "\n" + "\n".join(wrong))
+
+    def test_what_counts_as_misnamed(self):
+        files = {"mm/memory.cpp": "int f(int a) {\n}\n// int g() {}\n", "live/memory.cpp": "void h() {}"}
+        self.assertEqual(misnamed([("f", "memory.cpp"), ("h", "memory.cpp")], files), [])
+        self.assertEqual(misnamed([("g", "memory.cpp")], files), ["memory.cpp: g"])
+        self.assertEqual(misnamed([("f", "other.cpp"), ("operator()", "memory.cpp")], files),
+                         ["memory.cpp: operator()", "other.cpp: f"])
 
     def test_what_counts_as_a_definition(self):
         self.assertTrue(defined("kswapd", "void Vmscan::kswapd(Node& node) {\n}"))
