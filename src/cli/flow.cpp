@@ -3,12 +3,18 @@
 // weir flow: a recording in the documents' notation. Exit status: 0, 1 when the recording is broken (what there is is shown),
 // 2 when there is nothing to show.
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
+#include <filesystem>
 #include <iterator>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "cli/verbs.hpp"
 #include "mm/pgtable_types.hpp"
@@ -16,6 +22,7 @@
 #include "mm/types.hpp"
 #include "record/flow_json.hpp"
 #include "record/flow_tree.hpp"
+#include "sim/simulation.hpp"
 
 namespace weir::cli {
 
@@ -87,6 +94,44 @@ void print_facts(const Recording& recording) {
                note.text.empty() || note.text.back() == '\n' ? "" : "\n");
 }
 
+/// examples/flows beside the command's tree: where it was built, or where it is installed.
+std::filesystem::path flow_folder() {
+  std::error_code error;
+  const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
+  for (const char* place : {"../../../examples/flows", "../share/weir/examples/flows"})
+    if (std::filesystem::is_directory(self / place, error)) return (self / place).lexically_normal();
+  throw sim::ScenarioError("examples/flows is not beside the command (" + self.string() + "); run it from its build tree");
+}
+
+std::string flow_ids() {
+  std::vector<std::string> ids;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(flow_folder(), error))
+    if (entry.path().extension() == ".toml") ids.push_back(entry.path().stem().string());
+  std::sort(ids.begin(), ids.end());
+  return fmt::format("{}", fmt::join(ids, ", "));
+}
+
+std::string temporary_file() {
+  std::string name = (std::filesystem::temp_directory_path() / "weir-flow-XXXXXX").string();
+  const int fd = mkstemp(name.data());
+  if (fd < 0) throw sim::ScenarioError("no file can be made in " + std::filesystem::temp_directory_path().string());
+  close(fd);
+  return name;
+}
+
+/// Runs the flow's scenario with a recording. What is not asked for otherwise: the calls of the function that the scenario names.
+void run_flow(const std::string& id, std::optional<uint64_t> seed, const std::string& file, FlowPrint& how) {
+  const std::filesystem::path path = flow_folder() / (id + ".toml");
+  if (id.find('/') != std::string::npos || !std::filesystem::exists(path))
+    throw sim::ScenarioError("there is no flow \"" + id + "\"; there are: " + flow_ids());
+  const sim::Scenario scenario = sim::load_scenario(path.string());
+  const sim::SimResult result = sim::run_scenario(scenario, {.seed = seed, .record = file});
+  for (const sim::Broken& b : result.broken) fmt::print(stderr, "weir flow: broken {}: {}\n", b.id, b.text);
+  if (how.function.empty()) how.function = scenario.show;
+  if (how.first == UINT64_MAX) how.first = 120;
+}
+
 }  // namespace
 
 int cmd_flow(int argc, char** argv) {
@@ -102,7 +147,19 @@ int cmd_flow(int argc, char** argv) {
   FlowPrint how;
   uint32_t around = 0;
   bool no_states = false, arguments = false, times = false, json = false, facts = false;
-  app.add_option("--from", from, "the recording")->required()->type_name("FILE");
+  std::string id, record;
+  uint64_t seed = 0;
+  auto* id_option = app.add_option("ID", id, "a flow of the documents: runs examples/flows/ID.toml and shows what it recorded");
+  auto* from_option = app.add_option("--from", from, "a recording that is there already")->type_name("FILE")->excludes(id_option);
+  auto* seed_option = app.add_option("--seed", seed, "with ID: in place of the scenario's seed")->needs(id_option);
+  app.add_option("--record", record, "with ID: keeps the recording")->type_name("FILE")->needs(id_option);
+  app.add_option_function<std::string>(
+         "--kernel",
+         [](const std::string& kernel) {
+           if (kernel != "4.14") throw CLI::ValidationError("--kernel", "only the profile 4.14 is there yet");
+         },
+         "with ID: the profile (4.14)")
+      ->needs(id_option);
   app.add_option("--task", how.task, "only this task: a tid or a name");
   app.add_option("--function", how.function, "only calls of this function, with what is below them");
   app.add_option("--depth", how.depth, "levels of calls below each root; deeper ones are counted")
@@ -130,7 +187,23 @@ int cmd_flow(int argc, char** argv) {
   how.times = times ? Shown::yes : Shown::no;
   how.styles = mm_styles();
 
+  if (id_option->count() == 0 && from_option->count() == 0) {
+    fmt::print(stderr, "weir flow: wants a flow's ID or --from FILE; there are: {}\n", flow_ids());
+    return 2;
+  }
+  std::string temporary;
+  if (id_option->count() != 0) {
+    try {
+      from = record.empty() ? temporary = temporary_file() : record;
+      run_flow(id, seed_option->count() != 0 ? std::optional<uint64_t>(seed) : std::nullopt, from, how);
+    } catch (const std::exception& e) {
+      fmt::print(stderr, "weir flow: {}\n", e.what());
+      if (!temporary.empty()) std::remove(temporary.c_str());
+      return 2;
+    }
+  }
   const Recording recording = read_recording(from);
+  if (!temporary.empty()) std::remove(temporary.c_str());
   if (recording.status == Recording::Status::refused) {
     fmt::print(stderr, "weir flow: {}\n", recording.problem);
     return 2;

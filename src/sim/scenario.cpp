@@ -255,6 +255,7 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
   s.path = file;
   Table root(tree, file, "scenario");
   s.title = root.text("title", "");
+  s.show = root.text("show", "");
   if (root.has("end")) s.end = root.time("end", std::nullopt);
 
   if (const toml::table* m = root.table("machine")) {

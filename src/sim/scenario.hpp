@@ -79,6 +79,7 @@ struct TaskConfig {
 struct Scenario {
   std::string path;
   std::string title;
+  std::string show;                    ///< the function whose calls `weir flow` prints; empty: all
   // [machine]
   Bytes ram{uint64_t{64} << 20};
   Bytes dma32{0};                      ///< size of zone DMA32; 0: as hardware has it (4 GiB)
