@@ -49,10 +49,13 @@ Result<void> AddressSpaces::populate(Task& task, VirtAddr start, VirtAddr end) {
         VmArea* vma = vmas_.vma_lookup(mm, at);
         if (vma == nullptr || (vma->vm_flags & VM_LOCKED) == 0)
           return Errno::nomem;  // unmapped or unlocked by another thread
+        if ((vma->vm_flags & VM_ACCESS_FLAGS) == 0) return Errno::nomem;
         if ((vma->vm_flags & (VM_WRITE | VM_SHARED)) == VM_WRITE) error_code |= PF_WRITE;
         page = get_present_page(mm, at, pte);
       }
       if (page != nullptr && (pte_write(pte) || (error_code & PF_WRITE) == 0)) {
+        if (!page->test(PageFlag::lru))
+          filemap.lru().lru_add_drain();  // on its way to a list: it must be on it to leave it
         filemap.lock_page(*page);
         if (page_mapped(*page)) filemap.lru().mlock_vma_page(*page);
         filemap.unlock_page(*page);

@@ -155,10 +155,18 @@ class Vm {
         if (text.size() < 4000) text += line;
       }
     } sink;
+    while (gauge(NodeStat::nr_writeback) != 0 || reading()) world.schedule_timeout(Nanos(1000000));
     machine->lru.lru_add_drain_all();
     std::vector<std::byte> scratch(machine->verify_scratch_bytes());
     machine->verify(scratch, sink);
     return sink.text;
+  }
+
+  /// Reads (of readahead) are under way.
+  bool reading() const {
+    for (const SimDisk* disk : {swap_disk, file_disk})
+      if (disk != nullptr && disk->sim_stats().waiting + disk->sim_stats().in_service != 0) return true;
+    return false;
   }
 
   VirtualWorld& world;
