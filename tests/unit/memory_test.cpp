@@ -275,6 +275,158 @@ TEST(Race, DontneedDuringFaultsLosesNoFrame) {
   }
 }
 
+// ---- Files
+// -------------------------------------------------------------------------------------------------------------------
+
+/// A file of `pages` pages, each with its number + 1 in front, and nothing of it in memory.
+struct MappedFile {
+  Vm& vm;
+  Inode* inode = nullptr;
+  File* file = nullptr;
+  MappedFile(Vm& in, uint64_t pages) : vm(in) {
+    inode = *vm.machine->files.create_inode("f", *vm.file_disk, 0, Bytes(0), Bytes(pages << PAGE_SHIFT));
+    file = *vm.machine->files.open(*inode);
+    for (uint64_t i = 0; i < pages; ++i) EXPECT_TRUE(vm.machine->files.write_tag(*file, i, i + 1).ok());
+    EXPECT_TRUE(vm.machine->files.fsync(*file).ok());
+    vm.machine->lru.lru_add_drain_all();
+    EXPECT_EQ(vm.machine->files.invalidate(*inode), pages);
+  }
+  ~MappedFile() {
+    vm.exit_all();
+    vm.machine->files.close(*file);
+    vm.machine->files.iput(*inode);
+  }
+  uint64_t read(uint64_t page) {
+    Result<uint64_t> tag = vm.machine->files.read_tag(*file, page);
+    EXPECT_TRUE(tag.ok()) << errno_name(tag.error());
+    return tag ? *tag : 0;
+  }
+};
+VmOptions with_disk() { return {.disk = Bytes(uint64_t{4} << 20), .content = ContentKind::tags}; }
+using Sharing = MmapRequest::Sharing;
+
+TEST(FileFault, MappedContentIsTheFiles) {
+  run_vm(with_disk(), [](Vm& vm) {
+    MappedFile f(vm, 40);
+    Task& task = vm.task();
+    const VirtAddr shared = vm.map_file(task, *f.file, 30, Sharing::shared, VM_READ, 5);
+    const VirtAddr priv = vm.map_file(task, *f.file, 30, Sharing::private_, VM_READ, 10);
+    for (uint64_t i = 0; i < 30; ++i) EXPECT_EQ(vm.read(task, Vm::page_at(shared, i)), i + 6);
+    for (uint64_t i = 0; i < 30; ++i) EXPECT_EQ(vm.read(task, Vm::page_at(priv, i)), i + 11);
+    EXPECT_EQ(task.mm->rss(RssKind::file), 60);
+    EXPECT_EQ(vm.gauge(NodeStat::nr_mapped), 35);
+    EXPECT_EQ(task.maj_flt, vm.event(VmEvent::pgmajfault));
+    EXPECT_GE(task.maj_flt, 1u);
+    EXPECT_EQ(task.maj_flt + task.min_flt, 60u);
+  });
+}
+
+TEST(FileFault, APrivateWriteNeverReachesTheFile) {
+  run_vm(with_disk(), [](Vm& vm) {
+    MappedFile f(vm, 4);
+    Task& task = vm.task();
+    const VirtAddr at = vm.map_file(task, *f.file, 4, Sharing::private_);
+    vm.write(task, at, 100);  // nothing was there: the copy is made at once
+    vm.read(task, Vm::page_at(at, 1));
+    vm.write(task, Vm::page_at(at, 1), 101);  // the file's page was mapped: copy on write
+    EXPECT_EQ(vm.event(VmEvent::pgcow), 1u);
+    EXPECT_EQ(vm.read(task, at), 100u);
+    EXPECT_EQ(vm.read(task, Vm::page_at(at, 1)), 101u);
+    EXPECT_EQ(f.read(0), 1u);
+    EXPECT_EQ(f.read(1), 2u);
+    EXPECT_EQ(task.mm->rss(RssKind::anon), 2);
+    EXPECT_EQ(task.mm->rss(RssKind::file), 0);
+    // As anonymous memory the copies survive the file's page.
+    vm.machine->files.invalidate(*f.inode);
+    EXPECT_EQ(vm.read(task, at), 100u);
+  });
+}
+
+TEST(FileFault, ASharedWriteReachesTheFileAndOtherMappings) {
+  run_vm(with_disk(), [](Vm& vm) {
+    MappedFile f(vm, 4);
+    Task& a = vm.task();
+    Task& b = vm.task();
+    const VirtAddr at_a = vm.map_file(a, *f.file, 4, Sharing::shared);
+    const VirtAddr at_b = vm.map_file(b, *f.file, 4, Sharing::shared, VM_READ);
+    vm.write(a, at_a, 50);
+    EXPECT_EQ(vm.read(b, at_b), 50u);
+    EXPECT_EQ(f.read(0), 50u);
+    EXPECT_TRUE(vm.page(a, at_a).test(PageFlag::dirty));
+    EXPECT_TRUE(vm.machine->files.fsync(*f.file).ok());
+    vm.exit_all();
+    vm.machine->lru.lru_add_drain_all();
+    vm.machine->files.invalidate(*f.inode);
+    EXPECT_EQ(f.read(0), 50u);
+  });
+}
+
+/// File operations that count.
+class Counting final : public VmOps {
+ public:
+  explicit Counting(VmOps& inner) : inner_(inner) {}
+  uint32_t fault(FaultRequest& request) override { return ++faults, inner_.fault(request); }
+  uint32_t page_mkwrite(FaultRequest& request) override { return ++mkwrites, inner_.page_mkwrite(request); }
+  void balance_dirty(VmArea& vma) override { ++balanced, inner_.balance_dirty(vma); }
+  int faults = 0, mkwrites = 0, balanced = 0;
+
+ private:
+  VmOps& inner_;
+};
+
+TEST(FileFault, TheOwnerIsAskedOnceForEachPageThatBecomesDirty) {
+  run_vm(with_disk(), [](Vm& vm) {
+    Counting ops(vm.machine->files);
+    vm.machine->spaces.set_file_ops(ops);
+    MappedFile f(vm, 4);
+    Task& task = vm.task();
+    const VirtAddr at = vm.map_file(task, *f.file, 4, Sharing::shared);
+    vm.read(task, at);
+    EXPECT_EQ(ops.mkwrites, 0);
+    for (int i = 0; i < 5; ++i) vm.write(task, at, 60);
+    EXPECT_EQ(ops.mkwrites, 1);
+    vm.write(task, Vm::page_at(at, 1), 61);
+    EXPECT_EQ(ops.mkwrites, 2);
+    EXPECT_EQ(ops.balanced, 2);
+    EXPECT_TRUE(vm.machine->files.fsync(*f.file).ok());  // clean and write-protected again
+    vm.read(task, at);
+    EXPECT_EQ(ops.mkwrites, 2);
+    vm.write(task, at, 62);
+    EXPECT_EQ(ops.mkwrites, 3);
+    EXPECT_EQ(f.read(0), 62u);
+    EXPECT_TRUE(vm.machine->files.fsync(*f.file).ok());
+  });
+}
+
+TEST(FileFault, BehindTheEndIsABusError) {
+  run_vm(with_disk(), [](Vm& vm) {
+    MappedFile f(vm, 2);
+    Task& task = vm.task();
+    const VirtAddr at = vm.map_file(task, *f.file, 4, Sharing::shared);
+    EXPECT_EQ(vm.read(task, Vm::page_at(at, 1)), 2u);
+    EXPECT_EQ(vm.mmu->touch(task, Vm::page_at(at, 2), SoftMmu::Access::read), FaultResult::sigbus);
+    EXPECT_EQ(vm.mmu->touch(task, Vm::page_at(at, 3), SoftMmu::Access::write), FaultResult::sigbus);
+  });
+}
+
+TEST(FileFault, AForkedMappingKeepsItsCopiesAndReadsTheRestFromTheFile) {
+  run_vm(with_disk(), [](Vm& vm) {
+    MappedFile f(vm, 4);
+    Task& parent = vm.task();
+    const VirtAddr at = vm.map_file(parent, *f.file, 4, Sharing::private_);
+    vm.write(parent, at, 100);
+    vm.read(parent, Vm::page_at(at, 1));
+    Task& child = vm.fork(parent);
+    vm.write(parent, at, 200);
+    vm.write(child, Vm::page_at(at, 1), 300);
+    EXPECT_EQ(vm.read(child, at), 100u);
+    EXPECT_EQ(vm.read(parent, Vm::page_at(at, 1)), 2u);
+    EXPECT_EQ(vm.read(child, Vm::page_at(at, 2)), 3u);
+    EXPECT_EQ(f.read(0), 1u);
+    EXPECT_EQ(f.read(1), 2u);
+  });
+}
+
 // ---- Zapping
 // -----------------------------------------------------------------------------------------------------------------
 
