@@ -34,15 +34,17 @@ void Memory::zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte)
   if (pte_none(Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)})) return;
   Mm& mm = *vma.vm_mm;
   const Pte was = tables_.ptep_get_and_clear(mm, address, pte);
+  // Old or young: where hardware does not have an old page, the architecture has its bytes, and gives them up by
+  // address. Behind a swap entry there may be a page that hardware could not let go of (Mmu::captured).
+  if (pte_present(was) || !caps_.has_accessed) {
+    if (address < gather.start) gather.start = address;
+    if (address + PAGE_SIZE > gather.end) gather.end = address + PAGE_SIZE;
+  }
   if (!pte_present(was)) {
     mm.dec_mm_counter(RssKind::swapents);
     gather.entries[gather.nr_entries++] = decode_swap_pte(was);
     return;
   }
-  // Old or young: where hardware does not have an old page, the architecture has its bytes, and gives them up by
-  // address.
-  if (address < gather.start) gather.start = address;
-  if (address + PAGE_SIZE > gather.end) gather.end = address + PAGE_SIZE;
   Page* page = vm_normal_page(was);
   if (page == nullptr) return;
   const bool anon = PageAnon(*page);
