@@ -20,6 +20,8 @@ namespace weir {
 namespace {
 
 constexpr size_t WINDOW = size_t{1} << UffdMmu::WINDOW_SHIFT;
+/// Of what the machine has to give, for compressed pages at most.
+constexpr int64_t ZRAM_PERCENT = 60;
 /// Of the budget, for what is not in the arena: engine stacks, this object, descriptors of the host's.
 constexpr size_t ENGINE_OVERHEAD = 768 << 10;
 
@@ -70,16 +72,13 @@ namespace {
 /// What the swap areas need of the machine's own memory.
 size_t zram_metadata(const LiveOptions& options, unsigned cpus, ZramOptions* zram) {
   size_t total = 0;
-  unsigned n = 0;
-  for (const SwapSpec& spec : options.swap) n += spec.kind == SwapSpec::Kind::zram ? 1 : 0;
   for (size_t i = 0; i < options.swap.size(); ++i) {
     const SwapSpec& spec = options.swap[i];
     if (spec.kind != SwapSpec::Kind::zram) continue;
     const Bytes size = spec.size.v != 0 ? spec.size : options.ram * 4;
     zram[i] = {.name = "zram",
                .capacity = pages_in(size),
-               // What the pool may not have, the working set and reclaim need.
-               .mem_limit = pages_in(Bytes(options.ram.v / 10 * 6 / n)),
+               .mem_limit = PageCount(0),   // set when the machine is up
                .comp = {.algorithm = spec.algorithm, .streams = std::clamp(cpus, 1u, 64u)}};
     total += page_align_up(Zram::metadata_needed(zram[i]));
   }
@@ -267,6 +266,8 @@ bool LiveMachine::boot(LiveError& error) {
 bool LiveMachine::start_swap(LiveError& error) {
   Parts& p = *parts_;
   std::byte* metadata = p.mmu->reserve().data();
+  unsigned nr_zram = 0;
+  for (const SwapSpec& spec : options_.swap) nr_zram += spec.kind == SwapSpec::Kind::zram ? 1 : 0;
   for (size_t i = 0; i < options_.swap.size(); ++i) {
     const SwapSpec& spec = options_.swap[i];
     Parts::Area& area = p.areas[p.nr_areas];
@@ -274,6 +275,8 @@ bool LiveMachine::start_swap(LiveError& error) {
     if (spec.kind == SwapSpec::Kind::zram) {
       std::snprintf(area.name, sizeof area.name, "zram%u", p.nr_areas);
       p.zram_options[i].name = area.name;
+      // What the pools may not have, the working set and reclaim need.
+      p.zram_options[i].mem_limit = PageCount(p.boot_managed.v * ZRAM_PERCENT / 100 / nr_zram);
       const size_t bytes = Zram::metadata_needed(p.zram_options[i]);
       if (bytes == 0) {
         explain(error, area.name, "its size is out of range");
@@ -301,7 +304,7 @@ bool LiveMachine::start_swap(LiveError& error) {
         file.after_open = FileName::unlink;
       }
       file.capacity = pages_in(spec.size);
-      if (spec.size.v == 0 && file.origin != FileOrigin::existing) file.capacity = pages_in(options_.ram * 2);
+      if (spec.size.v == 0 && file.origin != FileOrigin::existing) file.capacity = pages_in(options_.ram * 4);
       FileDeviceError why;
       Result<FileDevice*> made = FileDevice::create(area.file_place, *p.world, file, why);
       if (!made) {

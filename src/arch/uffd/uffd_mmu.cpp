@@ -100,6 +100,7 @@ UffdStats UffdMmu::stats() const {
   s.cow_breaks = get(n_.cow_breaks);
   s.flush_skipped = get(n_.flush_skipped);
   s.again = get(n_.again);
+  s.stale = get(n_.stale);
   s.clean = get(n_.clean);
   s.dirty = get(n_.dirty);
   s.quarantine_flushes = get(n_.quarantine_flushes);

@@ -47,6 +47,7 @@ struct UffdStats {
   uint64_t pinned = 0;                          ///< times a page could not be moved out
   uint64_t cow_breaks = 0;                      ///< runs shared by fork that had to be copied before they could be moved
   uint64_t flush_skipped = 0, again = 0;        ///< entries that had changed meanwhile; EAGAIN from the host
+  uint64_t stale = 0;                           ///< host pages that were still there when their successor came
   uint64_t clean = 0, dirty = 0;                ///< answers of test_dirty
   uint64_t quarantine_flushes = 0, quarantined_pages = 0;
   uint64_t staged = 0, slack = 0;               ///< now: frames in staging; slots left behind
@@ -147,6 +148,7 @@ class UffdMmu final : public Mmu {
 
   // in
   Result<void> copy_in(VirtAddr address, const std::byte* from);
+  Result<void> try_copy_in(VirtAddr address, const std::byte* from);
   Result<void> place_in(VirtAddr address, Page& page);
 
   // out
@@ -154,6 +156,8 @@ class UffdMmu final : public Mmu {
   [[nodiscard]] bool still_maps(const FlushEntry& entry, Purpose purpose) const;
   void move_run(FlushEntry* const* run, unsigned n);
   void stay(FlushEntry& entry);
+  [[nodiscard]] bool stale(Mm& mm, VirtAddr at) const;
+  void drop(VirtAddr start, uint64_t length);
   [[nodiscard]] unsigned take_slots(unsigned wanted, uint32_t& first);
   void give_slots(uint32_t first, unsigned n);
   [[nodiscard]] bool slot_taken(uint32_t slot) const WEIR_REQUIRES(staging_lock_);
@@ -204,7 +208,7 @@ class UffdMmu final : public Mmu {
 
   struct Counters {
     std::atomic<uint64_t> copies{0}, zero_copies{0}, staged_back{0}, place_moves{0}, moves{0}, moved_pages{0}, pinned{0}, cow_breaks{0},
-        flush_skipped{0}, again{0}, clean{0}, dirty{0}, quarantine_flushes{0}, quarantined_pages{0};
+        flush_skipped{0}, again{0}, stale{0}, clean{0}, dirty{0}, quarantine_flushes{0}, quarantined_pages{0};
   };
   Counters n_;
 };

@@ -44,8 +44,15 @@ void UffdMmu::wake(VirtAddr address) {
   host::ioctl(fds_.user, UFFDIO_WAKE, &range);
 }
 
-/// Window lock held. Errors: EAGAIN (the mapping is not there, or is being changed), ENOMEM.
+/// Window lock held; the PTE stands for a page that hardware does not have. After an error nothing is mapped there.
+/// Errors: EAGAIN (the mapping is not there, or is being changed), ENOMEM.
 Result<void> UffdMmu::copy_in(VirtAddr address, const std::byte* from) {
+  const Result<void> copied = try_copy_in(address, from);
+  if (!copied) host::madvise(reinterpret_cast<void*>(address.v), PAGE_SIZE, MADV_DONTNEED);
+  return copied;
+}
+
+Result<void> UffdMmu::try_copy_in(VirtAddr address, const std::byte* from) {
   for (int tries = 0;; ++tries) {
     uffdio_copy copy{.dst = address.v, .src = reinterpret_cast<uint64_t>(from), .len = PAGE_SIZE, .mode = 0, .copy = 0};
     const long r = host::ioctl(fds_.user, UFFDIO_COPY, &copy);
@@ -59,8 +66,12 @@ Result<void> UffdMmu::copy_in(VirtAddr address, const std::byte* from) {
       case ENOENT: return Errno::again;  // unmapped under our feet: the access, repeated, finds out for itself
       case ESRCH: return Errno::again;   // the process is going
       case ENOMEM: return Errno::nomem;
-      // Our tables say that nothing is there.
-      case EEXIST: refused("UFFDIO_COPY: something is mapped already where a page was to come back", r, __FILE__, __LINE__);
+      case EEXIST:
+        // From before the PTE was cleared, by somebody whose flush_range is still to come.
+        count(n_.stale);
+        if (tries == PATIENCE) refused("UFFDIO_COPY: something is mapped again and again where a page was to come back", r, __FILE__, __LINE__);
+        drop(address, PAGE_SIZE);
+        break;
       default: refused("UFFDIO_COPY", r, __FILE__, __LINE__);
     }
   }
@@ -77,7 +88,7 @@ Result<void> UffdMmu::place_in(VirtAddr address, Page& page) {
       count(n_.place_moves);
       return {};
     }
-    if (r != -EAGAIN) break;  // shared by fork, or other rights than the arena's: copied instead
+    if (r != -EAGAIN) break;  // shared by fork, other rights than the arena's, something stale there: copied instead
     count(n_.again);
     yield();
   }
@@ -277,18 +288,36 @@ bool UffdMmu::captured(Page& page) {
   return kind(page) != Kind::mapped;
 }
 
+/// Window lock held. The host page at `at`, if there is one, is not the one that its PTE stands for now: the range was zapped, and nobody
+/// has come to the address since. (A swap entry is somebody: put there after a new page had been, whose host page may be there still.)
+bool UffdMmu::stale(Mm& mm, VirtAddr at) const {
+  const Pte pte = load(tables_->walk(mm, at));
+  if (pte_none(pte)) return true;
+  if (!pte_present(pte)) return false;
+  const Page& page = mem_->page(pte_pfn(pte));
+  return kind(page) != Kind::mapped || mapped_at_[pte_pfn(pte).v].load(std::memory_order_relaxed) != at.v;
+}
+
+// Others may fault in the range meanwhile (DONTNEED holds mmap_sem for reading): what they have put there since the PTEs were cleared stays.
 void UffdMmu::flush_range(Mm& mm, VirtAddr start, VirtAddr end) {
   for (VirtAddr a = tables_->next_table(mm, start, end); a < end; a = tables_->next_table(mm, a, end)) {
     const VirtAddr stop = PageTables::pmd_addr_end(a, end);
-    {
-      ScopedLock guard(window(a));
-      const long r = host::madvise(reinterpret_cast<void*>(a.v), stop - a, MADV_DONTNEED);
-      // ENOMEM: a part of it is not mapped any more.
-      if (r != 0 && r != -ENOMEM) refused("MADV_DONTNEED", r, __FILE__, __LINE__);
+    ScopedLock guard(window(a));
+    while (a < stop) {
+      VirtAddr to = a;
+      while (to < stop && stale(mm, to)) to = to + PAGE_SIZE;
+      if (to > a) drop(a, to - a);
+      a = to < stop ? to + PAGE_SIZE : stop;
     }
-    a = stop;
   }
   if (nr_quarantined_.load(std::memory_order_relaxed) >= QUARANTINE_BATCH) drain();
+}
+
+/// Window lock held.
+void UffdMmu::drop(VirtAddr start, uint64_t length) {
+  const long r = host::madvise(reinterpret_cast<void*>(start.v), length, MADV_DONTNEED);
+  // ENOMEM: a part of it is not mapped any more.
+  if (r != 0 && r != -ENOMEM) refused("MADV_DONTNEED", r, __FILE__, __LINE__);
 }
 
 // ---- Staging slots ---------------------------------------------------------------------------------------------------

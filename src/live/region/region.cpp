@@ -1,0 +1,146 @@
+// src/live/region/region.cpp: the library for programs. See include/weir/weir.h
+#include <sys/mman.h>
+
+#include <cstring>
+#include <new>
+#include <string>
+
+#include "live/live_machine.hpp"
+#include "weir/weir.h"
+
+struct weir_region {
+  weir::LiveMachine* live;
+  std::byte* data;
+  uint64_t size;
+};
+
+namespace {
+
+using namespace weir;
+
+void explain(char* error, size_t size, const char* text) {
+  if (error == nullptr || size == 0) return;
+  std::strncpy(error, text, size - 1);
+  error[size - 1] = 0;
+}
+
+weir_region* create(const weir_region_options& o, char* error, size_t error_size) {
+  if (o.size == 0 || o.size > uint64_t{1} << 46) {
+    explain(error, error_size, "size: the region is empty or larger than 64 TiB");
+    return nullptr;
+  }
+  std::vector<std::string_view> texts;
+  for (unsigned i = 0; o.swap != nullptr && i < o.nr_swap; ++i) texts.emplace_back(o.swap[i]);
+  auto swap = parse_swap_specs(texts, Bytes(o.ram));
+  if (auto* why = std::get_if<SwapSpecError>(&swap)) {
+    explain(error, error_size, why->text.c_str());
+    return nullptr;
+  }
+  if (o.delivery != WEIR_DELIVERY_SIGNAL && o.delivery != WEIR_DELIVERY_THREAD) {
+    explain(error, error_size, "delivery: neither WEIR_DELIVERY_SIGNAL nor WEIR_DELIVERY_THREAD");
+    return nullptr;
+  }
+  const uint64_t size = page_align_up(o.size);
+  LiveOptions options;
+  options.ram = Bytes(o.ram);
+  options.swap = std::get<std::vector<SwapSpec>>(swap);
+  options.delivery = o.delivery == WEIR_DELIVERY_THREAD ? Delivery::thread : Delivery::signal;
+  options.address_space = Bytes(size);
+  LiveError why;
+  LiveMachine* live = LiveMachine::create(options, why);
+  if (live == nullptr) {
+    explain(error, error_size, why.text);
+    return nullptr;
+  }
+  Result<void*> data = live->map(size, PROT_READ | PROT_WRITE);
+  if (!data) {
+    LiveMachine::destroy(live);
+    explain(error, error_size, "the host has no address space for a region of this size: see ulimit -v and vm.overcommit_memory");
+    return nullptr;
+  }
+  return new weir_region{live, static_cast<std::byte*>(*data), o.size};
+}
+
+/// 0, or why [offset, offset + length) is no part of it.
+int check(const weir_region* region, uint64_t offset, uint64_t length) {
+  if (region == nullptr) return EINVAL;
+  return offset > region->size || length > region->size - offset ? ENOMEM : 0;
+}
+
+}  // namespace
+
+extern "C" {
+
+void weir_region_options_init(weir_region_options* options) {
+  *options = {};
+  options->struct_size = sizeof *options;
+}
+
+weir_region* weir_region_create(const weir_region_options* options, char* error, size_t error_size) {
+  if (options == nullptr || options->struct_size < sizeof(weir_region_options)) {
+    explain(error, error_size, "options: struct_size is not set; call weir_region_options_init() first");
+    return nullptr;
+  }
+  try {
+    return create(*options, error, error_size);
+  } catch (const std::exception& e) {
+    explain(error, error_size, e.what());
+    return nullptr;
+  }
+}
+
+void weir_region_destroy(weir_region* region) {
+  if (region == nullptr) return;
+  LiveMachine::destroy(region->live);
+  delete region;
+}
+
+void* weir_region_data(const weir_region* region) { return region->data; }
+uint64_t weir_region_size(const weir_region* region) { return region->size; }
+
+int weir_region_discard(weir_region* region, uint64_t offset, uint64_t length) {
+  if (const int refused = check(region, offset, length)) return refused;
+  return static_cast<int>(region->live->advise(region->data + offset, length, MADV_DONTNEED).error());
+}
+
+int weir_region_populate(weir_region* region, uint64_t offset, uint64_t length, int for_writing) {
+  if (const int refused = check(region, offset, length)) return refused;
+  return static_cast<int>(region->live->populate(region->data + offset, length, for_writing != 0).error());
+}
+
+int weir_region_stats(weir_region* region, weir_region_statistics* out) {
+  if (region == nullptr || out == nullptr || out->struct_size < sizeof(weir_region_statistics)) return EINVAL;
+  LiveStats s;
+  region->live->stats(s);
+  const auto event = [&](VmEvent e) { return s.event[static_cast<unsigned>(e)]; };
+  const size_t struct_size = out->struct_size;
+  *out = {};
+  out->struct_size = struct_size;
+  out->ram_pages = s.ram_pages;
+  out->host_resident_pages = s.host_resident_pages;
+  out->resident_pages = s.rss_pages;
+  out->swapped_pages = s.swap_pages;
+  out->free_pages = static_cast<uint64_t>(s.node[static_cast<unsigned>(NodeStat::nr_free_pages)]);
+  out->pgfault = event(VmEvent::pgfault);
+  out->pgmajfault = event(VmEvent::pgmajfault);
+  out->pswpin = event(VmEvent::pswpin);
+  out->pswpout = event(VmEvent::pswpout);
+  out->pgscan_kswapd = event(VmEvent::pgscan_kswapd);
+  out->pgscan_direct = event(VmEvent::pgscan_direct);
+  out->pgsteal_kswapd = event(VmEvent::pgsteal_kswapd);
+  out->pgsteal_direct = event(VmEvent::pgsteal_direct);
+  out->allocstall = event(VmEvent::allocstall);
+  out->access_flag_fault = event(VmEvent::access_flag_fault);
+  out->swap_clean_drop = event(VmEvent::swap_clean_drop);
+  out->pinned = s.arch.pinned;
+  out->swap_total_pages = static_cast<uint64_t>(s.swap_total);
+  out->swap_free_pages = static_cast<uint64_t>(s.swap_free);
+  for (unsigned i = 0; i < s.nr_areas; ++i) {
+    out->zram_orig_data_size += s.areas[i].mm_stat.orig_data_size.v;
+    out->zram_compr_data_size += s.areas[i].mm_stat.compr_data_size.v;
+    out->zram_mem_used_total += s.areas[i].mm_stat.mem_used_total.v;
+  }
+  return 0;
+}
+
+}  // extern "C"
