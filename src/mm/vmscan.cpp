@@ -956,6 +956,8 @@ void Vmscan::kswapd(void* data) {
     if (kthread_should_stop()) break;
     // What was asked before the freeze is old; it will be asked again.
     if (was_frozen) continue;
+    // A fork comes before or after it, and finds no page locked by it.
+    KthreadPass pass;
     reclaim_order = self.balance_pgdat(alloc_order, classzone);
   }
   current().flags &= ~static_cast<uint32_t>(PF_MEMALLOC | PF_SWAPWRITE | PF_KSWAPD);
