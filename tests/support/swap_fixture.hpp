@@ -4,7 +4,7 @@
 //
 //   SwapMachine m;  m.add_area(1024);            the rooms from frames to swapon, no processes
 //   ReclaimWorld w({.ram = 16_MiB}, {.seed = 7});  a whole machine with tasks, kswapd and hardware that sets bits in
-//   PTEs w.run([&] { Task& t = w.task("a"); ... w.store(t, address, value); ... });
+//   PTEs w.run([&] { Task& t = w.task("a"); ... w.put(t, address, value); ... });
 #pragma once
 
 #include <gtest/gtest.h>
@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "arch/soft/soft_mmu.hpp"
 #include "kernel/virtual/virtual_world.hpp"
 #include "mm/machine.hpp"
 #include "support/mm_fixture.hpp"
@@ -184,73 +185,119 @@ class SwapMachine : public TestMachine {
   }
 };
 
-/// Hardware that walks the machine's tables itself and sets young and dirty; or, with capabilities taken away, knows
-/// only what it was told (update_mmu_cache) until it is told otherwise, and keeps a copy of what lies in each slot.
-class HardwareMmu final : public Mmu {
+/// Soft hardware that is watched: counts what it is told, and can be told that pages are pinned. Or hardware without
+/// accessed and dirty bits, aliases and write protection (Model::uffd): it knows only translations that it was told of
+/// (update_mmu_cache), until it is told otherwise, and keeps a copy of what lies in each slot.
+class WatchedMmu final : public Mmu {
  public:
-  Caps capabilities;
-  MemMap* mem = nullptr;
-  std::set<const Page*> pinned;  ///< cannot be aged
-  uint64_t flushes = 0, flushed = 0, ages = 0, aged = 0, dirty_tests = 0;
-  std::set<std::pair<Mm*, uint64_t>> valid;
+  explicit WatchedMmu(const SoftMmu::Options& options)
+      : has_bits_(options.model == SoftMmu::Model::hardware),
+        soft(new SoftMmu({.content = options.content, .cpus = options.cpus})) {}
 
-  [[nodiscard]] bool knows(Mm& mm, VirtAddr a) const {
-    return capabilities.has_accessed || valid.count({&mm, a.page().v}) != 0;
+ private:
+  bool has_bits_;
+
+ public:
+  std::unique_ptr<SoftMmu> soft;
+  std::set<const Page*> pinned;  ///< cannot be aged, and after an unmapping not be captured
+  uint64_t flushes = 0, flushed = 0, ages = 0, aged = 0, dirty_tests = 0;
+
+  /// One access by a program: hardware's own look, else the fault, until it is done or refused.
+  FaultResult access(Machine& m, Task& task, VirtAddr address, bool write, const std::function<void(std::byte*)>& fn) {
+    for (;;) {
+      Mm& mm = *task.mm;
+      const Pte* pte = m.tables.walk(mm, address);
+      if (pte != nullptr && pte_present(*pte) && (!write || pte_write(*pte)) &&
+          valid_.count({mm.id, address.page().v}) != 0) {
+        fn(m.mem.address(pte_pfn(*pte)) + (address.v & ~PAGE_MASK));
+        return FaultResult::done;
+      }
+      const uint32_t code = PF_USER | (write ? PF_WRITE : 0u) | (pte != nullptr && pte_present(*pte) ? PF_PROT : 0u);
+      if (const FaultResult r = m.do_page_fault(task, address, code); r != FaultResult::done) return r;
+    }
   }
-  [[nodiscard]] Caps caps() const override { return capabilities; }
-  Result<void> attach(MemMap& m, PageTables&, Bootmem&) override {
-    mem = &m;
-    return {};
+  FaultResult store(Machine& m, Task& task, VirtAddr address, uint64_t value) {
+    if (has_bits_) return soft->store(task, address, value);
+    return access(m, task, address, true, [&](std::byte* at) { std::memcpy(at, &value, sizeof value); });
   }
-  Result<void> update_mmu_cache(Mm& mm, VirtAddr address, Pte, Page*) override {
-    valid.insert({&mm, address.page().v});
-    return {};
+  FaultResult load(Machine& m, Task& task, VirtAddr address, uint64_t& value) {
+    if (has_bits_) return soft->load(task, address, value);
+    return access(m, task, address, false, [&](std::byte* at) { std::memcpy(&value, at, sizeof value); });
+  }
+  [[nodiscard]] bool knows(const Mm& mm, VirtAddr address) const {
+    return valid_.count({mm.id, address.page().v}) != 0;
+  }
+
+  [[nodiscard]] Caps caps() const override {
+    if (has_bits_) return soft->caps();
+    return {.has_accessed = false,
+            .has_dirty = false,
+            .has_write_protect = false,
+            .has_zero_page = false,
+            .has_alias = false};
+  }
+  Result<void> attach(MemMap& mem, PageTables& tables, Bootmem& boot) override {
+    mem_ = &mem;
+    return soft->attach(mem, tables, boot);
+  }
+  Result<void> update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* page) override {
+    if (!has_bits_) valid_.insert({mm.id, address.page().v});
+    return soft->update_mmu_cache(mm, address, pte, page);
   }
   void flush_batch(FlushBatch& batch) override {
     ++flushes;
-    for (unsigned i = 0; i < batch.count; ++i) valid.erase({batch.entries[i].mm, batch.entries[i].address.page().v});
     flushed += batch.count;
-    batch.count = 0;
+    forget(batch);
+    soft->flush_batch(batch);
   }
   void age_batch(FlushBatch& batch) override {
     ++ages;
+    FlushBatch rest;
     for (unsigned i = 0; i < batch.count; ++i) {
       FlushEntry& e = batch.entries[i];
       if (pinned.count(e.page) != 0) {
         e.page = nullptr;
-        continue;
+      } else {
+        rest.add(*e.mm, e.address, e.page);
+        ++aged;
       }
-      valid.erase({e.mm, e.address.page().v});
-      ++aged;
     }
+    forget(rest);
+    if (has_bits_) soft->age_batch(rest);
     batch.count = 0;
   }
+  bool captured(Page& page) override { return pinned.count(&page) == 0; }
   bool test_dirty(Page& page) override {
     ++dirty_tests;
     const auto it = slots_.find(page.private_);
-    return it == slots_.end() || std::memcmp(it->second.data(), mem->page_address(page), PAGE_SIZE) != 0;
+    return it == slots_.end() || std::memcmp(it->second.data(), mem_->page_address(page), PAGE_SIZE) != 0;
   }
   void mark_clean(Page& page) override {
-    const auto* bytes = reinterpret_cast<const char*>(mem->page_address(page));
-    slots_[page.private_] = std::string(bytes, PAGE_SIZE);
+    slots_[page.private_] = std::string(reinterpret_cast<const char*>(mem_->page_address(page)), PAGE_SIZE);
   }
   void flush_range(Mm& mm, VirtAddr start, VirtAddr end) override {
-    for (auto it = valid.lower_bound({&mm, start.v}); it != valid.end() && it->first == &mm && it->second < end.v;)
-      it = valid.erase(it);
+    for (auto it = valid_.lower_bound({mm.id, start.v});
+         it != valid_.end() && it->first == mm.id && it->second < end.v;)
+      it = valid_.erase(it);
+    soft->flush_range(mm, start, end);
   }
-  void mm_created(Mm&) override {}
-  void mm_destroyed(Mm&) override {}
-  Content kmap(Page& page) override { return {.bytes = mem->page_address(page)}; }
-  void kunmap(Page&) override {}
-  void clear_user_highpage(Page& page) override { std::memset(mem->page_address(page), 0, PAGE_SIZE); }
-  void copy_user_highpage(Page& to, Page& from) override {
-    std::memcpy(mem->page_address(to), mem->page_address(from), PAGE_SIZE);
-  }
-  void arch_alloc_page(Page&, Order, gfp_t) override {}
-  bool arch_free_page(Page&, Order) override { return true; }
-  void flush_quarantine() override {}
+  void mm_created(Mm& mm) override { soft->mm_created(mm); }
+  void mm_destroyed(Mm& mm) override { soft->mm_destroyed(mm); }
+  Content kmap(Page& page) override { return soft->kmap(page); }
+  void kunmap(Page& page) override { soft->kunmap(page); }
+  void clear_user_highpage(Page& page) override { soft->clear_user_highpage(page); }
+  void copy_user_highpage(Page& to, Page& from) override { soft->copy_user_highpage(to, from); }
+  void arch_alloc_page(Page& page, Order order, gfp_t gfp) override { soft->arch_alloc_page(page, order, gfp); }
+  bool arch_free_page(Page& page, Order order) override { return soft->arch_free_page(page, order); }
+  void flush_quarantine() override { soft->flush_quarantine(); }
 
  private:
+  void forget(const FlushBatch& batch) {
+    for (unsigned i = 0; i < batch.count; ++i)
+      valid_.erase({batch.entries[i].mm->id, batch.entries[i].address.page().v});
+  }
+  MemMap* mem_ = nullptr;
+  std::set<std::pair<uint64_t, uint64_t>> valid_;  // Mm's id, page address
   std::map<uint64_t, std::string> slots_;
 };
 
@@ -263,12 +310,13 @@ class ReclaimWorld {
     weir::MachineOptions::Threads threads = weir::MachineOptions::Threads::kswapd;
     unsigned page_cluster = 3;
     int swappiness = 60;
-    Mmu::Caps caps{};
+    SoftMmu::Model model = SoftMmu::Model::hardware;
   };
   explicit ReclaimWorld(Options options) : ReclaimWorld(options, VirtualWorld::Options{}) {}
   ReclaimWorld(Options options, VirtualWorld::Options world_options)
-      : arena(pages_in(options.ram)), world(with_log(std::move(world_options), options.cpus)) {
-    mmu.capabilities = options.caps;
+      : arena(pages_in(options.ram)),
+        mmu({.model = options.model, .cpus = options.cpus}),
+        world(with_log(std::move(world_options), options.cpus)) {
     weir::MachineOptions o;
     o.layout.ranges[0] = {Pfn(0), pages_in(options.ram)};
     o.layout.nr_ranges = 1;
@@ -280,11 +328,15 @@ class ReclaimWorld {
       Result<Machine*> made = Machine::create(place_, world, mmu, arena.base(), o);
       WEIR_BUG_ON(!made);
       machine_ = *made;
+      mmu.soft->set_fault_handler(machine_->fault);
+      machine_->spaces.set_file_ops(machine_->files);
     });
   }
   ~ReclaimWorld() {
     run([&] {
       while (!tasks_.empty()) exit(*tasks_.back());
+      for (File* file : files_) machine_->files.close(*file);
+      for (Inode* inode : inodes_) machine_->files.iput(*inode);
     });
     world.run_until(world.now() + 2_s);  // I/O ends, kswapd falls asleep
     run([&] {
@@ -295,7 +347,7 @@ class ReclaimWorld {
   }
 
   Arena arena;
-  HardwareMmu mmu;
+  WatchedMmu mmu;
   std::vector<std::string> log;
   VirtualWorld world;
   std::vector<std::unique_ptr<TestDevice>> devices;
@@ -356,28 +408,61 @@ class ReclaimWorld {
     WEIR_BUG_ON(!at);
     return *at;
   }
-  /// One access by a program: hardware's walk, else the fault, until it is done or refused.
-  FaultResult access(Task& task, VirtAddr address, bool write, const std::function<void(std::byte*)>& fn) {
-    for (;;) {
-      Mm& mm = *task.mm;
-      Pte* table = m().tables.pte_table(mm, address);
-      Pte* pte = table != nullptr ? table + (address.v >> PAGE_SHIFT) % PTRS_PER_TABLE : nullptr;
-      const bool present = pte != nullptr && pte_present(*pte);
-      if (present && (!write || pte_write(*pte)) && mmu.knows(mm, address)) {
-        if (mmu.capabilities.has_accessed) pte->v |= _PAGE_ACCESSED;
-        if (write && mmu.capabilities.has_dirty) pte->v |= _PAGE_DIRTY;
-        fn(m().mem.address(pte_pfn(*pte)) + (address.v & ~PAGE_MASK));
-        return FaultResult::done;
-      }
-      const uint32_t code = PF_USER | (write ? PF_WRITE : 0u) | (present ? PF_PROT : 0u);
-      if (const FaultResult r = m().do_page_fault(task, address, code); r != FaultResult::done) return r;
+  FaultResult store(Task& task, VirtAddr address, uint64_t value) { return mmu.store(m(), task, address, value); }
+  FaultResult load(Task& task, VirtAddr address, uint64_t& value) { return mmu.load(m(), task, address, value); }
+  /// The same where nothing can go wrong.
+  void put(Task& task, VirtAddr address, uint64_t value) { ASSERT_EQ(store(task, address, value), FaultResult::done); }
+  uint64_t get(Task& task, VirtAddr address) {
+    uint64_t value = ~uint64_t{0};
+    EXPECT_EQ(load(task, address, value), FaultResult::done);
+    return value;
+  }
+  static VirtAddr at(VirtAddr base, uint64_t page) { return base + (page << PAGE_SHIFT); }
+  /// Word i + seed in page i of n.
+  void fill(Task& task, VirtAddr base, uint64_t n, uint64_t seed) {
+    for (uint64_t i = 0; i < n; ++i) put(task, at(base, i), seed + i);
+  }
+  void expect(Task& task, VirtAddr base, uint64_t n, uint64_t seed) {
+    for (uint64_t i = 0; i < n; ++i) ASSERT_EQ(get(task, at(base, i)), seed + i) << "page " << i;
+  }
+  /// Every page of n forgotten by hardware as used, as time would do it.
+  void make_old(Task& task, VirtAddr base, uint64_t n) {
+    for (uint64_t i = 0; i < n; ++i)
+      if (PteLock pte = m().tables.pte_offset_map_lock(*task.mm, at(base, i)); pte && pte_present(*pte))
+        m().tables.ptep_test_and_clear_young(*task.mm, at(base, i), pte.get());
+  }
+  /// Out to swap, or off the page cache, as many of n as go.
+  PageCount reclaim(int64_t n) {
+    m().lru.lru_add_drain();
+    return m().vmscan.shrink_all_memory(PageCount(n));
+  }
+  /// A file of `pages` pages on `device`, its page i beginning with word i + 1. Put at the end.
+  File& file(TestDevice& device, uint64_t pages) {
+    for (uint64_t i = 0; i < pages; ++i) {
+      const uint64_t word = i + 1;
+      std::memcpy(device.page(i), &word, sizeof word);
     }
+    Result<Inode*> inode =
+        m().files.create_inode("file", device, 0, Bytes(pages << PAGE_SHIFT), Bytes(pages << PAGE_SHIFT));
+    WEIR_BUG_ON(!inode);
+    inodes_.push_back(*inode);
+    Result<File*> file = m().files.open(**inode);
+    WEIR_BUG_ON(!file);
+    files_.push_back(*file);
+    return **file;
   }
-  FaultResult store(Task& task, VirtAddr address, uint64_t value) {
-    return access(task, address, true, [&](std::byte* at) { std::memcpy(at, &value, sizeof value); });
+  /// The word at the beginning of the file's page.
+  uint64_t read_file(File& file, uint64_t page) {
+    uint64_t word = 0;
+    const Result<uint64_t> got =
+        m().files.read(file, page << PAGE_SHIFT, reinterpret_cast<std::byte*>(&word), sizeof word);
+    EXPECT_TRUE(got.ok());
+    return word;
   }
-  FaultResult load(Task& task, VirtAddr address, uint64_t& value) {
-    return access(task, address, false, [&](std::byte* at) { std::memcpy(&value, at, sizeof value); });
+  /// A device for files: no swap.
+  TestDevice& add_disk(TestDevice::Options options) {
+    devices.push_back(std::make_unique<TestDevice>(options));
+    return *devices.back();
   }
   [[nodiscard]] Pte pte(Task& task, VirtAddr address) {
     const Pte* p = m().tables.walk(*task.mm, address);
@@ -412,6 +497,8 @@ class ReclaimWorld {
   alignas(Machine) std::byte place_[sizeof(Machine)];
   Machine* machine_ = nullptr;
   std::vector<Task*> tasks_;
+  std::vector<File*> files_;
+  std::vector<Inode*> inodes_;
 };
 
 }  // namespace weir::test
