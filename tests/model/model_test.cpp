@@ -48,8 +48,8 @@ void run_seeds(Mode mode, const char* what, uint64_t seeds) {
   EXPECT_GT(all.pgpgout, 1000u);
 }
 
-TEST(Model, AgreesWithTheReference) { run_seeds(Mode::plain, "plain", 60); }
-TEST(Model, AgreesWhereDevicesFailAndMemoryIsRefused) { run_seeds(Mode::failures, "failures", 40); }
+TEST(Model, AgreesWithTheReference) { run_seeds(Mode::plain, "plain", 150); }
+TEST(Model, AgreesWhereDevicesFailAndMemoryIsRefused) { run_seeds(Mode::failures, "failures", 100); }
 
 TEST(Model, ReplaysAScript) {
   const char* file = std::getenv("WEIR_SCRIPT");

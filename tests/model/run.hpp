@@ -163,16 +163,16 @@ class Run {
     switch (swap()) {
       case Swap::none: budget_ = c_.ram * 45 / 100; break;
       case Swap::disk:
-        o.swaps = {{SwapKind::disk, Bytes(ram.v * 3 / 2)}};
-        budget_ = c_.ram * 3 / 2;
+        o.swaps = {{SwapKind::disk, Bytes(ram.v * 2)}};
+        budget_ = c_.ram * 2;
         break;
       case Swap::zram:
         o.swaps = {{c_.seed % 3 == 0 ? SwapKind::zram_zstd : SwapKind::zram, ram}};
-        budget_ = c_.ram * 65 / 100;
+        budget_ = c_.ram * 85 / 100;
         break;
       case Swap::zram_and_disk:
-        o.swaps = {{SwapKind::zram, ram, Bytes(ram.v / 8)}, {SwapKind::disk, ram}};
-        budget_ = c_.ram * 110 / 100;
+        o.swaps = {{SwapKind::zram, ram, Bytes(ram.v / 8)}, {SwapKind::disk, Bytes(ram.v * 3 / 2)}};
+        budget_ = c_.ram * 150 / 100;
         break;
     }
     o.disk = Bytes(uint64_t{4} << 20);
@@ -396,7 +396,7 @@ class Run {
     Mm& mm = *t.task->mm;
     switch (op.kind) {
       case Kind::mmap: {
-        uint64_t pages = 1 + op.a % (op.b % 4 == 0 ? 700 : 60);
+        uint64_t pages = 1 + op.a % (op.b % 3 == 0 ? 1000 : 60);
         if (promised() + pages > budget_) return;
         Reserve hold(reserved_, pages);
         MmapRequest request{.length = pages << PAGE_SHIFT, .prot = op.b % 8 == 1 ? prot_of(op.b / 8) : VM_READ | VM_WRITE};
@@ -446,7 +446,7 @@ class Run {
       }
       case Kind::store:
       case Kind::load: {
-        const auto r = range_of(t, op, op.c % 4 == 1 ? 800 : 40);
+        const auto r = range_of(t, op, op.c % 4 == 1 ? 1500 : 60);
         if (!r) return;
         const uint8_t mask = op.c % 3 == 0 ? static_cast<uint8_t>(1u << (op.c / 3 % PARTS)) : 0xff;
         for (uint64_t vpn = r->start; vpn < r->start + r->pages && failure_.empty() && !dying(t); ++vpn) {
@@ -822,7 +822,11 @@ class Run {
     }
     if (r != expected) {
       const bool resized = of_file && ((resizing & 1) != 0 || f->resizing != resizing);
-      if (resized && (r == FaultResult::sigbus || r == FaultResult::done)) return mark_vague(*page, write);
+      if (resized && (r == FaultResult::sigbus || r == FaultResult::done)) {
+        if (write && page->shared && r == FaultResult::done) f->unknown[at] |= mask;
+        if (write && !page->shared) page->vague = true;
+        return;
+      }
       if (c_.io_errors != 0 && expected == FaultResult::done && r == FaultResult::sigbus) {
         ++totals.errors;
         return;
@@ -854,9 +858,6 @@ class Run {
     } else {
       compare(t.name.c_str(), vpn, found, tagged() ? nullptr : bytes, page->words, page->unknown);
     }
-  }
-  static void mark_vague(RefPage& page, bool write) {
-    if (write && !page.shared) page.vague = true;
   }
   static const char* name(FaultResult r) {
     switch (r) {

@@ -107,7 +107,7 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
   }
   // How often each kind is drawn. Each seed leaves some kinds out, so that others meet more often.
   std::vector<std::pair<Kind, unsigned>> weights = {
-      {Kind::mmap, 10},     {Kind::mmap_file, 8}, {Kind::munmap, 5},  {Kind::mremap, 4}, {Kind::mprotect, 6}, {Kind::store, 30},
+      {Kind::mmap, 14},     {Kind::mmap_file, 8}, {Kind::munmap, 5},  {Kind::mremap, 4}, {Kind::mprotect, 6}, {Kind::store, 30},
       {Kind::load, 25},     {Kind::dontneed, 4},  {Kind::mlock, 3},   {Kind::munlock, 3}, {Kind::brk, 4},     {Kind::file_read, 6},
       {Kind::file_write, 6}, {Kind::fsync, 2},    {Kind::fork, 4},    {Kind::birth, 2},   {Kind::exit, 2},    {Kind::kill, 1},
       {Kind::kmalloc, 3},   {Kind::kfree, 2},     {Kind::vmalloc, 1}, {Kind::sleep, 4},   {Kind::balloon, 1},
@@ -118,7 +118,7 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
     if (!always && r.below(4) == 0) weight = 0;
     all += weight;
   }
-  const uint64_t rounds = 6 + r.below(8);
+  const uint64_t rounds = 8 + r.below(10);
   for (uint64_t n = 0; n < rounds; ++n) {
     const uint64_t ops = 10 + r.below(30);
     for (uint64_t i = 0; i < ops; ++i) {
