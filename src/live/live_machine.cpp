@@ -1,6 +1,7 @@
 // src/live/live_machine.cpp: a machine inside a program: made, entered, taken down. See live_machine.hpp
 #include "live/live_machine.hpp"
 
+#include <limits.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -8,6 +9,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -303,6 +305,10 @@ bool LiveMachine::start_swap(LiveError& error) {
         file.origin = FileOrigin::create;
         file.after_open = FileName::unlink;
       }
+      // The program may change its folder before it forks.
+      const std::string folder = file.origin == FileOrigin::unnamed ? spec.path : spec.path.substr(0, spec.path.rfind('/') + 1);
+      char absolute[PATH_MAX];
+      if (::realpath(folder.empty() ? "." : folder.c_str(), absolute) != nullptr) std::snprintf(area.folder, sizeof area.folder, "%.255s", absolute);
       file.capacity = pages_in(spec.size);
       if (spec.size.v == 0 && file.origin != FileOrigin::existing) file.capacity = pages_in(options_.ram * 4);
       FileDeviceError why;
@@ -722,6 +728,23 @@ class PrintingSink final : public VerifySink {
   }
   unsigned count = 0;
 };
+class HostPages final : public UffdMmu::VerifyHost {
+ public:
+  HostPages(Machine& machine, Mm& mm, PrintingSink& sink) : machine_(machine), mm_(mm), sink_(sink) {}
+  void broken(const char* what, uint64_t pfn, uint64_t expected, uint64_t found) override {
+    sink_.broken("host-pages", what, pfn, expected, found);
+  }
+  [[nodiscard]] bool managed(VirtAddr address) override {
+    ScopedRead reading(mm_.mmap_sem);
+    const VmArea* vma = machine_.vmas.vma_lookup(mm_, address);
+    return vma == nullptr || (vma->vm_flags & VM_IO) == 0;
+  }
+
+ private:
+  Machine& machine_;
+  Mm& mm_;
+  PrintingSink& sink_;
+};
 }  // namespace
 
 unsigned LiveMachine::verify() {
@@ -739,11 +762,8 @@ unsigned LiveMachine::verify() {
         PrintingSink sink;
         c.broken = c.p.machine->verify({reinterpret_cast<std::byte*>(scratch), bytes}, sink);
         raw_syscall(SYS_munmap, scratch, bytes);
-        c.broken += c.p.mmu->verify(
-            [](void* s, const char* what, uint64_t pfn, uint64_t expected, uint64_t found) {
-              static_cast<PrintingSink*>(s)->broken("host-pages", what, pfn, expected, found);
-            },
-            &sink);
+        HostPages host(*c.p.machine, *c.p.task->mm, sink);
+        c.broken += c.p.mmu->verify(host);
       },
       &call, p.task);
   return call.broken;

@@ -130,7 +130,7 @@ class LiveMachine {
   // ---- fork
   /// Forks while nobody is inside any LiveMachine: `do_fork` is _Fork() or a raw clone(SIGCHLD), called on an engine stack with all
   /// signals blocked: it must not run handlers of the program. Returns its result, in both processes. The child has its own userfaultfd, its
-  /// memory as of the fork, and its own kthreads before this returns; its swap files are read only.
+  /// memory as of the fork, its own kthreads and copies of the swap files before this returns. -1 with errno EAGAIN: no room for a copy.
   static pid_t fork(pid_t (*do_fork)());
 
   // ---- what it does
@@ -172,7 +172,11 @@ class LiveMachine {
   static LiveMachine* nth(unsigned i);
   static unsigned most_machines();
   // live_fork.cpp
+  static pid_t fork_from(unsigned i, pid_t (*do_fork)());
+  bool before_fork();
+  void parent_after_fork();
   void child_after_fork();
+  long copy_swap_file(unsigned i);
 
   char* range_ = nullptr;
   size_t range_bytes_ = 0;

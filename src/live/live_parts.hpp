@@ -49,6 +49,8 @@ struct LiveMachine::Parts final : Executioner {
     unsigned type = 0;
     Zram* zram = nullptr;
     FileDevice* file = nullptr;
+    char folder[256] = {};       ///< where a forked child's copy is made
+    int copy = -1;               ///< during a fork
     alignas(Zram) std::byte zram_place[sizeof(Zram)];
     alignas(FileDevice) std::byte file_place[sizeof(FileDevice)];
   } areas[LiveStats::MAX_AREAS];

@@ -93,9 +93,17 @@ class UffdMmu final : public Mmu {
   /// Wakes threads that wait for the page of `address`, if threads can.
   void wake(VirtAddr address);
 
-  /// Host pages counted by the host against what Page::arch says. Nobody else is in the machine. Returns how many frames differ; each
-  /// through `fail`.
-  unsigned verify(void (*fail)(void* arg, const char* what, uint64_t pfn, uint64_t expected, uint64_t found), void* arg);
+  /// What verify() found, and which addresses are the program's own (LiveMachine::give_up).
+  class VerifyHost {
+   public:
+    virtual void broken(const char* what, uint64_t pfn, uint64_t expected, uint64_t found) = 0;
+    [[nodiscard]] virtual bool managed(VirtAddr address) = 0;
+
+   protected:
+    ~VerifyHost() = default;
+  };
+  /// Host pages counted by the host against what Page::arch says. Nobody else is in the machine. Returns how many frames differ.
+  unsigned verify(VerifyHost& host);
   /// Host pages resident now in the arena, the managed range and staging together.
   [[nodiscard]] uint64_t resident_pages() const;
 

@@ -36,11 +36,11 @@ uint64_t UffdMmu::resident_pages() const {
   return n;
 }
 
-unsigned UffdMmu::verify(void (*fail)(void* arg, const char* what, uint64_t pfn, uint64_t expected, uint64_t found), void* arg) {
+unsigned UffdMmu::verify(VerifyHost& host) {
   unsigned broken = 0;
   const auto report = [&](const char* what, uint64_t pfn, uint64_t expected, uint64_t found) {
     ++broken;
-    if (broken <= 20) fail(arg, what, pfn, expected, found);
+    if (broken <= 20) host.broken(what, pfn, expected, found);
   };
   const auto frames = static_cast<uint64_t>(mem_->frames.v);
 
@@ -65,7 +65,7 @@ unsigned UffdMmu::verify(void (*fail)(void* arg, const char* what, uint64_t pfn,
     if (kind(page) == Kind::staged) {
       ++staged;
       unsigned char present = 0;
-      host::mincore(slot_address(index(page)), PAGE_SIZE, &present);
+      weir::host::mincore(slot_address(index(page)), PAGE_SIZE, &present);
       if ((present & 1) == 0) report("a staged frame's slot is empty", n, 1, 0);
     }
     if (kind(page) == Kind::mapped && mm_ != nullptr) {
@@ -73,7 +73,7 @@ unsigned UffdMmu::verify(void (*fail)(void* arg, const char* what, uint64_t pfn,
       const Pte* pte = tables_->walk(*mm_, at);
       const bool ours = pte != nullptr && pte_present(*pte) && pte_pfn(*pte) == Pfn(n);
       unsigned char present = 0;
-      host::mincore(reinterpret_cast<void*>(at.v), PAGE_SIZE, &present);
+      weir::host::mincore(reinterpret_cast<void*>(at.v), PAGE_SIZE, &present);
       if (ours && (present & 1) == 0) report("a mapped frame has no host page", n, 1, 0);
       if (resident(n)) report("a mapped frame has a host page at its place, too", n, 0, 1);
     }
@@ -105,7 +105,7 @@ unsigned UffdMmu::verify(void (*fail)(void* arg, const char* what, uint64_t pfn,
             if (kind(page) == Kind::mapped && mapped_at_[n].load(std::memory_order_relaxed) == at.v && PageSwapCache(page)) return;
           }
         }
-        report("a host page at a user address that no frame accounts for", at.v, 0, pte.v);
+        if (host.managed(at)) report("a host page at a user address that no frame accounts for", at.v, 0, pte.v);
       });
       a = stop;
     }
