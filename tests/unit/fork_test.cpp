@@ -82,6 +82,13 @@ TEST(Fork, WithoutMemoryItLeavesNothingBehind) {
   });
 }
 
+TEST(Fork, IsRefusedWhereHardwareCannotWriteProtect) {
+  run_vm({.model = SoftMmu::Model::uffd}, [](Vm& vm) {
+    Task& task = vm.task();
+    EXPECT_EQ(vm.machine->spaces.dup_mm(*task.mm, nullptr).error(), Errno::nosys);
+  });
+}
+
 TEST(Exit, EverythingComesBack) {
   run_vm({.swap = SWAP}, [](Vm& vm) {
     int64_t free[3];

@@ -17,7 +17,15 @@ bool set_bits(Pte* ptep, Pte seen, uint64_t bits, VirtAddr address) {
 
 }  // namespace
 
-Mmu::Caps SoftMmu::caps() const { return {}; }
+Mmu::Caps SoftMmu::caps() const {
+  if (!is_uffd()) return {};
+  return {.has_accessed = false,
+          .has_dirty = false,
+          .has_write_protect = false,
+          .has_zero_page = false,
+          .has_alias = false,
+          .tracks_host_pages = true};
+}
 
 Result<void> SoftMmu::attach(MemMap& mem, PageTables& tables, Bootmem& boot) {
   if (options_.cpus == 0 || options_.cpus > MAX_CPUS) return Errno::inval;
@@ -26,13 +34,17 @@ Result<void> SoftMmu::attach(MemMap& mem, PageTables& tables, Bootmem& boot) {
   if (options_.content == ContentKind::tags)
     tags_ = reinterpret_cast<uint64_t*>(WEIR_TRY(
         boot.alloc_bootmem(Bytes(static_cast<uint64_t>(mem.frames.v) * sizeof(uint64_t)), Bytes(sizeof(uint64_t)))));
-  return {};
+  if (!is_uffd()) return {};
+  return uffd_.attach(
+      mem, tables, boot, [](void* self, Pfn pfn) { return static_cast<SoftMmu*>(self)->place_of(pfn); }, this,
+      options_.content == ContentKind::tags ? sizeof(uint64_t) : PAGE_SIZE);
 }
 
 // ---- Accesses
 // --------------------------------------------------------------------------------------------------------------
 
 std::byte* SoftMmu::access_slow(Task& task, VirtAddr address, Access kind, FaultResult& result) {
+  if (is_uffd()) return access_uffd(task, address, kind, result);
   const Mm& mm = *task.mm;
   if (Entry& e = tlb_[this_cpu()].entries[slot_of(address)];
       e.key[static_cast<unsigned>(kind)] == key_of(mm, address)) {
@@ -49,6 +61,25 @@ std::byte* SoftMmu::access_slow(Task& task, VirtAddr address, Access kind, Fault
     if (const Entry* e = walk(mm, address, kind, error_code)) return place_in(*e, address);
     ++stats_.faults;
     result = handler_(handler_arg_, task, address, error_code);
+    if (result != FaultResult::done) return nullptr;
+  }
+}
+
+std::byte* SoftMmu::access_uffd(Task& task, VirtAddr address, Access kind, FaultResult& result) {
+  Mm& mm = *task.mm;
+  const uint64_t right = kind == Access::write ? VM_WRITE : VM_ACCESS_FLAGS;
+  for (;;) {
+    // The host's own mappings have the VMAs' rights.
+    auto vma = mm.mmap.upper_bound(address);
+    const bool allowed = vma != mm.mmap.begin() && (--vma)->contains(address) && (vma->vm_flags & right) != 0;
+    if (allowed) {
+      if (const Page* page = uffd_.lookup(mm, address)) {
+        std::byte* place = place_of(mem_->pfn(page));
+        return options_.content == ContentKind::bytes ? place + (address.v & ~PAGE_MASK) : place;
+      }
+    }
+    ++stats_.faults;
+    result = handler_(handler_arg_, task, address, PF_USER | (kind == Access::write ? PF_WRITE : 0u));
     if (result != FaultResult::done) return nullptr;
   }
 }
@@ -123,13 +154,18 @@ void SoftMmu::flush_one(const Mm& mm, VirtAddr address) {
 }
 
 void SoftMmu::flush_batch(FlushBatch& batch) {
+  if (is_uffd()) return uffd_.move_out(batch, UffdModel::Purpose::flush);
   for (unsigned i = 0; i < batch.count; ++i) flush_one(*batch.entries[i].mm, batch.entries[i].address);
   batch.count = 0;
 }
 
-void SoftMmu::age_batch(FlushBatch& batch) { flush_batch(batch); }
+void SoftMmu::age_batch(FlushBatch& batch) {
+  if (is_uffd()) return uffd_.move_out(batch, UffdModel::Purpose::age);
+  flush_batch(batch);
+}
 
 void SoftMmu::flush_range(Mm& mm, VirtAddr start, VirtAddr end) {
+  if (is_uffd()) return uffd_.drop_range(mm, start, end);
   if (((end - start) >> PAGE_SHIFT) <= TLB_ENTRIES) {
     for (VirtAddr a = start.page(); a < end; a = a + PAGE_SIZE) flush_one(mm, a);
     return;
@@ -141,16 +177,22 @@ void SoftMmu::flush_range(Mm& mm, VirtAddr start, VirtAddr end) {
       if (e.key[0] >= first && e.key[0] <= last) e = Entry{};
 }
 
-Result<void> SoftMmu::update_mmu_cache(Mm&, VirtAddr, Pte, Page*) { return {}; }  // the walk finds it
+Result<void> SoftMmu::update_mmu_cache(Mm& mm, VirtAddr address, Pte, Page* page) {
+  return is_uffd() && page != nullptr ? uffd_.map_in(mm, address, *page) : Result<void>();  // else the walk finds it
+}
 
 void SoftMmu::mm_created(Mm& mm) { WEIR_BUG_ON(mm.id == 0 || mm.id >> (64 - VPN_BITS) != 0); }
 
-void SoftMmu::mm_destroyed(Mm& mm) { flush_range(mm, VirtAddr(0), VirtAddr(uint64_t{1} << (VPN_BITS + PAGE_SHIFT))); }
+void SoftMmu::mm_destroyed(Mm& mm) {
+  if (is_uffd()) return uffd_.mm_destroyed(mm);
+  flush_range(mm, VirtAddr(0), VirtAddr(uint64_t{1} << (VPN_BITS + PAGE_SHIFT)));
+}
 
 // ---- Content
 // ---------------------------------------------------------------------------------------------------------------
 
 Content SoftMmu::kmap(Page& page) {
+  if (is_uffd()) uffd_.before_kmap(page);
   if (options_.content == ContentKind::tags) return {.tag = tags_ + mem_->pfn(page).v};
   return {.bytes = mem_->page_address(page)};
 }
@@ -158,6 +200,7 @@ Content SoftMmu::kmap(Page& page) {
 void SoftMmu::kunmap(Page&) {}
 
 void SoftMmu::clear_user_highpage(Page& page) {
+  if (is_uffd()) return uffd_.cleared(page);
   if (options_.content == ContentKind::tags)
     tags_[mem_->pfn(page).v] = 0;
   else
@@ -165,17 +208,31 @@ void SoftMmu::clear_user_highpage(Page& page) {
 }
 
 void SoftMmu::copy_user_highpage(Page& to, Page& from) {
+  if (is_uffd()) {
+    uffd_.before_kmap(from);
+    uffd_.before_kmap(to);
+  }
   if (options_.content == ContentKind::tags)
     tags_[mem_->pfn(to).v] = tags_[mem_->pfn(from).v];
   else
     std::memcpy(mem_->page_address(to), mem_->page_address(from), PAGE_SIZE);
 }
 
-// Dirty bits are in the PTEs, frames have no other place.
-bool SoftMmu::test_dirty(Page&) { return true; }
-void SoftMmu::mark_clean(Page&) {}
-void SoftMmu::arch_alloc_page(Page&, Order, gfp_t) {}
-bool SoftMmu::arch_free_page(Page&, Order) { return true; }
-void SoftMmu::flush_quarantine() {}
+// With dirty bits in the PTEs and frames that have no other place there is nothing to be asked.
+bool SoftMmu::captured(Page& page) { return !is_uffd() || uffd_.captured(page); }
+bool SoftMmu::test_dirty(Page& page) { return !is_uffd() || uffd_.test_dirty(page); }
+void SoftMmu::mark_clean(Page& page) {
+  if (is_uffd()) uffd_.mark_clean(page);
+}
+void SoftMmu::arch_alloc_page(Page& page, Order order, gfp_t gfp) {
+  if (is_uffd()) uffd_.arch_alloc_page(page, order, gfp);
+}
+bool SoftMmu::arch_free_page(Page& page, Order order) {
+  WEIR_BUG_ON(is_uffd() && order.v != 0 && !page.test(PageFlag::kernel_place));
+  return !is_uffd() || uffd_.arch_free_page(page);
+}
+void SoftMmu::flush_quarantine() {
+  if (is_uffd()) uffd_.drain();
+}
 
 }  // namespace weir

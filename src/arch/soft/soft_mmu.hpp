@@ -15,11 +15,15 @@
 // Content: `bytes`: 4096 bytes at the frame's place in the arena. `tags`: one 64-bit word a frame, 0 = all zero; an
 // access is to that word, whatever the offset in the page.
 //
+// With Model::uffd hardware is uffd_model.hpp's: a table of its own, told by update_mmu_cache; rights are those of the
+// VMA, as the host's own mprotect would have it; no TLB.
+//
 // For the virtual world: one host thread; between the look into the TLB and the use of what it says nothing else runs.
 #pragma once
 
 #include <cstring>
 
+#include "arch/soft/uffd_model.hpp"
 #include "block/sim_disk.hpp"
 #include "mm/bootmem.hpp"
 #include "mm/fault.hpp"
@@ -37,11 +41,12 @@ class SoftMmu final : public Mmu {
     ContentKind content = ContentKind::bytes;
     Model model = Model::hardware;
     unsigned cpus = 1;
+    UffdModel::Failures failures = {};  ///< of the uffd model
   };
   enum class Access : uint8_t { read = 0, write = 1 };
   using FaultHandler = FaultResult (*)(void* arg, Task& task, VirtAddr address, uint32_t error_code);
 
-  explicit SoftMmu(const Options& options) : options_(options) {}
+  explicit SoftMmu(const Options& options) : options_(options) { uffd_.set_failures(options.failures); }
   SoftMmu(const SoftMmu&) = delete;
   SoftMmu& operator=(const SoftMmu&) = delete;
 
@@ -100,12 +105,16 @@ class SoftMmu final : public Mmu {
   /// Does a TLB hold a translation of the address?
   [[nodiscard]] bool tlb_holds(const Mm& mm, VirtAddr address) const;
 
+  /// The uffd model, for pins, counts and proof.
+  [[nodiscard]] UffdModel& uffd() { return uffd_; }
+
   // ---- Mmu
   [[nodiscard]] Caps caps() const override;
   Result<void> attach(MemMap& mem, PageTables& tables, Bootmem& boot) override;
   Result<void> update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* page) override;
   void flush_batch(FlushBatch& batch) override;
   void age_batch(FlushBatch& batch) override;
+  bool captured(Page& page) override;
   bool test_dirty(Page& page) override;
   void mark_clean(Page& page) override;
   void flush_range(Mm& mm, VirtAddr start, VirtAddr end) override;
@@ -145,6 +154,8 @@ class SoftMmu final : public Mmu {
   static bool accessed(const Pte& pte) { return (__atomic_load_n(&pte.v, __ATOMIC_RELAXED) & _PAGE_ACCESSED) != 0; }
 
   std::byte* access_slow(Task& task, VirtAddr address, Access kind, FaultResult& result);
+  std::byte* access_uffd(Task& task, VirtAddr address, Access kind, FaultResult& result);
+  [[nodiscard]] bool is_uffd() const { return options_.model == Model::uffd; }
   Entry* walk(const Mm& mm, VirtAddr address, Access kind, uint32_t& error_code);
   [[nodiscard]] std::byte* place_of(Pfn pfn) const {
     return options_.content == ContentKind::bytes ? mem_->address(pfn) : reinterpret_cast<std::byte*>(tags_ + pfn.v);
@@ -158,6 +169,7 @@ class SoftMmu final : public Mmu {
   FaultHandler handler_ = nullptr;
   void* handler_arg_ = nullptr;
   Stats stats_;
+  UffdModel uffd_;
   Tlb tlb_[MAX_CPUS];
 };
 
