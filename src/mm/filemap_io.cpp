@@ -320,6 +320,7 @@ Result<Page*> FilemapIo::grab_cache_page_write_begin(AddressSpace& mapping, uint
   WEIR_FLOW(index);
   for (;;) {
     Page* page = filemap_.find_lock_page(mapping, index);
+    WEIR_STATE(page_cache_find, mapping.host->ino, index, page != nullptr ? filemap_.pages().mem().pfn(page).v + 1 : 0);
     if (page == nullptr) {
       page = filemap_.pages().alloc_page(mapping.gfp_mask | __GFP_WRITE);
       if (page == nullptr) return Errno::nomem;
@@ -436,6 +437,7 @@ Result<uint64_t> FilemapIo::generic_perform_write(Inode& inode, uint64_t pos, co
       break;
     }
     Page& page = **got;
+    WEIR_STATE(page_cache_return, inode.ino, index, filemap_.pages().mem().pfn(page));
     fill(page, offset, n, source, done);
     page.set(PageFlag::uptodate);
     set_page_dirty(page);

@@ -104,7 +104,6 @@ void Flusher::wb_workfn() {
   for (;;) {
     wait_for_work();
     if (kthread_should_stop()) return;
-    try_to_freeze();
     if (const int reason = all_.exchange(NOTHING, std::memory_order_acq_rel); reason != NOTHING)
       wb_writeback({.reason = reason, .older_than = world().now()});
     background_.store(false, std::memory_order_release);

@@ -258,6 +258,24 @@ TEST_F(FilemapIoTest, AWriteThatCannotReadItsPageFailsAndChangesNothing) {
   });
 }
 
+TEST_F(FilemapIoTest, AKilledWriterBehindTheEndLeavesTheFileAsItWas) {
+  Inode* inode = w.make_file(8_KiB);
+  Task task;
+  w.spawn(
+      "writer",
+      [&] {
+        File* file = *files().open(*inode);
+        task.sigkill = true;
+        const std::byte one{1};
+        EXPECT_EQ(error_of(files().write(*file, 100000, &one, 1)), Errno::intr);
+        files().close(*file);
+      },
+      &task);
+  w.run();
+  EXPECT_EQ(inode->i_size.load(), 8192u);
+  with_file(*inode, [&](File& file) { EXPECT_EQ(read(file, 8000, 100000).size(), 192u); });
+}
+
 TEST_F(FilemapIoTest, ADeviceNeverSeesAPageChangeWhileItWritesIt) {
   Inode* inode = w.make_file(Bytes(0));
   w.faulty->set_delay({.probability = 100});
@@ -520,6 +538,7 @@ TEST_F(FileFaultTest, WhereItMayRetryTheAddressSpaceIsFreeWhileTheDiskWorks) {
 TEST_F(FileFaultTest, BehindTheEndOfTheFileIsSigbus) {
   w.run([&] {
     EXPECT_EQ(fault(40), VM_FAULT_SIGBUS);
+    EXPECT_EQ(w.m.gauge(NodeStat::nr_file_pages), 0);
     EXPECT_TRUE(files().truncate(*inode, Bytes(3 * PAGE_SIZE + 1)));
     EXPECT_EQ(fault(3) & VM_FAULT_LOCKED, VM_FAULT_LOCKED);
     release();

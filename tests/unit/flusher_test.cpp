@@ -34,7 +34,7 @@ class FlusherTest : public testing::Test {
 
 TEST_F(FlusherTest, ADirtyPageIsOnTheDiskWithin35SecondsAndNotBefore30) {
   Inode* inode = w.make_file(Bytes(0));
-  w.run_for(3200_ms);
+  w.run_for(103200_ms);
   const Nanos begin = w.world.now();
   w.run([&] { write_pages(w, *inode, 0, 3); });
   while (w.writes() == 0 && w.world.now() - begin < 60_s) w.run_for(100_ms);
@@ -238,6 +238,45 @@ TEST_F(FlusherTest, AnInodeThatGoesWhileItIsWrittenIsWaitedFor) {
     EXPECT_EQ(v.m.flusher.dirty_inodes(), 0u);
     EXPECT_EQ(v.writes(), 3u * 4 * 20);
   }
+}
+
+TEST_F(FlusherTest, AnInodeInTheFlushersHandsIsNotForgottenUntilItLetsGo) {
+  Inode* inode = w.make_file(Bytes(0));
+  Nanos forgotten{};
+  w.run([&] {
+    write_pages(w, *inode, 0, 3);
+    Page* page = w.m.filemap.find_lock_page(inode->i_data, 1);
+    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.world.schedule_timeout(1_ms);  // it waits for the page now
+    w.spawn("forgetter", [&] {
+      w.m.flusher.forget_inode(*inode);
+      forgotten = w.world.now();
+    });
+    w.world.schedule_timeout(5_ms);
+    EXPECT_EQ(forgotten, 0_ns);
+    w.m.filemap.unlock_page(*page);
+    w.m.lru.put_page(*page);
+  });
+  EXPECT_GT(forgotten, 0_ns);
+}
+
+TEST_F(FlusherTest, WhatIsDirtiedWhileItsFileIsWrittenIsAsYoungAsThat) {
+  Inode* inode = w.make_file(Bytes(0));
+  w.run([&] {
+    write_pages(w, *inode, 0, 2);
+    w.world.schedule_timeout(20_s);
+    Page* page = w.m.filemap.find_lock_page(inode->i_data, 1);
+    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.world.schedule_timeout(1_ms);
+    EXPECT_EQ(w.writes(), 1u);
+    write_pages(w, *inode, 0, 1);
+    w.m.filemap.unlock_page(*page);
+    w.m.lru.put_page(*page);
+  });
+  w.run_for(29_s);
+  EXPECT_EQ(w.writes(), 2u);
+  w.run_for(7_s);
+  EXPECT_EQ(w.writes(), 3u);
 }
 
 TEST_F(FlusherTest, NoDirtyPageIsForgottenByARace) {
