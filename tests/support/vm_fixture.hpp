@@ -156,7 +156,11 @@ class Vm {
         if (text.size() < 4000) text += line;
       }
     } sink;
-    while (gauge(NodeStat::nr_writeback) != 0 || reading()) world.schedule_timeout(Nanos(1000000));
+    // At rest: no I/O is under way, and kswapd has no page in its hands.
+    if (options.threads != weir::MachineOptions::Threads::none) world.schedule_timeout(Nanos(10000000));
+    while (gauge(NodeStat::nr_writeback) != 0 || gauge(NodeStat::nr_isolated_anon) != 0 ||
+           gauge(NodeStat::nr_isolated_file) != 0 || reading())
+      world.schedule_timeout(Nanos(1000000));
     machine->lru.lru_add_drain_all();
     std::vector<std::byte> scratch(machine->verify_scratch_bytes());
     machine->verify(scratch, sink);

@@ -151,6 +151,7 @@ class MmapModel {
       case 11:
       case 12: remap(p, at, n); break;
       case 13:
+        if (vm_.options.model == SoftMmu::Model::uffd) break;  // no fork there
         if (processes_.size() < 4) {
           Task& child = vm_.fork(*p.task);
           Process copy{.task = &child, .flat = p.flat, .minimal = p.minimal};
@@ -294,6 +295,19 @@ TEST(MmapModel, EveryCallDoesToTheVmasWhatItDoesToAFlatMap) {
   for (uint64_t seed = 1; seed <= seeds; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
     run_vm({.swap = Bytes(uint64_t{8} << 20), .content = seed % 2 == 0 ? ContentKind::bytes : ContentKind::tags},
+           [seed](Vm& vm) { MmapModel(vm, seed).run(600); });
+    if (testing::Test::HasFailure()) return;
+  }
+}
+
+TEST(MmapModel, TheSameOnHardwareThatHasNeitherBitsNorProtection) {
+  const uint64_t seeds = std::getenv("WEIR_LONG") != nullptr ? 200 : 20;
+  for (uint64_t seed = 1; seed <= seeds; ++seed) {
+    SCOPED_TRACE("seed " + std::to_string(seed));
+    run_vm({.swap = Bytes(uint64_t{8} << 20),
+            .content = seed % 2 == 0 ? ContentKind::bytes : ContentKind::tags,
+            .model = SoftMmu::Model::uffd,
+            .failures = {.again_one_in = 5, .seed = seed}},
            [seed](Vm& vm) { MmapModel(vm, seed).run(600); });
     if (testing::Test::HasFailure()) return;
   }
