@@ -128,7 +128,9 @@ class SwapFiles {
   [[nodiscard]] int swp_swapcount(SwpEntry entry);
   [[nodiscard]] uint8_t swap_map_value(SwpEntry entry);
   /// More than half of all slots used: clean swap-cache copies are given up eagerly.
-  [[nodiscard]] bool vm_swap_full() const { return nr_swap_pages() * 2 < total_swap_pages(); }
+  [[nodiscard]] bool vm_swap_full() const { return copies_cost_memory_ || nr_swap_pages() * 2 < total_swap_pages(); }
+  /// What areas hold is the machine's own memory (zram alone): then a copy is one too many as soon as its page is back.
+  void set_copies_cost_memory(bool on) { copies_cost_memory_ = on; }
   /// Free slots: pages of all areas less their inuse_pages (slots that the slots cache holds are in use).
   [[nodiscard]] int64_t nr_swap_pages() const { return nr_swap_pages_.load(std::memory_order_relaxed); }
   [[nodiscard]] int64_t total_swap_pages() const { return total_swap_pages_.load(std::memory_order_relaxed); }
@@ -204,6 +206,7 @@ class SwapFiles {
   Vmalloc& vmalloc_;
   unsigned cpus_;
   std::atomic<int64_t> nr_swap_pages_{0}, total_swap_pages_{0};
+  bool copies_cost_memory_ = false;   // set when the machine is wired
   std::atomic<SwapInfo*> swap_info_[MAX_SWAPFILES] = {};  // set once each, under swap_lock_
 
   SpinLock swap_lock_{LockRank::swap_lock};
