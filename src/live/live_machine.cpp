@@ -22,8 +22,9 @@ namespace weir {
 namespace {
 
 constexpr size_t WINDOW = size_t{1} << UffdMmu::WINDOW_SHIFT;
-/// Of what the machine has to give, for compressed pages at most.
-constexpr int64_t ZRAM_PERCENT = 60;
+/// Of what the machine has to give, for compressed pages at most: so that the working set keeps frames while there is another place for
+/// pages, and reclaim keeps some where there is not.
+constexpr int64_t ZRAM_PERCENT = 60, ZRAM_PERCENT_ALONE = 85;
 /// Of the budget, for what is not in the arena: engine stacks, this object, descriptors of the host's.
 constexpr size_t ENGINE_OVERHEAD = 768 << 10;
 
@@ -262,6 +263,7 @@ bool LiveMachine::boot(LiveError& error) {
   mm.task_size = mm.mmap_base;
   mm.free_area_cache = mm.mmap_base;
   p.mmu->mm_created(mm);
+  p.machine->swap_files.set_copies_cost_memory(!disk);
   return start_swap(error);
 }
 
@@ -278,7 +280,7 @@ bool LiveMachine::start_swap(LiveError& error) {
       std::snprintf(area.name, sizeof area.name, "zram%u", p.nr_areas);
       p.zram_options[i].name = area.name;
       // What the pools may not have, the working set and reclaim need.
-      p.zram_options[i].mem_limit = PageCount(p.boot_managed.v * ZRAM_PERCENT / 100 / nr_zram);
+      p.zram_options[i].mem_limit = PageCount(p.boot_managed.v * (nr_zram == options_.swap.size() ? ZRAM_PERCENT_ALONE : ZRAM_PERCENT) / 100 / nr_zram);
       const size_t bytes = Zram::metadata_needed(p.zram_options[i]);
       if (bytes == 0) {
         explain(error, area.name, "its size is out of range");

@@ -26,7 +26,8 @@ struct SwapSpec {
   Kind kind = Kind::zram;
   Compressor algorithm = Compressor::lz4;   ///< zram
   std::string path{};                       ///< file
-  /// Bytes; 0: the default. zram: 4 times the RAM, of which the pool takes at most 60 % of the memory. file: 4 times the RAM; a block
+  /// Bytes; 0: the default. zram: 4 times the RAM, of which the pool takes at most 60 % of the memory, 85 % where there is no
+  /// other area. file: 4 times the RAM; a block
   /// device: all of it.
   Bytes size{};
   friend bool operator==(const SwapSpec&, const SwapSpec&) = default;
