@@ -927,11 +927,15 @@ Order Vmscan::balance_pgdat(Order order, ZoneType classzone) {
     const PageCount before = sc.nr_reclaimed;
     bool raise_priority = true;
     if (pgdat_balanced(sc.order, classzone)) return sc.order;
-    age_active_anon(sc);
-    if (sc.priority < DEF_PRIORITY - 2) sc.may_writepage = true;
-    sc.nr_scanned = PageCount(0);
-    if (kswapd_shrink_node(sc)) raise_priority = false;
-    if (!pfmemalloc_wait_.empty() && allow_direct_reclaim()) pfmemalloc_wait_.wake_all();
+    {
+      // A fork comes before or after it, and finds no page locked by it.
+      KthreadPass pass;
+      age_active_anon(sc);
+      if (sc.priority < DEF_PRIORITY - 2) sc.may_writepage = true;
+      sc.nr_scanned = PageCount(0);
+      if (kswapd_shrink_node(sc)) raise_priority = false;
+      if (!pfmemalloc_wait_.empty() && allow_direct_reclaim()) pfmemalloc_wait_.wake_all();
+    }
     if (try_to_freeze() || kthread_should_stop()) break;
     if (raise_priority || sc.nr_reclaimed == before) --sc.priority;
   } while (sc.priority >= 1);
@@ -956,8 +960,6 @@ void Vmscan::kswapd(void* data) {
     if (kthread_should_stop()) break;
     // What was asked before the freeze is old; it will be asked again.
     if (was_frozen) continue;
-    // A fork comes before or after it, and finds no page locked by it.
-    KthreadPass pass;
     reclaim_order = self.balance_pgdat(alloc_order, classzone);
   }
   current().flags &= ~static_cast<uint32_t>(PF_MEMALLOC | PF_SWAPWRITE | PF_KSWAPD);
