@@ -269,7 +269,8 @@ TEST_F(FlusherTest, WhatIsDirtiedWhileItsFileIsWrittenIsAsYoungAsThat) {
     w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
     w.world.schedule_timeout(1_ms);
     EXPECT_EQ(w.writes(), 1u);
-    write_pages(w, *inode, 0, 1);
+    w.spawn("writer", [&] { write_pages(w, *inode, 0, 1); });
+    w.world.schedule_timeout(1_ms);
     w.m.filemap.unlock_page(*page);
     w.m.lru.put_page(*page);
   });
