@@ -220,11 +220,18 @@ long do_mprotect(uintptr_t address, size_t length, int prot) {
       host);
 }
 
+/// Advice that Linux knows for private anonymous memory; others are EINVAL, also where the machine would not listen to them.
+bool is_advice(int advice) {
+  constexpr int LAST = 25;   // MADV_COLLAPSE
+  return (advice >= MADV_NORMAL && advice <= MADV_DONTNEED) || (advice >= MADV_FREE && advice <= LAST);
+}
+
 long do_madvise(uintptr_t address, size_t length, int advice) {
   auto host = [&](long at, long n) { return sys::call(SYS_madvise, at, n, advice); };
   const uintptr_t end = address + round_up(length);
   if (machine == nullptr || !is_range(address, length) || !touches_managed(address, end))
     return host(static_cast<long>(address), static_cast<long>(length));
+  if (!is_advice(advice)) return -EINVAL;
   return each_piece(
       address, end,
       [&](void* at, size_t n) -> long {

@@ -1,0 +1,149 @@
+// Programs under `weir run`, from outside: what they print, how they end, what passes through.
+#include "programs/run_support.hpp"
+
+#include <future>
+
+namespace weir::test {
+namespace {
+
+/// Pages of a --ram given in MiB.
+int64_t frames(uint64_t mib) { return static_cast<int64_t>(mib * MIB / 4096); }
+
+TEST(Run, PythonPrintsTheSameWithMoreThanItsRamSwappedOut) {
+  WEIR_NEEDS_LIVE();
+  const Command python{"/usr/bin/python3", "-c",
+                       "a = [str(i) * 3 for i in range(300000)]\n"
+                       "d = {x: i for i, x in enumerate(a)}\n"
+                       "print(len(d), sum(d[x] for x in a), sum(map(len, a)))\n"};
+  const Outcome native = run(python);
+  ASSERT_EQ(native.status, 0) << native.err;
+  const Cgroup group((16 + 24) * MIB);
+  const WeirOutcome managed = weir_run("16M", python, {.cgroup = group.made() ? &group : nullptr}, {"--swap", "zram", "--swap", "file:/tmp:256M"});
+  EXPECT_EQ(managed.status, 0) << managed.err;
+  EXPECT_EQ(managed.out, native.out);
+  EXPECT_GE(managed.event("pswpout"), frames(16)) << managed.err;
+  EXPECT_LT(managed.stats.value("unmanaged_anon_share", 1.0), 0.5);
+}
+
+TEST(Run, SwappedOutMemoryIsThereForEveryCall) {
+  WEIR_NEEDS_LIVE();
+  const Command calls{program("memory_calls"), "24"};
+  const Outcome native = run(calls);
+  ASSERT_EQ(native.status, 0) << native.out;
+  const WeirOutcome managed = weir_run("12M", calls, {}, {"--swap", "file:/tmp:256M"});
+  EXPECT_EQ(managed.out, native.out);
+  EXPECT_EQ(managed.status, 0) << managed.err;
+  EXPECT_GE(managed.event("pswpout"), frames(12));
+}
+
+TEST(Run, ThreadsThatTouchFreshMemoryAtOnce) {
+  WEIR_NEEDS_LIVE();
+  const Command threads{program("first_touch"), "64", "8"};
+  const Outcome native = run(threads);
+  const WeirOutcome managed = weir_run("16M", threads, {}, {"--swap", "file:/tmp:256M"});
+  EXPECT_EQ(managed.out, native.out) << managed.err;
+  EXPECT_EQ(managed.status, 0);
+  EXPECT_GE(managed.event("pswpout"), frames(16));
+}
+
+TEST(Run, AProgramMayCloseAllDescriptors) {
+  WEIR_NEEDS_LIVE();
+  const WeirOutcome managed = weir_run("12M", {program("close_all"), "32"}, {}, {"--swap", "file:/tmp:256M"});
+  EXPECT_EQ(managed.out, "0 words wrong\n") << managed.err;
+  EXPECT_EQ(managed.status, 0);
+  EXPECT_GE(managed.event("pswpout"), frames(12));
+}
+
+TEST(Run, ExecTakesArgumentsFromSwappedOutMemoryAndTheNewProgramIsManaged) {
+  WEIR_NEEDS_LIVE();
+  const Command self{program("exec_self"), "24"};
+  const Outcome native = run(self);
+  const WeirOutcome managed = weir_run("12M", self, {}, {"--swap", "file:/tmp:256M"});
+  EXPECT_EQ(managed.out, native.out) << managed.err;
+  EXPECT_EQ(managed.status, 3);
+  ASSERT_TRUE(managed.stats.is_object());
+  EXPECT_EQ(managed.stats["nr_processes"], 3);
+  for (const auto& process : managed.stats["processes"]) EXPECT_TRUE(process.value("managed", false)) << process;
+}
+
+TEST(Run, ExitStatusAndSignalsPassThrough) {
+  WEIR_NEEDS_LIVE();
+  const std::string p = program("signals");
+  EXPECT_EQ(weir_run("16M", {p, "exit", "0"}).status, 0);
+  EXPECT_EQ(weir_run("16M", {p, "exit", "42"}).status, 42);
+  EXPECT_EQ(weir_run("16M", {p, "quick", "7"}).status, 7);
+  EXPECT_EQ(weir_run("16M", {p, "kill", "9"}).status, 128 + 9);
+  EXPECT_EQ(weir_run("16M", {p, "kill", "15"}).status, 128 + 15);
+  EXPECT_EQ(weir_run("16M", {p, "segv"}).status, 128 + 11);
+  EXPECT_EQ(weir_run("16M", {p, "abort"}).status, 128 + 6);
+}
+
+TEST(Run, ASignalToTheLauncherReachesTheProgram) {
+  WEIR_NEEDS_LIVE();
+  for (const auto& [signal, status] : {std::pair{SIGTERM, 10}, {SIGUSR1, 11}}) {
+    Folder folder;
+    const std::string out = folder / "out", p = program("signals");
+    const pid_t pid = fork();
+    if (pid == 0) {
+      const int o = open(out.c_str(), O_WRONLY | O_CREAT, 0600);
+      dup2(o, 1);
+      dup2(open("/dev/null", O_WRONLY), 2);
+      const std::string weir = weir_command();
+      execl(weir.c_str(), weir.c_str(), "run", "--ram", "16M", "--swap", "zram", "--", p.c_str(), "wait", static_cast<char*>(nullptr));
+      _exit(127);
+    }
+    for (int i = 0; i < 1000 && slurp(out) != "ready\n"; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    kill(pid, signal);
+    int got = 0;
+    waitpid(pid, &got, 0);
+    EXPECT_TRUE(WIFEXITED(got));
+    EXPECT_EQ(WEXITSTATUS(got), status);
+  }
+}
+
+TEST(Run, StandardStreamsPassThrough) {
+  WEIR_NEEDS_LIVE();
+  Folder folder;
+  std::ofstream(folder / "in") << "one\ntwo\nthree\n";
+  const WeirOutcome managed = weir_run("16M", {"sh", "-c", "cat; echo aside >&2; cat /dev/null | wc -c"}, {.input = folder / "in"});
+  EXPECT_EQ(managed.out, "one\ntwo\nthree\n0\n");
+  EXPECT_NE(managed.err.find("aside\n"), std::string::npos);
+  EXPECT_NE(managed.err.find("weir: sh exited 0"), std::string::npos) << managed.err;
+}
+
+TEST(Run, QuietSaysNothing) {
+  WEIR_NEEDS_LIVE();
+  const WeirOutcome managed = weir_run("16M", {"/bin/true"}, {}, {"--quiet", "--swap", "zram"});
+  EXPECT_EQ(managed.status, 0);
+  EXPECT_EQ(managed.err, "");
+}
+
+TEST(Run, ARecordingShowsReclaimAndSwapIn) {
+  WEIR_NEEDS_LIVE();
+  Folder folder;
+  const std::string record = folder / "r.weir";
+  const WeirOutcome managed =
+      weir_run("24M", {program("first_touch"), "48", "1"}, {}, {"--swap", "file:/tmp:256M", "--record", record, "--record-events", "128K"});
+  ASSERT_EQ(managed.status, 0) << managed.err;
+  for (const char* name : {"shrink_page_list", "add_to_swap", "do_swap_page"}) {
+    const Outcome flow = run({weir_command(), "flow", "--from", record, "--function", name});
+    EXPECT_EQ(flow.status, 0) << flow.err;
+    EXPECT_NE(flow.out.find(name), std::string::npos) << name;
+  }
+}
+
+TEST(Run, StatsHaveTheNamesOfProc) {
+  WEIR_NEEDS_LIVE();
+  const WeirOutcome managed = weir_run("16M", {program("first_touch"), "32", "1"});
+  ASSERT_TRUE(managed.stats.is_object());
+  for (const char* name : {"pswpin", "pswpout", "pgfault", "pgmajfault", "nr_free_pages", "nr_active_anon"})
+    EXPECT_TRUE(managed.stats["vmstat"].contains(name)) << name;
+  for (const char* name : {"orig_data_size", "compr_data_size", "mem_used_total", "mem_used_max", "same_pages"})
+    EXPECT_TRUE(managed.stats["zram"].contains(name)) << name;
+  EXPECT_EQ(managed.stats["ram_bytes"], 16 * MIB);
+  EXPECT_EQ(managed.stats["exit_status"], 0);
+  EXPECT_TRUE(managed.stats.contains("unmanaged_anon_share"));
+}
+
+}  // namespace
+}  // namespace weir::test
