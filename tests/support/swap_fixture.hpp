@@ -15,7 +15,6 @@
 #include <memory>
 #include <set>
 #include <string>
-#include <utility>
 #include <vector>
 
 #include "arch/soft/soft_mmu.hpp"
@@ -185,122 +184,6 @@ class SwapMachine : public TestMachine {
   }
 };
 
-/// Soft hardware that is watched: counts what it is told, and can be told that pages are pinned. Or hardware without
-/// accessed and dirty bits, aliases and write protection (Model::uffd): it knows only translations that it was told of
-/// (update_mmu_cache), until it is told otherwise, and keeps a copy of what lies in each slot.
-class WatchedMmu final : public Mmu {
- public:
-  explicit WatchedMmu(const SoftMmu::Options& options)
-      : has_bits_(options.model == SoftMmu::Model::hardware),
-        soft(new SoftMmu({.content = options.content, .cpus = options.cpus})) {}
-
- private:
-  bool has_bits_;
-
- public:
-  std::unique_ptr<SoftMmu> soft;
-  std::set<const Page*> pinned;  ///< cannot be aged, and after an unmapping not be captured
-  uint64_t flushes = 0, flushed = 0, ages = 0, aged = 0, dirty_tests = 0;
-
-  /// One access by a program: hardware's own look, else the fault, until it is done or refused.
-  FaultResult access(Machine& m, Task& task, VirtAddr address, bool write, const std::function<void(std::byte*)>& fn) {
-    for (;;) {
-      Mm& mm = *task.mm;
-      const Pte* pte = m.tables.walk(mm, address);
-      if (pte != nullptr && pte_present(*pte) && (!write || pte_write(*pte)) &&
-          valid_.count({mm.id, address.page().v}) != 0) {
-        fn(m.mem.address(pte_pfn(*pte)) + (address.v & ~PAGE_MASK));
-        return FaultResult::done;
-      }
-      const uint32_t code = PF_USER | (write ? PF_WRITE : 0u) | (pte != nullptr && pte_present(*pte) ? PF_PROT : 0u);
-      if (const FaultResult r = m.do_page_fault(task, address, code); r != FaultResult::done) return r;
-    }
-  }
-  FaultResult store(Machine& m, Task& task, VirtAddr address, uint64_t value) {
-    if (has_bits_) return soft->store(task, address, value);
-    return access(m, task, address, true, [&](std::byte* at) { std::memcpy(at, &value, sizeof value); });
-  }
-  FaultResult load(Machine& m, Task& task, VirtAddr address, uint64_t& value) {
-    if (has_bits_) return soft->load(task, address, value);
-    return access(m, task, address, false, [&](std::byte* at) { std::memcpy(&value, at, sizeof value); });
-  }
-  [[nodiscard]] bool knows(const Mm& mm, VirtAddr address) const {
-    return valid_.count({mm.id, address.page().v}) != 0;
-  }
-
-  [[nodiscard]] Caps caps() const override {
-    if (has_bits_) return soft->caps();
-    return {.has_accessed = false,
-            .has_dirty = false,
-            .has_write_protect = false,
-            .has_zero_page = false,
-            .has_alias = false};
-  }
-  Result<void> attach(MemMap& mem, PageTables& tables, Bootmem& boot) override {
-    mem_ = &mem;
-    return soft->attach(mem, tables, boot);
-  }
-  Result<void> update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* page) override {
-    if (!has_bits_) valid_.insert({mm.id, address.page().v});
-    return soft->update_mmu_cache(mm, address, pte, page);
-  }
-  void flush_batch(FlushBatch& batch) override {
-    ++flushes;
-    flushed += batch.count;
-    forget(batch);
-    soft->flush_batch(batch);
-  }
-  void age_batch(FlushBatch& batch) override {
-    ++ages;
-    FlushBatch rest;
-    for (unsigned i = 0; i < batch.count; ++i) {
-      FlushEntry& e = batch.entries[i];
-      if (pinned.count(e.page) != 0) {
-        e.page = nullptr;
-      } else {
-        rest.add(*e.mm, e.address, e.page);
-        ++aged;
-      }
-    }
-    forget(rest);
-    if (has_bits_) soft->age_batch(rest);
-    batch.count = 0;
-  }
-  bool captured(Page& page) override { return pinned.count(&page) == 0; }
-  bool test_dirty(Page& page) override {
-    ++dirty_tests;
-    const auto it = slots_.find(page.private_);
-    return it == slots_.end() || std::memcmp(it->second.data(), mem_->page_address(page), PAGE_SIZE) != 0;
-  }
-  void mark_clean(Page& page) override {
-    slots_[page.private_] = std::string(reinterpret_cast<const char*>(mem_->page_address(page)), PAGE_SIZE);
-  }
-  void flush_range(Mm& mm, VirtAddr start, VirtAddr end) override {
-    for (auto it = valid_.lower_bound({mm.id, start.v});
-         it != valid_.end() && it->first == mm.id && it->second < end.v;)
-      it = valid_.erase(it);
-    soft->flush_range(mm, start, end);
-  }
-  void mm_created(Mm& mm) override { soft->mm_created(mm); }
-  void mm_destroyed(Mm& mm) override { soft->mm_destroyed(mm); }
-  Content kmap(Page& page) override { return soft->kmap(page); }
-  void kunmap(Page& page) override { soft->kunmap(page); }
-  void clear_user_highpage(Page& page) override { soft->clear_user_highpage(page); }
-  void copy_user_highpage(Page& to, Page& from) override { soft->copy_user_highpage(to, from); }
-  void arch_alloc_page(Page& page, Order order, gfp_t gfp) override { soft->arch_alloc_page(page, order, gfp); }
-  bool arch_free_page(Page& page, Order order) override { return soft->arch_free_page(page, order); }
-  void flush_quarantine() override { soft->flush_quarantine(); }
-
- private:
-  void forget(const FlushBatch& batch) {
-    for (unsigned i = 0; i < batch.count; ++i)
-      valid_.erase({batch.entries[i].mm->id, batch.entries[i].address.page().v});
-  }
-  MemMap* mem_ = nullptr;
-  std::set<std::pair<uint64_t, uint64_t>> valid_;  // Mm's id, page address
-  std::map<uint64_t, std::string> slots_;
-};
-
 /// A whole machine: tasks, areas, kswapd. At the end verify() must find nothing.
 class ReclaimWorld {
  public:
@@ -315,7 +198,7 @@ class ReclaimWorld {
   explicit ReclaimWorld(Options options) : ReclaimWorld(options, VirtualWorld::Options{}) {}
   ReclaimWorld(Options options, VirtualWorld::Options world_options)
       : arena(pages_in(options.ram)),
-        mmu({.model = options.model, .cpus = options.cpus}),
+        mmu(new SoftMmu({.model = options.model, .cpus = options.cpus})),
         world(with_log(std::move(world_options), options.cpus)) {
     weir::MachineOptions o;
     o.layout.ranges[0] = {Pfn(0), pages_in(options.ram)};
@@ -325,10 +208,10 @@ class ReclaimWorld {
     o.page_cluster = options.page_cluster;
     o.swappiness = options.swappiness;
     run([&] {
-      Result<Machine*> made = Machine::create(place_, world, mmu, arena.base(), o);
+      Result<Machine*> made = Machine::create(place_, world, *mmu, arena.base(), o);
       WEIR_BUG_ON(!made);
       machine_ = *made;
-      mmu.soft->set_fault_handler(machine_->fault);
+      mmu->set_fault_handler(machine_->fault);
       machine_->spaces.set_file_ops(machine_->files);
     });
   }
@@ -347,7 +230,7 @@ class ReclaimWorld {
   }
 
   Arena arena;
-  WatchedMmu mmu;
+  std::unique_ptr<SoftMmu> mmu;
   std::vector<std::string> log;
   VirtualWorld world;
   std::vector<std::unique_ptr<TestDevice>> devices;
@@ -408,8 +291,8 @@ class ReclaimWorld {
     WEIR_BUG_ON(!at);
     return *at;
   }
-  FaultResult store(Task& task, VirtAddr address, uint64_t value) { return mmu.store(m(), task, address, value); }
-  FaultResult load(Task& task, VirtAddr address, uint64_t& value) { return mmu.load(m(), task, address, value); }
+  FaultResult store(Task& task, VirtAddr address, uint64_t value) { return mmu->store(task, address, value); }
+  FaultResult load(Task& task, VirtAddr address, uint64_t& value) { return mmu->load(task, address, value); }
   /// The same where nothing can go wrong.
   void put(Task& task, VirtAddr address, uint64_t value) { ASSERT_EQ(store(task, address, value), FaultResult::done); }
   uint64_t get(Task& task, VirtAddr address) {
@@ -483,6 +366,8 @@ class ReclaimWorld {
     } sink;
     std::vector<std::byte> scratch(m().verify_scratch_bytes());
     m().verify(scratch, sink);
+    if (!mmu->caps().has_accessed)
+      if (const char* rule = mmu->uffd().broken_rule()) sink.text += std::string("hardware: ") + rule + "\n";
     return sink.text;
   }
   [[nodiscard]] int64_t gauge(NodeStat s) { return m().vmstat.node_page_state(s); }
