@@ -253,8 +253,8 @@ class Run {
   }
   void rest() {
     m_->in_a_thread("rest", [this] {
-      if (!m_->come_to_rest()) return fail("the machine does not come to rest");
-      const std::string found = m_->verify();
+      std::string found;
+      if (!m_->at_rest([&] { found = m_->verify(); })) return fail("the machine does not come to rest");
       ++totals.verified;
       if (!found.empty()) {
         fail("verify:");
@@ -318,7 +318,7 @@ class Run {
     uint64_t n = 0;
     for (const auto& t : tasks_)
       for (const auto& [vpn, page] : t->pages)
-        if (page.file < 0 || (!page.shared && (page.own || (page.prot & VM_WRITE) != 0))) ++n;
+        if (page.file < 0 || (!page.shared && (page.own || (page.prot & VM_WRITE) != 0 || c_.uffd != 0))) ++n;
     return n + reserved_;
   }
   [[nodiscard]] uint64_t locked() const {
@@ -682,7 +682,7 @@ class Run {
         }
         if (expected != Errno::ok) break;
         // A private page that may be written is copied now.
-        if (page.file >= 0 && !page.shared && (page.prot & VM_WRITE) != 0 && !page.own) page.vague = true;
+        if (page.file >= 0 && !page.shared && ((page.prot & VM_WRITE) != 0 || c_.uffd != 0) && !page.own) page.vague = true;
       }
     }
     std::vector<uint32_t> sizes;
@@ -786,11 +786,11 @@ class Run {
     if (of_file) {
       resizing = f->resizing;
       if (in_file) before = f->changing[at];
-      if (write && page->shared && expected == FaultResult::done) {
-        if ((before & 1) != 0) return;  // somebody else is changing it
-        ++f->changing[at];
-      }
+      if (write && page->shared && in_file && (before & 1) != 0) return;  // somebody else is changing it
     }
+    // Behind the end too: the end may move before the store comes.
+    const bool shared_write = write && of_file && page->shared && in_file && expected != FaultResult::sigsegv;
+    if (shared_write) ++f->changing[at];
     Words found{};
     std::byte bytes[PAGE_SIZE];
     FaultResult r = FaultResult::done;
@@ -807,7 +807,6 @@ class Run {
       r = m_->mmu->copy_from_user(*t.task, bytes, address, PAGE_SIZE);
       for (unsigned p = 0; p < PARTS; ++p) std::memcpy(&found[p], bytes + p * PART_BYTES, sizeof found[p]);
     }
-    const bool shared_write = write && of_file && page->shared && expected == FaultResult::done;
     if (r == FaultResult::done && shared_write) {
       for (unsigned p = 0; p < parts(); ++p)
         if ((mask >> p & 1) != 0) {
@@ -823,7 +822,6 @@ class Run {
     if (r != expected) {
       const bool resized = of_file && ((resizing & 1) != 0 || f->resizing != resizing);
       if (resized && (r == FaultResult::sigbus || r == FaultResult::done)) {
-        if (write && page->shared && r == FaultResult::done) f->unknown[at] |= mask;
         if (write && !page->shared) page->vague = true;
         return;
       }
@@ -852,7 +850,13 @@ class Run {
       return;
     }
     if (page->vague) return;
-    if (of_file) {
+    if (of_file && c_.uffd != 0) {
+      // Where no page may be mapped twice, a look is a copy.
+      page->own = true;
+      page->words = f->pages[at];
+      page->unknown = (before & 1) != 0 || f->changing[at] != before ? 0xff : f->unknown[at] | f->behind_end(at);
+      compare(t.name.c_str(), vpn, found, tagged() ? nullptr : bytes, page->words, page->unknown);
+    } else if (of_file) {
       if ((before & 1) != 0 || f->changing[at] != before) return;
       compare(t.name.c_str(), vpn, found, tagged() ? nullptr : bytes, f->pages[at], f->unknown[at], f->behind_end(at));
     } else {

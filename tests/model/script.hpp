@@ -96,7 +96,7 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
   c.preempt = uint64_t{4} << r.below(6);
   c.swap = r.below(8) == 0 ? 0 : 1 + r.below(3);
   c.backed = r.below(2);
-  c.uffd = uffd_there && r.below(4) == 0 ? 1 : 0;
+  c.uffd = r.below(4) == 0 && uffd_there ? 1 : 0;
   c.tasks = 1 + r.below(4);
   c.cluster = r.below(2) == 0 ? 3 : r.below(5);
   c.swappiness = r.below(3) == 0 ? r.below(101) : 60;

@@ -7,7 +7,7 @@
 //   m.run([&] { const VirtAddr at = m.map(10);  m.store(at, 7); });   // as m.task()
 //   m.spawn(m.new_task("reader"), [&] { ... });
 //   m.spawn(m.new_task("writer"), [&] { ... });
-//   m.join();                                                         // both have ended, and the machine has come to rest
+//   m.join();                                                         // both have ended
 //                                       // at the end: tasks exit, kthreads stop, verify() finds nothing
 //
 // vm_fixture.hpp is the smaller one: one thread, kthreads off.
@@ -25,6 +25,7 @@
 #include "block/fault_injector.hpp"
 #include "block/sim_disk.hpp"
 #include "block/zram.hpp"
+#include "kernel/freezer.hpp"
 #include "kernel/virtual/virtual_world.hpp"
 #include "mm/machine.hpp"
 #include "support/mm_fixture.hpp"
@@ -150,15 +151,13 @@ class MachineFixture {
     exit(task);
     current().task = nullptr;
   }
-  /// Until all threads have ended and the machine is at rest.
-  void join() {
-    ASSERT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report();
-    in_a_thread("rest", [this] { come_to_rest(); });
-  }
+  /// Until all threads have ended.
+  void join() { ASSERT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report(); }
+  /// As the first task, to its end; verify() then finds nothing.
   void run(std::function<void()> fn) {
     spawn(task(), std::move(fn));
     join();
-    in_a_thread("verify", [this] { EXPECT_EQ(verify(), ""); });
+    in_a_thread("verify", [this] { at_rest([this] { EXPECT_EQ(verify(), ""); }); });
   }
   /// `fn` in a thread that is no task's, to its end.
   void in_a_thread(const char* comm, std::function<void()> fn) {
@@ -226,7 +225,16 @@ class MachineFixture {
     return findings;
   }
   std::string verify() { return find().text; }
-  /// Waits until kthreads have nothing to do and no request is under way. False: that does not happen.
+  /// Runs `fn` when no kthread is anywhere inside the machine and no request is under way. False: that does not happen. In a
+  /// thread; no other may run.
+  bool at_rest(const std::function<void()>& fn) {
+    freeze_processes(world);
+    const bool rests = come_to_rest();
+    if (rests) fn();
+    thaw_processes(world);
+    return rests;
+  }
+  /// Waits for that; nothing holds kthreads back afterwards.
   bool come_to_rest() {
     uint64_t before = ~uint64_t{0};
     for (int i = 0; i < 20000; ++i) {
