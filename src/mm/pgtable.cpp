@@ -145,7 +145,7 @@ VirtAddr PageTables::next_table(const Mm& mm, VirtAddr start, VirtAddr end) cons
   return end;
 }
 
-PteLock PageTables::pte_offset_map_lock(Mm& mm, VirtAddr address) {
+PteLock PageTables::pte_offset_map_lock(Mm& mm, VirtAddr address) WEIR_NO_THREAD_SAFETY_ANALYSIS {
   Pte* pte = pte_offset(mm, address);
   if (pte == nullptr) return {};
   SpinLock& ptl = pte_lockptr(pte);

@@ -43,7 +43,7 @@ class PteLock {
     return *this;
   }
   ~PteLock() { unlock(); }
-  void unlock() {
+  void unlock() WEIR_NO_THREAD_SAFETY_ANALYSIS {
     if (ptl_ != nullptr) ptl_->unlock();
     pte_ = nullptr, ptl_ = nullptr;
   }
