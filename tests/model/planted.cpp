@@ -16,7 +16,8 @@ TEST(Planted, IsNoticed) {
     if (outcome.good) continue;
     if (noticed++ == 0) {
       first = seed;
-      how = outcome.text.substr(0, outcome.text.find('\n', outcome.text.find(':') + 2));
+      how = outcome.text.substr(0, 160);
+      std::replace(how.begin(), how.end(), '\n', ' ');
     }
     if (noticed == 5) break;
   }
