@@ -5,6 +5,8 @@ namespace weir {
 
 namespace {
 
+/// Between finish_fault and its callers only: the page is in the address space now.
+constexpr uint32_t MAPPED = 1u << 31;
 constexpr uint32_t VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV;
 
 /// Could two neighbours' pages hang on one anon_vma? As if they were one VMA, but for rights, which mprotect may make
@@ -247,7 +249,7 @@ uint32_t Memory::alloc_set_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte&
   return VM_FAULT_OK;
 }
 
-/// The page, locked by us, becomes part of the address space: DONE_COW. If something else is there by now: NOPAGE.
+/// The page, locked by us, becomes part of the address space: MAPPED. If something else is there by now: NOPAGE.
 uint32_t Memory::finish_fault(FaultContext& ctx) {
   WEIR_FLOW(ctx.address);
   Page& page = ctx.cow_page != nullptr ? *ctx.cow_page : *ctx.page;
@@ -257,7 +259,7 @@ uint32_t Memory::finish_fault(FaultContext& ctx) {
     if (const uint32_t ret = alloc_set_pte(ctx, page, ptl, entry); ret != VM_FAULT_OK) return ret;
   }
   // From here on the mapping stands, whatever hardware says.
-  return make_known(ctx, entry, page) | VM_FAULT_DONE_COW;
+  return make_known(ctx, entry, page) | MAPPED;
 }
 
 uint32_t Memory::do_read_fault(FaultContext& ctx) {
@@ -266,7 +268,7 @@ uint32_t Memory::do_read_fault(FaultContext& ctx) {
   if (ctx.page == nullptr) return ret;
   ret |= finish_fault(ctx);
   unlock_put(*ctx.page);
-  return ret & ~VM_FAULT_DONE_COW;
+  return ret & ~MAPPED;
 }
 
 uint32_t Memory::do_cow_fault(FaultContext& ctx) {
@@ -285,7 +287,7 @@ uint32_t Memory::do_cow_fault(FaultContext& ctx) {
   ret |= finish_fault(ctx);
   unlock_put(*ctx.page);
   unlock_put(*ctx.cow_page);
-  return ret & ~VM_FAULT_DONE_COW;
+  return ret & ~MAPPED;
 }
 
 uint32_t Memory::do_page_mkwrite(FaultContext& ctx) {
@@ -316,12 +318,12 @@ uint32_t Memory::do_shared_fault(FaultContext& ctx) {
     return refused;
   }
   ret |= finish_fault(ctx);
-  if ((ret & VM_FAULT_DONE_COW) == 0) {
+  if ((ret & MAPPED) == 0) {
     unlock_put(page);
     return ret;
   }
   fault_dirty_shared_page(ctx, page);
-  return ret & ~VM_FAULT_DONE_COW;
+  return ret & ~MAPPED;
 }
 
 // ---- Swap

@@ -232,6 +232,51 @@ TEST(SwapIn, ThreadsThatWantTheSamePageReadItOnce) {
   }
 }
 
+TEST(SwapIn, TheAddressSpaceIsNotHeldWhileThePageIsRead) {
+  // A second thread maps memory while the first waits for the disk.
+  run_vm({.swap = SWAP, .cpus = 2}, [](Vm& vm) {
+    Task& task = vm.task();
+    const VirtAddr at = vm.map(task, 1);
+    vm.write(task, at, 3);
+    ASSERT_TRUE(vm.swap_out(task, at));
+    Nanos read_at{0}, mapped_at{0};
+    vm.spawn([&] {
+      EXPECT_EQ(vm.read(task, at), 3u);
+      read_at = vm.world.now();
+    });
+    vm.spawn([&] {
+      while (!vm.reading()) vm.world.schedule_timeout(Nanos(100));
+      vm.map(task, 10);
+      mapped_at = vm.world.now();
+      EXPECT_TRUE(vm.reading());
+    });
+    vm.join();
+    EXPECT_LT(mapped_at, read_at);
+    EXPECT_EQ(task.maj_flt, 1u);
+    EXPECT_EQ(vm.event(VmEvent::pgfault), 3u);  // the first write, and the swap-in twice: 4.14 counts a retry again
+  });
+}
+
+TEST(SwapIn, APageThatCannotBeReadIsABusError) {
+  run_vm({.swap = SWAP}, [](Vm& vm) {
+    Task& task = vm.task();
+    const VirtAddr at = vm.map(task, 1);
+    vm.write(task, at, 3);
+    ASSERT_TRUE(vm.swap_out(task, at));
+    // It is in the cache, not uptodate, as after a read error.
+    const SwpEntry entry = decode_swap_pte(vm.pte(task, at));
+    Page* page = vm.machine->swap_cache.read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE);
+    ASSERT_NE(page, nullptr);
+    vm.machine->filemap.wait_on_page_locked(*page);
+    page->clear(PageFlag::uptodate);
+    EXPECT_EQ(vm.mmu->touch(task, at, SoftMmu::Access::read), FaultResult::sigbus);
+    EXPECT_EQ(decode_swap_pte(vm.pte(task, at)), entry);
+    page->set(PageFlag::uptodate);
+    EXPECT_EQ(vm.read(task, at), 3u);
+    vm.machine->lru.put_page(*page);
+  });
+}
+
 // ---- Races of faults
 // ---------------------------------------------------------------------------------------------------------
 
@@ -406,6 +451,26 @@ TEST(FileFault, BehindTheEndIsABusError) {
     EXPECT_EQ(vm.read(task, Vm::page_at(at, 1)), 2u);
     EXPECT_EQ(vm.mmu->touch(task, Vm::page_at(at, 2), SoftMmu::Access::read), FaultResult::sigbus);
     EXPECT_EQ(vm.mmu->touch(task, Vm::page_at(at, 3), SoftMmu::Access::write), FaultResult::sigbus);
+  });
+}
+
+TEST(FileFault, AMappingKeepsItsFile) {
+  run_vm(with_disk(), [](Vm& vm) {
+    Task& task = vm.task();
+    VirtAddr at;
+    {
+      Inode* inode = *vm.machine->files.create_inode("f", *vm.file_disk, 0, Bytes(0), Bytes(4 << PAGE_SHIFT));
+      File* file = *vm.machine->files.open(*inode);
+      ASSERT_TRUE(vm.machine->files.write_tag(*file, 0, 5).ok());
+      at = vm.map_file(task, *file, 1, Sharing::shared);
+      vm.machine->files.close(*file);
+      vm.machine->files.iput(*inode);
+    }
+    EXPECT_EQ(vm.read(task, at), 5u);
+    vm.write(task, at, 6);
+    // The last reference: the file is written out and gone.
+    ASSERT_TRUE(vm.machine->spaces.munmap(*task.mm, at, PAGE_SIZE).ok());
+    EXPECT_EQ(vm.gauge(NodeStat::nr_file_pages), 0);
   });
 }
 
