@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include <atomic>
+#include <cstdio>
 #include <random>
 #include <thread>
 #include <vector>
@@ -59,16 +60,22 @@ class UffdMmuTest : public testing::Test {
   uint64_t* memory = nullptr;
 };
 
+/// Of the process, as the host counts them.
+uint64_t resident_now() {
+  unsigned long total = 0, resident = 0;
+  FILE* f = std::fopen("/proc/self/statm", "r");
+  if (std::fscanf(f, "%lu %lu", &total, &resident) != 2) resident = 0;
+  std::fclose(f);
+  return resident;
+}
+
 TEST_F(UffdMmuTest, a_frame_has_one_host_page_at_most_at_any_moment) {
+  const uint64_t before = resident_now();
   create({"zram", "file:/var/tmp:64M"});
   std::atomic<bool> stop{false};
   uint64_t most = 0, looks = 0;
   std::thread watcher([&] {
-    while (!stop) {
-      // Taken while others fault: what moves meanwhile may be seen twice, so a little more is allowed.
-      most = std::max(most, stats().host_resident_pages);
-      ++looks;
-    }
+    for (; !stop; ++looks) most = std::max(most, resident_now());
   });
   std::vector<std::thread> threads;
   std::atomic<uint64_t> wrong{0};
@@ -86,7 +93,8 @@ TEST_F(UffdMmuTest, a_frame_has_one_host_page_at_most_at_any_moment) {
   watcher.join();
   EXPECT_EQ(wrong, 0u);
   EXPECT_GT(looks, 3u);
-  EXPECT_LE(most, stats().ram_pages + 64);
+  // The rest: stacks of the test's threads, and counters that the host keeps per CPU.
+  EXPECT_LE(most - before, stats().ram_pages + 256);
   EXPECT_LE(stats().host_resident_pages, stats().ram_pages);
 }
 
