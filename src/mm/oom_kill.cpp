@@ -78,7 +78,8 @@ void OomKiller::dump_tasks() {
     LogLine line;
     (line << "[").column(task.pid, 5) << "] ";
     (line.column(mm->total_vm, 8) << " ").column(mm->get_mm_rss(), 8) << " ";
-    (line.column(mm->nr_table_pages.load(std::memory_order_relaxed), 7) << " ").column(mm->rss(RssKind::swapents), 8) << " ";
+    (line.column(mm->nr_table_pages.load(std::memory_order_relaxed), 7) << " ").column(mm->rss(RssKind::swapents), 8)
+        << " ";
     line.column(task.oom_score_adj.load(std::memory_order_relaxed), 13) << " " << task.comm;
   }
 }
@@ -88,22 +89,27 @@ void OomKiller::dump_header(const OomControl& control) {
   const Thread* thread = engine_thread().thread;
   {
     LogLine line;
-    (line << (task != nullptr ? task->comm : thread != nullptr ? thread->comm : "?") << " invoked oom-killer: gfp_mask=0x")
+    (line << (task != nullptr     ? task->comm
+              : thread != nullptr ? thread->comm
+                                  : "?")
+          << " invoked oom-killer: gfp_mask=0x")
             .hex(control.gfp.v)
-        << ", order=" << uint32_t{control.order.v} << ", oom_score_adj="
-        << (task != nullptr ? task->oom_score_adj.load(std::memory_order_relaxed) : int32_t{0});
+        << ", order=" << uint32_t{control.order.v}
+        << ", oom_score_adj=" << (task != nullptr ? task->oom_score_adj.load(std::memory_order_relaxed) : int32_t{0});
   }
   const auto stat = [this](NodeStat s) { return vmstat_.node_page_state(s); };
   LogLine() << "Mem-Info:";
   LogLine() << "active_anon:" << stat(NodeStat::nr_active_anon) << " inactive_anon:" << stat(NodeStat::nr_inactive_anon)
-            << " isolated_anon:" << stat(NodeStat::nr_isolated_anon) << " active_file:" << stat(NodeStat::nr_active_file)
-            << " inactive_file:" << stat(NodeStat::nr_inactive_file) << " isolated_file:" << stat(NodeStat::nr_isolated_file)
+            << " isolated_anon:" << stat(NodeStat::nr_isolated_anon)
+            << " active_file:" << stat(NodeStat::nr_active_file)
+            << " inactive_file:" << stat(NodeStat::nr_inactive_file)
+            << " isolated_file:" << stat(NodeStat::nr_isolated_file)
             << " unevictable:" << stat(NodeStat::nr_unevictable);
   LogLine() << "dirty:" << stat(NodeStat::nr_dirty) << " writeback:" << stat(NodeStat::nr_writeback)
             << " slab_reclaimable:" << stat(NodeStat::nr_slab_reclaimable)
-            << " slab_unreclaimable:" << stat(NodeStat::nr_slab_unreclaimable) << " mapped:" << stat(NodeStat::nr_mapped)
-            << " pagetables:" << stat(NodeStat::nr_page_table_pages) << " zspages:" << stat(NodeStat::nr_zspages)
-            << " free:" << pages_.nr_free_pages().v;
+            << " slab_unreclaimable:" << stat(NodeStat::nr_slab_unreclaimable)
+            << " mapped:" << stat(NodeStat::nr_mapped) << " pagetables:" << stat(NodeStat::nr_page_table_pages)
+            << " zspages:" << stat(NodeStat::nr_zspages) << " free:" << pages_.nr_free_pages().v;
   for (const Zone& zone : pages_.node().zones) {
     if (!zone.populated()) continue;
     LogLine() << "Node 0 " << zone_name(zone.type) << " free:" << kib(zone.nr_free.load(std::memory_order_relaxed))

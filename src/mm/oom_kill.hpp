@@ -3,8 +3,8 @@
 // When nothing can be reclaimed: who dies. Linux: mm/oom_kill.c 4.14.
 //
 //   points = rss + swapents + page-table pages, + oom_score_adj × (totalpages / 1000); at least 1; -1000 never
-//   out_of_memory: I am dying myself -> reserves for me · a victim still dies -> wait · most points -> its worst child with
-//   another mm, or itself; all tasks that share the victim's mm die with it
+//   out_of_memory: I am dying myself -> reserves for me · a victim still dies -> wait · most points -> its worst child
+//   with another mm, or itself; all tasks that share the victim's mm die with it
 //
 // No task is exempt as init: a machine's first task is a program like the others. Nobody is root. Memory cgroups, NUMA
 // constraints and the reaper come with their rows.
@@ -58,8 +58,8 @@ class OomKiller {
  public:
   OomKiller(TaskList& tasks, PageAllocator& pages, SwapFiles& swap, VmStat& vmstat);
   void set_executioner(Executioner* e) { executioner_ = e; }
-  /// True: somebody was killed or is dying, try again. False: no victim (after Executioner::panic, should that return). One at a time:
-  /// the caller holds PageAllocator::oom_lock. Sleeps a moment, so that the victim can run.
+  /// True: somebody was killed or is dying, try again. False: no victim (after Executioner::panic, should that return).
+  /// One at a time: the caller holds PageAllocator::oom_lock. Sleeps a moment, so that the victim can run.
   bool out_of_memory(const OomControl& control);
   /// 0: not to be killed. Tasklist lock held, or the task cannot leave.
   [[nodiscard]] int64_t oom_badness(const Task& task, PageCount totalpages) const;

@@ -6,7 +6,8 @@ namespace weir {
 PageIo::PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu)
     : filemap_(filemap), swap_(swap), vmstat_(vmstat), mmu_(mmu) {}
 
-// ----------------------------------------------------------------------------------------------------------------- bios
+// -----------------------------------------------------------------------------------------------------------------
+// bios
 
 Result<void> PageIo::init(unsigned pool_size) {
   if (pool_size == 0) return Errno::inval;
@@ -92,7 +93,8 @@ void PageIo::end_page_bio(Bio& bio) {
   done(page, status, owner);
 }
 
-// -------------------------------------------------------------------------------------------------------------- writing
+// --------------------------------------------------------------------------------------------------------------
+// writing
 
 bool PageIo::swap_set_page_dirty(Page& page) {
   WEIR_FLOW(filemap_.pages().mem().pfn(page));
@@ -188,7 +190,8 @@ Result<void> PageIo::__swap_writepage(Page& page, WritebackControl& wbc) {
   return {};
 }
 
-// -------------------------------------------------------------------------------------------------------------- reading
+// --------------------------------------------------------------------------------------------------------------
+// reading
 
 void PageIo::read_failed(Page& page, SwpEntry entry) {
   page.set(PageFlag::error);

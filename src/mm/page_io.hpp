@@ -1,14 +1,15 @@
 // src/mm/page_io.hpp
 //
-// A page to its slot and back: sector = slot × 8. Linux: mm/page_io.c 4.14, fs/block_dev.c (bdev_write_page, bdev_read_page).
+// A page to its slot and back: sector = slot × 8. Linux: mm/page_io.c 4.14, fs/block_dev.c (bdev_write_page,
+// bdev_read_page).
 //
 //   write: PG_writeback, unlock, submit_bio … end_swap_bio_write (error: dirty again, kept)
 //   read:  page locked until end_swap_bio_read (error: not uptodate)
 // Synchronous devices (zram) are served by bdev_write_page / bdev_read_page at once.
 //
-// Where the Mmu has no dirty bits, it keeps a mark of what lies in the slot. A write sets it before the page is unlocked, while
-// the bytes still are what is written. PG_error says that the mark is not to be believed (page_may_be_clean): from add_to_swap to
-// the first write, and from a failed write to the next.
+// Where the Mmu has no dirty bits, it keeps a mark of what lies in the slot. A write sets it before the page is
+// unlocked, while the bytes still are what is written. PG_error says that the mark is not to be believed
+// (page_may_be_clean): from add_to_swap to the first write, and from a failed write to the next.
 #pragma once
 
 #include "mm/filemap.hpp"
@@ -24,22 +25,27 @@ class PageIo {
   /// Bios come from a pool made at start: submit cannot fail, it waits for a free one. Errors: ENOMEM.
   Result<void> init(unsigned pool_size);
 
-  /// Page locked, in the swap cache, PG_dirty taken off by the caller. Unlocked when it returns, unless it answers EAGAIN:
-  /// the device has no room; page still locked, dirty again, to be kept active (AOP_WRITEPAGE_ACTIVATE). Other errors: the page is
-  /// unlocked and dirty again. A slot that no PTE uses is given up and nothing is written (set_try_to_free_swap). Sleeps.
+  /// Page locked, in the swap cache, PG_dirty taken off by the caller. Unlocked when it returns, unless it answers
+  /// EAGAIN: the device has no room; page still locked, dirty again, to be kept active (AOP_WRITEPAGE_ACTIVATE). Other
+  /// errors: the page is unlocked and dirty again. A slot that no PTE uses is given up and nothing is written
+  /// (set_try_to_free_swap). Sleeps.
   Result<void> swap_writepage(Page& page, WritebackControl& wbc);
   Result<void> __swap_writepage(Page& page, WritebackControl& wbc);
-  /// Page locked, in the swap cache, not uptodate. Unlocked when the read is over; then it is uptodate, or PG_error. Sleeps.
+  /// Page locked, in the swap cache, not uptodate. Unlocked when the read is over; then it is uptodate, or PG_error.
+  /// Sleeps.
   Result<void> swap_readpage(Page& page);
-  /// A swap-cache page is newer than its slot. True if it was clean before. Without tags: nobody looks for dirty swap pages by tree.
+  /// A swap-cache page is newer than its slot. True if it was clean before. Without tags: nobody looks for dirty swap
+  /// pages by tree.
   bool swap_set_page_dirty(Page& page);
   /// Where the Mmu has no dirty bits: may its answer "as in the slot" be believed?
   [[nodiscard]] static bool page_may_be_clean(const Page& page) {
     return PageSwapCache(page) && !page.test(PageFlag::error);
   }
-  /// For other rooms that read and write pages of devices (files): submits, calls done(page, errno, owner) once at the end, in any
-  /// thread, possibly before this returns; it must not sleep. Counts pgpgin and pgpgout (in sectors). Sleeps while the pool is empty.
-  void submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& page, void (*done)(Page&, Errno, void*), void* owner);
+  /// For other rooms that read and write pages of devices (files): submits, calls done(page, errno, owner) once at the
+  /// end, in any thread, possibly before this returns; it must not sleep. Counts pgpgin and pgpgout (in sectors).
+  /// Sleeps while the pool is empty.
+  void submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& page, void (*done)(Page&, Errno, void*),
+                   void* owner);
   /// try_to_free_swap is above this floor; the swap cache plugs it in.
   void set_try_to_free_swap(bool (*fn)(void*, Page&), void* arg) { try_to_free_swap_ = fn, try_arg_ = arg; }
 

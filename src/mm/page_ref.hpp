@@ -1,7 +1,7 @@
 // src/mm/page_ref.hpp
 //
-// Reference counts by their recorded names. get_page and put_page_testzero are PageAllocator's, put_page is Lru's; here is
-// what moves a count by more than one or freezes it. Linux: include/linux/page_ref.h.
+// Reference counts by their recorded names. get_page and put_page_testzero are PageAllocator's, put_page is Lru's; here
+// is what moves a count by more than one or freezes it. Linux: include/linux/page_ref.h.
 #pragma once
 
 #include "mm/types.hpp"
@@ -14,7 +14,8 @@ inline void page_ref_add(Page& page, int32_t nr) {
   page._refcount.fetch_add(nr, std::memory_order_acq_rel);
 }
 
-/// If exactly `count` references exist, takes them all: nobody can get a new one until page_ref_unfreeze. False: nothing changed.
+/// If exactly `count` references exist, takes them all: nobody can get a new one until page_ref_unfreeze. False:
+/// nothing changed.
 [[nodiscard]] inline bool page_ref_freeze(Page& page, int32_t count) {
   int32_t expected = count;
   return page._refcount.compare_exchange_strong(expected, 0, std::memory_order_acq_rel);

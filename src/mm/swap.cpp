@@ -38,7 +38,8 @@ Lru::PerCpu& Lru::this_cpu() const {
   return percpu_[thread == nullptr ? 0 : thread->cpu.v % cpus_];
 }
 
-// ----------------------------------------------------------------------------------------------------------------- lists
+// -----------------------------------------------------------------------------------------------------------------
+// lists
 
 LruList Lru::page_lru(const Page& page) {
   if (page.test(PageFlag::unevictable)) return LruList::unevictable;
@@ -125,10 +126,11 @@ void Lru::update_page_reclaim_stat(unsigned file, bool rotated) {
 
 PageCount Lru::lru_size(LruList list) const { return PageCount(vmstat_.node_page_state(lru_stat(list))); }
 
-// -------------------------------------------------------------------------------------------------------------- pagevecs
+// --------------------------------------------------------------------------------------------------------------
+// pagevecs
 
-// What a batch does with one page; lru_lock held. A page may have been isolated, freed to one holder or moved since it was
-// put into the batch, so its flags are looked at again.
+// What a batch does with one page; lru_lock held. A page may have been isolated, freed to one holder or moved since it
+// was put into the batch, so its flags are looked at again.
 void Lru::move_fn(Batch batch, Page& page) {
   switch (batch) {
     case Batch::add: {
@@ -162,7 +164,8 @@ void Lru::move_fn(Batch batch, Page& page) {
   }
 }
 
-// The CPU's lock held. Moves the batch's pages and leaves them in `done` for their references to be dropped without the lock.
+// The CPU's lock held. Moves the batch's pages and leaves them in `done` for their references to be dropped without the
+// lock.
 unsigned Lru::pagevec_flush(Batch batch, Pagevec& vec, Page** done) {
   if (vec.nr == 0) return 0;
   const unsigned n = vec.nr;
@@ -272,8 +275,8 @@ void Lru::activate_page(Page& page) {
     pagevec_add(Batch::activate, page);
 }
 
-// The page is not on a list: perhaps it waits in this CPU's pagevec, then it goes to the active list from there. A page in
-// another CPU's pagevec is left alone: its flag cannot be set without knowing that it is not being isolated.
+// The page is not on a list: perhaps it waits in this CPU's pagevec, then it goes to the active list from there. A page
+// in another CPU's pagevec is left alone: its flag cannot be set without knowing that it is not being isolated.
 bool Lru::__lru_cache_activate_page(Page& page) {
   if (percpu_ == nullptr) return false;
   PerCpu& cpu = this_cpu();
@@ -308,7 +311,8 @@ void Lru::rotate_reclaimable_page(Page& page) {
   pagevec_add(Batch::rotate, page);
 }
 
-// ------------------------------------------------------------------------------------------------------------ references
+// ------------------------------------------------------------------------------------------------------------
+// references
 
 // Count is 0: nobody can find the page but a list walker, who skips a page that get_page_unless_zero refuses.
 void Lru::__page_cache_release(Page& page) {
@@ -340,7 +344,8 @@ void Lru::release_pages(Page** pages, unsigned count) {
   if (!to_free.empty()) pages_.free_hot_cold_page_list(to_free);
 }
 
-// ---------------------------------------------------------------------------------------------- single pages off and back
+// ---------------------------------------------------------------------------------------------- single pages off and
+// back
 
 Result<void> Lru::isolate_lru_page(Page& page) {
   ScopedLock guard(node().lru_lock);

@@ -5,8 +5,8 @@
 //   lru_cache_add --> pagevec --full or drain--> inactive/active anon/file
 //   touched once: referenced;  twice: active;  put_page at count 0: off the list, freed
 //
-// PG_lru says "on a list" and changes only under the node's lru_lock, together with the list and its size. Who takes a page off
-// to work on it (isolates it) clears PG_lru and keeps PG_active, so that the page can go back to where it was.
+// PG_lru says "on a list" and changes only under the node's lru_lock, together with the list and its size. Who takes a
+// page off to work on it (isolates it) clears PG_lru and keeps PG_active, so that the page can go back to where it was.
 // A page in a pagevec is held by a reference of the pagevec's own.
 //
 // Linux: mm/swap.c, and of mm/vmscan.c and mm/mlock.c what moves single pages. (Swapping itself is in vmscan, swapfile,
@@ -76,8 +76,9 @@ class Lru {
   /// 1 if the page counts as file-backed, 0 if it goes to swap. Index of ZoneReclaimStat.
   [[nodiscard]] static unsigned page_is_file_cache(const Page& page) { return PageSwapBacked(page) ? 0 : 1; }
 
-  // ---- staging, where the MMU has no accessed bits: PG_aged says that a page's PTEs were made old since it became inactive.
-  // A hand goes over the inactive anonymous list from the tail to the head; what it has passed was offered once.
+  // ---- staging, where the MMU has no accessed bits: PG_aged says that a page's PTEs were made old since it became
+  // inactive. A hand goes over the inactive anonymous list from the tail to the head; what it has passed was offered
+  // once.
   /// The next pages under the hand that are not aged, with references. Returns how many.
   unsigned pages_to_age(Page** pages, unsigned max);
   void set_page_aged(Page& page) {
@@ -102,7 +103,8 @@ class Lru {
  private:
   enum class Batch : uint8_t { add, activate, rotate, count };
   static constexpr unsigned NR_BATCHES = static_cast<unsigned>(Batch::count);
-  /// Guarded by its CPU's lock. pages[0, nr), each with a reference of the pagevec's own; nr < PAGEVEC_SIZE between calls.
+  /// Guarded by its CPU's lock. pages[0, nr), each with a reference of the pagevec's own; nr < PAGEVEC_SIZE between
+  /// calls.
   struct Pagevec {
     unsigned nr = 0;
     Page* pages[PAGEVEC_SIZE];

@@ -8,8 +8,8 @@
 //
 //   off:  free slots < 128 a CPU --> every cached slot goes back --> off --free slots > 320 a CPU--> on again
 //
-// Linux: mm/swap_slots.c, 4.11 and later. One departure: slots of an area whose device has run out of room (a full zram) are
-// given back instead of handed out, so that the next page goes to the next area.
+// Linux: mm/swap_slots.c, 4.11 and later. One departure: slots of an area whose device has run out of room (a full
+// zram) are given back instead of handed out, so that the next page goes to the next area.
 #pragma once
 
 #include "mm/swapfile.hpp"
@@ -19,30 +19,33 @@ namespace weir {
 /// How many slots one CPU may hold on each side. Linux's value: large enough that the area lock vanishes from profiles,
 /// small enough that an area of a few thousand slots is not hidden in caches when it runs full.
 inline constexpr unsigned SWAP_SLOTS_CACHE_SIZE = 64;
-/// Free slots a CPU at which the caches are emptied and switched off, and above which they are on again: apart, so that a
-/// machine at the edge does not switch for ever.
+/// Free slots a CPU at which the caches are emptied and switched off, and above which they are on again: apart, so that
+/// a machine at the edge does not switch for ever.
 inline constexpr unsigned THRESHOLD_DEACTIVATE_SWAP_SLOTS_CACHE = 2 * SWAP_SLOTS_CACHE_SIZE;
 inline constexpr unsigned THRESHOLD_ACTIVATE_SWAP_SLOTS_CACHE = 5 * SWAP_SLOTS_CACHE_SIZE;
 
 class SwapSlots {
  public:
-  /// `areas` outlives this; slots that it has nobody left for come here from now on. The cache starts disabled: boot has no swap.
+  /// `areas` outlives this; slots that it has nobody left for come here from now on. The cache starts disabled: boot
+  /// has no swap.
   SwapSlots(SwapFiles& areas, VmStat& vmstat, unsigned cpus);
   SwapSlots(const SwapSlots&) = delete;
   SwapSlots& operator=(const SwapSlots&) = delete;
   /// Makes the caches. Errors: ENOMEM.
   Result<void> init();
 
-  /// A slot, SWAP_HAS_CACHE set. 0: every area is full. May wait for another user of this CPU's cache; no spinlock held.
-  /// `page` is who it is for, where that is known: it is only recorded.
+  /// A slot, SWAP_HAS_CACHE set. 0: every area is full. May wait for another user of this CPU's cache; no spinlock
+  /// held. `page` is who it is for, where that is known: it is only recorded.
   [[nodiscard]] SwpEntry get_swap_page(const Page* page = nullptr);
-  /// Gives back a slot that holds only SWAP_HAS_CACHE. It may stay here a while: free, but not yet allocatable by others. Never sleeps.
+  /// Gives back a slot that holds only SWAP_HAS_CACHE. It may stay here a while: free, but not yet allocatable by
+  /// others. Never sleeps.
   void free_swap_slot(SwpEntry entry);
   /// swapoff: every cached slot goes back; none is taken while disabled.
   void drain_slots_cache();
   void disable_swap_slots_cache();
   void reenable_swap_slots_cache();
-  /// Slots of `type` held here in both directions; verify() adds them to what swap_map shows as SWAP_HAS_CACHE without a page.
+  /// Slots of `type` held here in both directions; verify() adds them to what swap_map shows as SWAP_HAS_CACHE without
+  /// a page.
   [[nodiscard]] uint64_t held(unsigned type);
   /// Is this slot held here?
   [[nodiscard]] bool holds(SwpEntry entry);
@@ -71,9 +74,9 @@ class SwapSlots {
   SwapFiles& areas_;
   VmStat& vmstat_;
   unsigned cpus_;
-  PerCpu* percpu_ = nullptr;           // cpus_ of them, kmalloc'ed
-  std::atomic<bool> enabled_{false};   ///< there is an area, and no swapoff is under way
-  std::atomic<bool> active_{false};    ///< enough slots are free
+  PerCpu* percpu_ = nullptr;          // cpus_ of them, kmalloc'ed
+  std::atomic<bool> enabled_{false};  ///< there is an area, and no swapoff is under way
+  std::atomic<bool> active_{false};   ///< enough slots are free
 };
 
 }  // namespace weir

@@ -24,12 +24,14 @@ void mapping_set_no_writeback_tags(AddressSpace& space) {
 
 SwapCache::SwapCache(Filemap& filemap, SwapFiles& swap, SwapSlots& slots, PageIo& io, VmStat& vmstat, Mmu& mmu)
     : filemap_(filemap), swap_(swap), slots_(slots), io_(io), vmstat_(vmstat), mmu_(mmu), swap_aops_(io) {
-  io_.set_try_to_free_swap([](void* self, Page& page) { return static_cast<SwapCache*>(self)->try_to_free_swap(page); }, this);
+  io_.set_try_to_free_swap([](void* self, Page& page) { return static_cast<SwapCache*>(self)->try_to_free_swap(page); },
+                           this);
   swap_.set_try_to_reclaim_swap(
       [](void* self, SwpEntry entry) { return static_cast<SwapCache*>(self)->__try_to_reclaim_swap(entry); }, this);
 }
 
-// --------------------------------------------------------------------------------------------------------------- spaces
+// ---------------------------------------------------------------------------------------------------------------
+// spaces
 
 Result<void> SwapCache::init_swap_address_space(unsigned type, uint64_t nr_pages) {
   WEIR_FLOW(type, nr_pages);
@@ -80,9 +82,12 @@ AddressSpace* SwapCache::page_mapping(const Page& page) {
   return Filemap::file_mapping(page);
 }
 
-PageCount SwapCache::total_swapcache_pages() const { return PageCount(vmstat_.node_page_state(NodeStat::nr_swapcached)); }
+PageCount SwapCache::total_swapcache_pages() const {
+  return PageCount(vmstat_.node_page_state(NodeStat::nr_swapcached));
+}
 
-// --------------------------------------------------------------------------------------------------------------- in, out
+// --------------------------------------------------------------------------------------------------------------- in,
+// out
 
 bool SwapCache::add_to_swap(Page& page) {
   const Pfn pfn = filemap_.pages().mem().pfn(page);
@@ -90,7 +95,8 @@ bool SwapCache::add_to_swap(Page& page) {
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !page.test(PageFlag::uptodate) || PageSwapCache(page));
   const SwpEntry entry = slots_.get_swap_page(&page);
   if (!entry) return false;
-  // Reclaim may use the reserves; the tree's nodes must not eat them up to the last page, or nothing would be left to write with.
+  // Reclaim may use the reserves; the tree's nodes must not eat them up to the last page, or nothing would be left to
+  // write with.
   if (!add_to_swap_cache(page, entry, __GFP_HIGH | __GFP_NOMEMALLOC | __GFP_NOWARN)) {
     swap_.swapcache_free(entry);
     return false;
@@ -190,7 +196,8 @@ Page* SwapCache::lookup_swap_cache(SwpEntry entry) {
   return page;
 }
 
-// -------------------------------------------------------------------------------------------------------------- reading
+// --------------------------------------------------------------------------------------------------------------
+// reading
 
 Page* SwapCache::__read_swap_cache_async(SwpEntry entry, gfp_t gfp, bool& new_page_allocated) {
   WEIR_FLOW(entry);
@@ -249,8 +256,10 @@ Page* SwapCache::read_swap_cache_async(SwpEntry entry, gfp_t gfp) {
   return page;
 }
 
-unsigned SwapCache::__swapin_nr_pages(uint64_t prev_offset, uint64_t offset, unsigned hits, unsigned max_pages, unsigned last) {
-  // What was read ahead is used: keep reading what was used, rounded up. Nothing was: a neighbour may be the start of a row.
+unsigned SwapCache::__swapin_nr_pages(uint64_t prev_offset, uint64_t offset, unsigned hits, unsigned max_pages,
+                                      unsigned last) {
+  // What was read ahead is used: keep reading what was used, rounded up. Nothing was: a neighbour may be the start of a
+  // row.
   unsigned pages = hits + 2;
   if (hits == 0) {
     if (offset != prev_offset + 1 && offset + 1 != prev_offset) pages = 1;
@@ -301,7 +310,8 @@ Page* SwapCache::swapin_readahead(SwpEntry entry, gfp_t gfp) {
   return read_swap_cache_async(entry, gfp);
 }
 
-// ----------------------------------------------------------------------------------------------------- giving slots back
+// ----------------------------------------------------------------------------------------------------- giving slots
+// back
 
 bool SwapCache::page_swapped(const Page& page) { return swap_.swp_swapcount(SwpEntry{page.private_}) != 0; }
 

@@ -1,17 +1,19 @@
 // src/mm/swap_state.hpp
 //
-// The swap cache: pages under their swap entry, so that a slot is read once and a page written once however many PTEs hold it.
+// The swap cache: pages under their swap entry, so that a slot is read once and a page written once however many PTEs
+// hold it.
 //
 //   out: add_to_swap (slot, cache, dirty) -> unmapped -> written -> delete_from_swap_cache -> freed
-//   in:  lookup_swap_cache --miss--> read_swap_cache_async: swapcache_prepare -> insert -> read -> mapped -> perhaps kept
+//   in:  lookup_swap_cache --miss--> read_swap_cache_async: swapcache_prepare -> insert -> read -> mapped -> perhaps
+//   kept
 //
 //   slot free --get_swap_page--> HAS_CACHE --insert--> cached --PTEs--> cached + n users --reclaimed--> n users
 //        ^                                               ^---------------- swapcache_prepare, read -------'
 //        '--------- last user gone ---------------------------------------------------------------------'
 //
 // One AddressSpace per 64 MiB (16384 slots) of an area; the index in its tree is the slot's offset in the area.
-// Linux: mm/swap_state.c 4.14 (readahead by clusters of slots), and of mm/swapfile.c what concerns pages: try_to_free_swap,
-// reuse_swap_page, free_swap_and_cache.
+// Linux: mm/swap_state.c 4.14 (readahead by clusters of slots), and of mm/swapfile.c what concerns pages:
+// try_to_free_swap, reuse_swap_page, free_swap_and_cache.
 #pragma once
 
 #include "mm/filemap.hpp"
@@ -56,15 +58,16 @@ class SwapCache {
   [[nodiscard]] Page* swapin_readahead(SwpEntry entry, gfp_t gfp);
   /// Page locked: the slot is given up if nobody but the cache holds it; the page is then dirty. True if given up.
   bool try_to_free_swap(Page& page);
-  /// May this page be written in place by its only mapper? Page locked. Drops an unshared slot (the page is then dirty), but not
-  /// that of a page under writeback: where hardware has no dirty bits the caller waits for that before it maps the page.
+  /// May this page be written in place by its only mapper? Page locked. Drops an unshared slot (the page is then
+  /// dirty), but not that of a page under writeback: where hardware has no dirty bits the caller waits for that before
+  /// it maps the page.
   bool reuse_swap_page(Page& page);
   /// Drops the slot of a page that only the swap cache keeps, if nobody else holds the slot or the page lock.
   void free_swap_cache(Page& page);
   /// put_page, dropping a swap-cache-only page's slot first if it can.
   void free_page_and_swap_cache(Page& page);
-  /// A PTE that held entry is gone (zap): frees the slot, and the cached page if the cache was its last user and the page is
-  /// unmapped, or swap is more than half full. Never sleeps.
+  /// A PTE that held entry is gone (zap): frees the slot, and the cached page if the cache was its last user and the
+  /// page is unmapped, or swap is more than half full. Never sleeps.
   void free_swap_and_cache(SwpEntry entry);
   /// The copy in the cache goes if it is the slot's last user. True if it went. Never sleeps.
   bool __try_to_reclaim_swap(SwpEntry entry);
@@ -87,10 +90,10 @@ class SwapCache {
       for (unsigned i = 0; i < nr_swapper_spaces_[type]; ++i) fn(type, swapper_spaces_[type][i]);
   }
 
-  /// Slots to read for a fault on `offset`: row 46's rule. `prev_offset` and `last` are those of the fault before; `hits` on pages
-  /// read ahead since then.
-  [[nodiscard]] static unsigned __swapin_nr_pages(uint64_t prev_offset, uint64_t offset, unsigned hits, unsigned max_pages,
-                                                  unsigned last);
+  /// Slots to read for a fault on `offset`: row 46's rule. `prev_offset` and `last` are those of the fault before;
+  /// `hits` on pages read ahead since then.
+  [[nodiscard]] static unsigned __swapin_nr_pages(uint64_t prev_offset, uint64_t offset, unsigned hits,
+                                                  unsigned max_pages, unsigned last);
 
  private:
   /// What a swap-cache page's owner does. Linux: swap_aops.

@@ -2,17 +2,18 @@
 //
 // Swap areas and their maps: who uses which slot.
 //
-//   swap_map[slot]: 0 free · 1…0x3e users (PTEs) | SWAP_HAS_CACHE 0x40 · SWAP_MAP_BAD 0x3f · 0x80 count goes on elsewhere
-//   take: get_swap_pages -> scan_swap_map_slots (clusters of 256) -> SWAP_HAS_CACHE
-//   give: swap_free (a PTE goes), swapcache_free (the cache goes); nobody left -> SWAP_HAS_CACHE alone -> slots cache -> 0
+//   swap_map[slot]: 0 free · 1…0x3e users (PTEs) | SWAP_HAS_CACHE 0x40 · SWAP_MAP_BAD 0x3f · 0x80 count goes on
+//   elsewhere take: get_swap_pages -> scan_swap_map_slots (clusters of 256) -> SWAP_HAS_CACHE give: swap_free (a PTE
+//   goes), swapcache_free (the cache goes); nobody left -> SWAP_HAS_CACHE alone -> slots cache -> 0
 //
-//   a device without seek time:  free clusters --one for each CPU--> its slots in order --used up--> the next; none free: any slot
-//   one that seeks:              a hand moves upwards through 256 free slots in a row, then looks for the next such stretch
+//   a device without seek time:  free clusters --one for each CPU--> its slots in order --used up--> the next; none
+//   free: any slot one that seeks:              a hand moves upwards through 256 free slots in a row, then looks for
+//   the next such stretch
 //
-// Invariant: users of slot S = PTEs that hold S; SWAP_HAS_CACHE set iff S is in the swap cache (or held by the slots cache).
-// Linux: mm/swapfile.c 4.14. swapon, swapoff and reuse of pages are in swapfile_unuse and swap_state. A count above 0x3e
-// (COUNT_CONTINUED) is refused with ENOMEM. The device hears of a slot's end when its last user goes, not when it leaves the
-// slots cache: what lies there is dead already, and in zram it is memory.
+// Invariant: users of slot S = PTEs that hold S; SWAP_HAS_CACHE set iff S is in the swap cache (or held by the slots
+// cache). Linux: mm/swapfile.c 4.14. swapon, swapoff and reuse of pages are in swapfile_unuse and swap_state. A count
+// above 0x3e (COUNT_CONTINUED) is refused with ENOMEM. The device hears of a slot's end when its last user goes, not
+// when it leaves the slots cache: what lies there is dead already, and in zram it is memory.
 #pragma once
 
 #include "block/block.hpp"
@@ -30,7 +31,14 @@ inline constexpr uint64_t LATENCY_LIMIT = 256;
 /// Most slots taken in one go.
 inline constexpr unsigned SWAP_BATCH = 64;
 
-enum SwpFlag : uint32_t { SWP_USED = 1, SWP_WRITEOK = 2, SWP_DISCARDABLE = 4, SWP_SOLIDSTATE = 16, SWP_BLKDEV = 64, SWP_FILE = 128 };
+enum SwpFlag : uint32_t {
+  SWP_USED = 1,
+  SWP_WRITEOK = 2,
+  SWP_DISCARDABLE = 4,
+  SWP_SOLIDSTATE = 16,
+  SWP_BLKDEV = 64,
+  SWP_FILE = 128
+};
 
 /// One line for the log, printed when it ends. No library: the thread may run where its TLS is missing.
 class LogLine {
@@ -88,18 +96,18 @@ struct PerCpuCluster {
 struct SwapInfo {
   SpinLock lock{LockRank::swap_area};
   std::atomic<uint32_t> flags{0};  ///< SwpFlag; changed under lock
-  int16_t prio = 0;              // swap_lock
-  unsigned type = 0;             ///< index in swap_info[]; immutable while used
-  uint64_t max = 0;              ///< slots, the header's included
-  PagedArray<uint8_t> swap_map;  ///< in the machine's own frames; lock
+  int16_t prio = 0;                // swap_lock
+  unsigned type = 0;               ///< index in swap_info[]; immutable while used
+  uint64_t max = 0;                ///< slots, the header's included
+  PagedArray<uint8_t> swap_map;    ///< in the machine's own frames; lock
   // Free slots, if there are any, lie in [lowest_bit, highest_bit]; full: highest_bit = 0.
-  uint64_t lowest_bit = 0, highest_bit = 0;   // lock
-  uint64_t pages = 0;            ///< usable slots
-  uint64_t inuse_pages = 0;      // lock; = slots whose map is neither 0 nor BAD
-  uint64_t cluster_next = 0, cluster_nr = 0;  // lock
-  PagedArray<SwapCluster> cluster_info;       // lock; only SWP_SOLIDSTATE
+  uint64_t lowest_bit = 0, highest_bit = 0;                 // lock
+  uint64_t pages = 0;                                       ///< usable slots
+  uint64_t inuse_pages = 0;                                 // lock; = slots whose map is neither 0 nor BAD
+  uint64_t cluster_next = 0, cluster_nr = 0;                // lock
+  PagedArray<SwapCluster> cluster_info;                     // lock; only SWP_SOLIDSTATE
   uint32_t free_clusters_head = 0, free_clusters_tail = 0;  // lock
-  PerCpuCluster* percpu_cluster = nullptr;    // lock; kmalloc'ed
+  PerCpuCluster* percpu_cluster = nullptr;                  // lock; kmalloc'ed
   BlockDevice* bdev = nullptr;
   std::atomic<uint64_t> write_errors{0}, read_errors{0};
 };
@@ -111,16 +119,20 @@ class SwapFiles {
   SwapFiles& operator=(const SwapFiles&) = delete;
 
   // ---- slots
-  /// Takes up to n slots of the best area (priority, then round robin; areas whose device has no room are passed over), each with
-  /// SWAP_HAS_CACHE. Returns how many, at most SWAP_BATCH. May let others run between two looks at the map: no spinlock held.
+  /// Takes up to n slots of the best area (priority, then round robin; areas whose device has no room are passed over),
+  /// each with SWAP_HAS_CACHE. Returns how many, at most SWAP_BATCH. May let others run between two looks at the map:
+  /// no spinlock held.
   unsigned get_swap_pages(unsigned n, SwpEntry* entries);
   /// Gives back slots that hold only SWAP_HAS_CACHE, in bulk (slots cache).
   void swapcache_free_entries(const SwpEntry* entries, unsigned n);
-  /// One more PTE holds the entry. Errors: EINVAL (bad entry), ENOENT (free slot), ENOMEM (count at its maximum, no continuation).
+  /// One more PTE holds the entry. Errors: EINVAL (bad entry), ENOENT (free slot), ENOMEM (count at its maximum, no
+  /// continuation).
   Result<void> swap_duplicate(SwpEntry entry);
-  /// A PTE that held it is gone. Returns what is left of the slot's users: a count | SWAP_HAS_CACHE; 0 if it was the last.
+  /// A PTE that held it is gone. Returns what is left of the slot's users: a count | SWAP_HAS_CACHE; 0 if it was the
+  /// last.
   uint8_t swap_free(SwpEntry entry);
-  /// Takes SWAP_HAS_CACHE before reading a slot in. Errors: EEXIST (somebody else is reading it), ENOENT (free meanwhile), EINVAL.
+  /// Takes SWAP_HAS_CACHE before reading a slot in. Errors: EEXIST (somebody else is reading it), ENOENT (free
+  /// meanwhile), EINVAL.
   Result<void> swapcache_prepare(SwpEntry entry);
   /// The cache lets go of the slot. Goes through `release` (slots cache) when that was its last user.
   void swapcache_free(SwpEntry entry);
@@ -150,8 +162,8 @@ class SwapFiles {
   [[nodiscard]] SwapInfo* swap_info_get(SwpEntry entry);   ///< null and a report for a bad entry or a free slot
   /// Reserves a type number, the lowest free one. Errors: EPERM when all are used, ENOMEM.
   Result<SwapInfo*> alloc_swap_info();
-  /// Makes the map of `maxpages` slots: 0, or SWAP_MAP_BAD for slot 0 and those listed (each below maxpages); and the clusters, where
-  /// the area is SWP_SOLIDSTATE. bdev and flags are set. Errors: ENOMEM, EINVAL (no good slot is left).
+  /// Makes the map of `maxpages` slots: 0, or SWAP_MAP_BAD for slot 0 and those listed (each below maxpages); and the
+  /// clusters, where the area is SWP_SOLIDSTATE. bdev and flags are set. Errors: ENOMEM, EINVAL (no good slot is left).
   Result<void> setup_swap_map(SwapInfo& si, uint64_t maxpages, const uint32_t* badpages, unsigned nr_badpages);
   /// The area (map, max, bdev set) takes part from now on. `prio` below 0: the next automatic one.
   void enable_swap_info(SwapInfo& si, int prio);
@@ -206,7 +218,7 @@ class SwapFiles {
   Vmalloc& vmalloc_;
   unsigned cpus_;
   std::atomic<int64_t> nr_swap_pages_{0}, total_swap_pages_{0};
-  bool copies_cost_memory_ = false;   // set when the machine is wired
+  bool copies_cost_memory_ = false;                       // set when the machine is wired
   std::atomic<SwapInfo*> swap_info_[MAX_SWAPFILES] = {};  // set once each, under swap_lock_
 
   SpinLock swap_lock_{LockRank::swap_lock};

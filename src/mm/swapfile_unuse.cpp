@@ -27,7 +27,8 @@ int memcmp(const char* a, const char* b, size_t n) {
 
 }  // namespace
 
-SwapOn::SwapOn(SwapFiles& swap, SwapCache& cache, SwapSlots& slots, VmStat&) : swap_(swap), cache_(cache), slots_(slots) {}
+SwapOn::SwapOn(SwapFiles& swap, SwapCache& cache, SwapSlots& slots, VmStat&)
+    : swap_(swap), cache_(cache), slots_(slots) {}
 
 // One page, now.
 Result<void> SwapOn::transfer_header(BlockDevice& device, BioOp op, const Content& content) {
@@ -148,8 +149,8 @@ Result<SwapOn::HeaderInfo> SwapOn::read_swap_header(BlockDevice& device, const C
 }
 
 void SwapOn::print_added(const SwapInfo& si) {
-  LogLine() << "Adding " << (si.pages << (PAGE_SHIFT - 10)) << "k swap on " << si.bdev->name() << ".  Priority:" << int32_t{si.prio}
-            << ((si.flags & SWP_SOLIDSTATE) != 0 ? " SS" : "");
+  LogLine() << "Adding " << (si.pages << (PAGE_SHIFT - 10)) << "k swap on " << si.bdev->name()
+            << ".  Priority:" << int32_t{si.prio} << ((si.flags & SWP_SOLIDSTATE) != 0 ? " SS" : "");
 }
 
 Result<unsigned> SwapOn::swapon(BlockDevice& device, int prio) {

@@ -25,24 +25,38 @@ int64_t int_sqrt(int64_t x) {
 }
 
 constexpr unsigned index_of(LruList list) { return static_cast<unsigned>(list); }
-constexpr LruList EVICTABLE[] = {LruList::inactive_anon, LruList::active_anon, LruList::inactive_file, LruList::active_file};
+constexpr LruList EVICTABLE[] = {LruList::inactive_anon, LruList::active_anon, LruList::inactive_file,
+                                 LruList::active_file};
 
 }  // namespace
 
 const char* page_keep_name(PageKeep reason) {
   static constexpr const char* names[] = {
-      "locked by somebody else", "unevictable",  "mapped, not to be unmapped now", "under writeback",
-      "referenced",              "referenced once", "aged only now",              "pinned",
-      "would need I/O",          "no swap slot", "a mapping could not be removed", "dirty file page, left to the flusher",
-      "dirty",                   "dirty, no file system to be entered", "in use",  "the device has no room",
-      "write started",           "write failed",
+      "locked by somebody else",
+      "unevictable",
+      "mapped, not to be unmapped now",
+      "under writeback",
+      "referenced",
+      "referenced once",
+      "aged only now",
+      "pinned",
+      "would need I/O",
+      "no swap slot",
+      "a mapping could not be removed",
+      "dirty file page, left to the flusher",
+      "dirty",
+      "dirty, no file system to be entered",
+      "in use",
+      "the device has no room",
+      "write started",
+      "write failed",
   };
   static_assert(std::size(names) == static_cast<size_t>(PageKeep::count));
   return reason < PageKeep::count ? names[static_cast<unsigned>(reason)] : "?";
 }
 
-Vmscan::Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& filemap, SwapFiles& swap, SwapCache& cache,
-               PageWriteback& writeback, VmStat& vmstat, Mmu& mmu)
+Vmscan::Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& filemap, SwapFiles& swap,
+               SwapCache& cache, PageWriteback& writeback, VmStat& vmstat, Mmu& mmu)
     : node_(node),
       pages_(pages),
       lru_(lru),
@@ -54,7 +68,8 @@ Vmscan::Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& 
       vmstat_(vmstat),
       mmu_(mmu) {}
 
-// -------------------------------------------------------------------------------------------------------------- balance
+// --------------------------------------------------------------------------------------------------------------
+// balance
 
 int64_t inactive_ratio(int64_t pages) {
   const int64_t gib = pages >> (30 - PAGE_SHIFT);
@@ -140,9 +155,11 @@ PageCount Vmscan::zone_reclaimable_pages() const {
   return nr;
 }
 
-// ------------------------------------------------------------------------------------------------------- lists, isolation
+// ------------------------------------------------------------------------------------------------------- lists,
+// isolation
 
-int64_t Vmscan::isolate_lru_pages(int64_t nr_to_scan, PageList& to, int64_t& nr_scanned, const ScanControl& sc, LruList list) {
+int64_t Vmscan::isolate_lru_pages(int64_t nr_to_scan, PageList& to, int64_t& nr_scanned, const ScanControl& sc,
+                                  LruList list) {
   WEIR_FLOW(list, nr_to_scan);
   PageList& from = node_.lruvec.lists[index_of(list)];
   const bool some_too_high = sc.reclaim_idx != ZoneType::NORMAL;
@@ -171,7 +188,8 @@ int64_t Vmscan::isolate_lru_pages(int64_t nr_to_scan, PageList& to, int64_t& nr_
   return taken;
 }
 
-// An isolated page goes onto `list` and the isolation's reference with it. True if that was the last: the page is off again.
+// An isolated page goes onto `list` and the isolation's reference with it. True if that was the last: the page is off
+// again.
 bool Vmscan::put_isolated(Page& page, LruList list) {
   page.set(PageFlag::lru);
   lru_.add_page_to_lru_list(page, list);
@@ -222,18 +240,20 @@ void Vmscan::putback_inactive_pages(PageList& pages, PageList& to_free) {
   }
 }
 
-// Direct reclaimers together must not take so much off the lists that one of them finds nothing and calls the OOM killer.
+// Direct reclaimers together must not take so much off the lists that one of them finds nothing and calls the OOM
+// killer.
 bool Vmscan::too_many_isolated(bool file, const ScanControl& sc) const {
   if (current_is_kswapd()) return false;
   int64_t inactive = lru_.lru_size(file ? LruList::inactive_file : LruList::inactive_anon).v;
   const int64_t isolated = vmstat_.node_page_state(file ? NodeStat::nr_isolated_file : NodeStat::nr_isolated_anon);
-  // Who may neither do I/O nor enter a file system may be what the others wait for, so it gets through. One batch always may be
-  // out: in a machine of a few megabytes an eighth of a list is less.
+  // Who may neither do I/O nor enter a file system may be what the others wait for, so it gets through. One batch
+  // always may be out: in a machine of a few megabytes an eighth of a list is less.
   if (sc.gfp_mask.has(__GFP_IO) && sc.gfp_mask.has(__GFP_FS)) inactive >>= 3;
   return isolated > std::max(inactive, SWAP_CLUSTER_MAX);
 }
 
-// ---------------------------------------------------------------------------------------------------------- active lists
+// ---------------------------------------------------------------------------------------------------------- active
+// lists
 
 // Page not locked: a page that somebody else works on counts as used.
 int Vmscan::page_referenced(Page& page, uint64_t* vm_flags) {
@@ -286,7 +306,8 @@ void Vmscan::shrink_active_list(int64_t nr_to_scan, ScanControl& sc, LruList lis
   }
   {
     ScopedLock guard(node_.lru_lock);
-    // Referenced pages count as rotated though they go to the inactive list: they get there a second round before reclaim.
+    // Referenced pages count as rotated though they go to the inactive list: they get there a second round before
+    // reclaim.
     node_.lruvec.reclaim_stat.recent_rotated[file] += rotated;
     move_active_pages_to_lru(active, to_free, list);
     move_active_pages_to_lru(inactive, to_free, file != 0 ? LruList::inactive_file : LruList::inactive_anon);
@@ -295,9 +316,11 @@ void Vmscan::shrink_active_list(int64_t nr_to_scan, ScanControl& sc, LruList lis
   pages_.free_hot_cold_page_list(to_free, Temperature::cold);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- aging
+// ----------------------------------------------------------------------------------------------------------------
+// aging
 
-// The batch's PTEs were made old; hardware follows. Pages that could not be made absent are pinned and do not count as aged.
+// The batch's PTEs were made old; hardware follows. Pages that could not be made absent are pinned and do not count as
+// aged.
 void Vmscan::age_batch(FlushBatch& batch, Page** pages, unsigned n) {
   Page* before[FlushBatch::CAPACITY];
   const unsigned count = batch.count;
@@ -338,7 +361,8 @@ void Vmscan::age_ahead_of_tail() {
   }
 }
 
-// ------------------------------------------------------------------------------------------------------- one batch of pages
+// ------------------------------------------------------------------------------------------------------- one batch of
+// pages
 
 void Vmscan::keep(Page& page, PageKeep reason) { WEIR_STATE(page_keep, pages_.mem().pfn(page), reason, 0); }
 
@@ -380,7 +404,8 @@ Vmscan::References Vmscan::page_check_references(Page& page, FlushBatch& aged) {
 }
 
 // Phase 1 of one page. True: a candidate, locked. False: kept, unlocked.
-bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& unmapped, FlushBatch& aged, Candidate& candidate) {
+bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& unmapped, FlushBatch& aged,
+                          Candidate& candidate) {
   if (!filemap_.trylock_page(page)) return keep(page, PageKeep::locked), false;
   sc.nr_scanned += PageCount(1);
   if (!Lru::page_evictable(page)) return activate_locked(page, PageKeep::unevictable), false;
@@ -435,7 +460,8 @@ bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& u
 Vmscan::Pageout Vmscan::pageout(Page& page, AddressSpace* mapping, ScanControl& sc) {
   WEIR_FLOW(pages_.mem().pfn(page));
   (void)sc;
-  // The tree's reference and this run's. With one more the write would be for nothing: the page could not be freed after it.
+  // The tree's reference and this run's. With one more the write would be for nothing: the page could not be freed
+  // after it.
   if (mapping == nullptr || page_count(page) != 2) return Pageout::keep;
   if (mapping->a_ops == nullptr) return Pageout::activate;
   if (!writeback_.clear_page_dirty_for_io(page)) return Pageout::clean;
@@ -477,7 +503,8 @@ bool Vmscan::__remove_mapping(AddressSpace& mapping, Page& page) {
   return true;
 }
 
-// Phase 3 of one page, which is unmapped in hardware too. True: it is nobody's, count 0, unlocked. False: kept, unlocked.
+// Phase 3 of one page, which is unmapped in hardware too. True: it is nobody's, count 0, unlocked. False: kept,
+// unlocked.
 bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
   Page& page = *candidate.page;
   const Pfn pfn = pages_.mem().pfn(page);
@@ -496,8 +523,10 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
   AddressSpace* mapping = cache_.page_mapping(page);
   const bool was_dirty = page.test(PageFlag::dirty);
   if (was_dirty) {
-    if (!PageSwapBacked(page) && !(current_is_kswapd() && page.test(PageFlag::reclaim) && pgdat_dirty_.load(std::memory_order_relaxed))) {
-      // One page here, one there is the slowest way to write a file. The flusher is told; met again, the page goes at once.
+    if (!PageSwapBacked(page) &&
+        !(current_is_kswapd() && page.test(PageFlag::reclaim) && pgdat_dirty_.load(std::memory_order_relaxed))) {
+      // One page here, one there is the slowest way to write a file. The flusher is told; met again, the page goes at
+      // once.
       page.set(PageFlag::reclaim);
       return activate_locked(page, PageKeep::file_dirty), false;
     }
@@ -586,7 +615,8 @@ int64_t Vmscan::shrink_page_list(PageList& pages, ScanControl& sc, Stat& stat) {
   return reclaimed;
 }
 
-// -------------------------------------------------------------------------------------------------------- inactive lists
+// -------------------------------------------------------------------------------------------------------- inactive
+// lists
 
 void Vmscan::congestion_wait() {
   if (engine_thread().world != nullptr) (void)world().schedule_timeout(100_ms);
@@ -617,7 +647,8 @@ int64_t Vmscan::shrink_inactive_list(int64_t nr_to_scan, ScanControl& sc, LruLis
   if (taken == 0) return 0;
   Stat stat;
   const int64_t reclaimed = shrink_page_list(pages, sc, stat);
-  vmstat_.count_vm_events(by_kswapd ? VmEvent::pgsteal_kswapd : VmEvent::pgsteal_direct, static_cast<uint64_t>(reclaimed));
+  vmstat_.count_vm_events(by_kswapd ? VmEvent::pgsteal_kswapd : VmEvent::pgsteal_direct,
+                          static_cast<uint64_t>(reclaimed));
   putback_inactive_pages(pages, to_free);
   vmstat_.mod_node_page_state(isolated, -taken);
   pages_.free_hot_cold_page_list(to_free, Temperature::cold);
@@ -652,7 +683,8 @@ void Vmscan::shrink_node_memcg(ScanControl& sc, int64_t& lru_pages) {
   int64_t reclaimed = 0;
   // A first direct pass looks at a 4096th of the lists: it does all of it, so that both kinds age alike.
   bool adjusted = !current_is_kswapd() && sc.priority == DEF_PRIORITY;
-  while (left[at(LruList::inactive_anon)] != 0 || left[at(LruList::active_file)] != 0 || left[at(LruList::inactive_file)] != 0) {
+  while (left[at(LruList::inactive_anon)] != 0 || left[at(LruList::active_file)] != 0 ||
+         left[at(LruList::inactive_file)] != 0) {
     for (const LruList list : EVICTABLE) {
       const int64_t n = std::min(left[at(list)], SWAP_CLUSTER_MAX);
       if (n == 0) continue;
@@ -670,7 +702,8 @@ void Vmscan::shrink_node_memcg(ScanControl& sc, int64_t& lru_pages) {
                              stop_anon ? LruList::active_anon : LruList::active_file};
     const LruList go_on[2] = {stop_anon ? LruList::inactive_file : LruList::inactive_anon,
                               stop_anon ? LruList::active_file : LruList::active_anon};
-    const int64_t percent_left = (stop_anon ? anon : file) * 100 / (target.nr[at(stop[0])] + target.nr[at(stop[1])] + 1);
+    const int64_t percent_left =
+        (stop_anon ? anon : file) * 100 / (target.nr[at(stop[0])] + target.nr[at(stop[1])] + 1);
     left[at(stop[0])] = left[at(stop[1])] = 0;
     for (const LruList list : go_on) {
       const int64_t done = target.nr[at(list)] - left[at(list)];
@@ -712,7 +745,8 @@ PageCount Vmscan::do_try_to_free_pages(ScanControl& sc) {
   return sc.nr_reclaimed;
 }
 
-// -------------------------------------------------------------------------------------------------------- direct reclaim
+// -------------------------------------------------------------------------------------------------------- direct
+// reclaim
 
 // Half of the reserves is for those who free memory, and while that is left everybody may try.
 bool Vmscan::allow_direct_reclaim() const {
@@ -768,7 +802,8 @@ PageCount Vmscan::shrink_all_memory(PageCount n) {
   return do_try_to_free_pages(sc);
 }
 
-// ----------------------------------------------------------------------------------------------------------- slab caches
+// ----------------------------------------------------------------------------------------------------------- slab
+// caches
 
 void Vmscan::register_shrinker(Shrinker& shrinker) {
   ScopedWrite guard(shrinker_rwsem_);
@@ -791,8 +826,8 @@ int64_t Vmscan::do_shrink_slab(Shrinker& shrinker, int64_t nr_scanned, int64_t n
   const int64_t freeable = shrinker.count_objects().v;
   if (freeable <= 0) return 0;
   const int64_t deferred = shrinker.nr_deferred_.exchange(0, std::memory_order_acq_rel);
-  const int64_t delta = static_cast<int64_t>(static_cast<__int128>(4 * nr_scanned / std::max(shrinker.seeks, 1)) * freeable /
-                                             (nr_eligible + 1));
+  const int64_t delta = static_cast<int64_t>(static_cast<__int128>(4 * nr_scanned / std::max(shrinker.seeks, 1)) *
+                                             freeable / (nr_eligible + 1));
   int64_t total = deferred + delta;
   // A debt from long ago must not empty the cache on a breath of pressure.
   if (delta < freeable / 4) total = std::min(total, freeable / 2);
@@ -825,7 +860,8 @@ int64_t Vmscan::shrink_slab(gfp_t gfp, int64_t nr_scanned, int64_t nr_eligible) 
   return freed;
 }
 
-// ----------------------------------------------------------------------------------------------------------------- kswapd
+// -----------------------------------------------------------------------------------------------------------------
+// kswapd
 
 bool Vmscan::pgdat_balanced(Order order, ZoneType classzone) const {
   bool any = false;

@@ -2,17 +2,19 @@
 //
 // Reclaim: kswapd in the background, direct reclaim in the allocator's need.
 //
-//   priority 12 … 0: get_scan_count -> shrink_list per LRU -> shrink_active_list | shrink_inactive_list -> shrink_page_list
-//   shrink_page_list, a batch of <= 32 in phases: (1) lock, references, add_to_swap, try_to_unmap (flush deferred)
+//   priority 12 … 0: get_scan_count -> shrink_list per LRU -> shrink_active_list | shrink_inactive_list ->
+//   shrink_page_list shrink_page_list, a batch of <= 32 in phases: (1) lock, references, add_to_swap, try_to_unmap
+//   (flush deferred)
 //     (2) one flush_batch (3) dirty test, pageout, remove_mapping (4) free in a batch
 //
 //   kswapd:  free < low: woken -> balance_pgdat until some zone is at high -> sleeps 100 ms, then for good
 //
-// Where the MMU has no accessed bits, old means absent in hardware, and that costs: only a stretch ahead of the inactive tail is
-// made old (staged), in batches; a page that comes to the tail unaged is aged then and kept for a round. Active anonymous
-// pages are demoted without being asked.
+// Where the MMU has no accessed bits, old means absent in hardware, and that costs: only a stretch ahead of the
+// inactive tail is made old (staged), in batches; a page that comes to the tail unaged is aged then and kept for a
+// round. Active anonymous pages are demoted without being asked.
 //
-// Linux: mm/vmscan.c 4.14, without memory cgroups, workingset and compaction: a higher order is served by what freeing merges.
+// Linux: mm/vmscan.c 4.14, without memory cgroups, workingset and compaction: a higher order is served by what freeing
+// merges.
 #pragma once
 
 #include "mm/page_writeback.hpp"
@@ -73,11 +75,12 @@ struct ScanCount {
   int64_t lru_pages = 0;  ///< size of the lists that are scanned: what slab pressure is measured against
 };
 
-/// What the balance between anonymous and file pages is computed from: row 33 of the inventory. A pure function, for tests.
+/// What the balance between anonymous and file pages is computed from: row 33 of the inventory. A pure function, for
+/// tests.
 struct ScanBalanceInput {
   int swappiness = 60;
   int priority = DEF_PRIORITY;
-  bool may_swap = true;              ///< the run may swap, and there is a free slot
+  bool may_swap = true;  ///< the run may swap, and there is a free slot
   int64_t size[NR_LRU_LISTS] = {};
   int64_t free_pages = 0, high_wmark_pages = 0;
   ZoneReclaimStat stat;
@@ -102,14 +105,14 @@ class Shrinker {
 
  private:
   friend class Vmscan;
-  Shrinker* next_ = nullptr;               // shrinker lock
-  std::atomic<int64_t> nr_deferred_{0};    ///< asked for and not done yet
+  Shrinker* next_ = nullptr;             // shrinker lock
+  std::atomic<int64_t> nr_deferred_{0};  ///< asked for and not done yet
 };
 
 class Vmscan {
  public:
-  Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& filemap, SwapFiles& swap, SwapCache& cache, PageWriteback& writeback,
-         VmStat& vmstat, Mmu& mmu);
+  Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& filemap, SwapFiles& swap, SwapCache& cache,
+         PageWriteback& writeback, VmStat& vmstat, Mmu& mmu);
   Vmscan(const Vmscan&) = delete;
   Vmscan& operator=(const Vmscan&) = delete;
 
@@ -147,7 +150,7 @@ class Vmscan {
   struct Candidate {
     enum class Verdict : uint8_t { go_on, keep, activate } verdict = Verdict::go_on;
     Page* page = nullptr;
-    PageKeep reason = PageKeep::count;   ///< of a verdict that is not go_on
+    PageKeep reason = PageKeep::count;  ///< of a verdict that is not go_on
     References references = References::reclaim;
     bool may_enter_fs = false;
   };
@@ -168,7 +171,8 @@ class Vmscan {
   bool too_many_isolated(bool file, const ScanControl& sc) const;
 
   int64_t shrink_page_list(PageList& pages, ScanControl& sc, Stat& stat);
-  bool prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& unmapped, FlushBatch& aged, Candidate& candidate);
+  bool prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& unmapped, FlushBatch& aged,
+                    Candidate& candidate);
   bool reclaim_page(const Candidate& candidate, ScanControl& sc);
   [[nodiscard]] References page_check_references(Page& page, FlushBatch& aged);
   Pageout pageout(Page& page, AddressSpace* mapping, ScanControl& sc);
@@ -216,10 +220,10 @@ class Vmscan {
   std::atomic<bool> pgdat_dirty_{false};      ///< the inactive tail is dirty file pages that nobody writes
   std::atomic<bool> pgdat_writeback_{false};  ///< the inactive tail is pages under writeback
   std::atomic<uint64_t> kswapd_wakeups_{0};
-  WaitQueue pfmemalloc_wait_;                 ///< allocators held back until half the reserve is there again
+  WaitQueue pfmemalloc_wait_;  ///< allocators held back until half the reserve is there again
 
   RwSem shrinker_rwsem_{LockRank::shrinker};
-  Shrinker* shrinkers_ = nullptr;             // shrinker_rwsem_
+  Shrinker* shrinkers_ = nullptr;  // shrinker_rwsem_
 };
 
 }  // namespace weir
