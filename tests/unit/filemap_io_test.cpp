@@ -392,6 +392,20 @@ TEST_F(FilemapIoTest, ThePartOfAnUncachedPageThatWasCutOffIsZeroToo) {
   });
 }
 
+TEST_F(FilemapIoTest, TruncationWaitsForAWriteUnderWay) {
+  Inode* inode = w.make_file(Bytes(0));
+  with_file(*inode, [&](File& file) {
+    write(file, 0, bytes_of_value(0x11, 3 * PAGE_SIZE));
+    WritebackControl wbc;
+    wbc.nr_to_write = 10;
+    w.m.writeback.write_cache_pages(inode->i_data, wbc);
+    EXPECT_EQ(w.m.gauge(NodeStat::nr_writeback), 3);
+    EXPECT_TRUE(files().truncate(*inode, Bytes(PAGE_SIZE + 1)));
+    EXPECT_EQ(w.m.gauge(NodeStat::nr_writeback), 0);
+    EXPECT_EQ(w.m.gauge(NodeStat::nr_file_pages), 2);
+  });
+}
+
 TEST_F(FilemapIoTest, TruncationWaitsForWhatIsBeingReadAndWritten) {
   for (uint64_t seed = 1; seed <= 60; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));

@@ -176,6 +176,22 @@ TEST_F(ReadaheadTest, TheMarkerLetsReadingAndComputingOverlap) {
   EXPECT_LT((end - begin).v, used + 300'000);
 }
 
+TEST_F(ReadaheadTest, AMarkerIsUsedUpByTheFirstWhoReadsItsPage) {
+  Inode* inode = w.make_file(4_MiB);
+  w.run([&] {
+    File* first = *w.m.files.open(*inode);
+    File* second = *w.m.files.open(*inode);
+    for (uint64_t i = 0; i < 3; ++i) read_page(*first, i);
+    log.entries.clear();
+    read_page(*second, 1);
+    EXPECT_EQ(windows(), std::vector<Window>{});
+    read_page(*second, 4);  // the next window's, which nobody has read yet: the cached run ends at 12
+    EXPECT_EQ(windows(), (std::vector<Window>{{12, 18, 18}}));
+    w.m.files.close(*first);
+    w.m.files.close(*second);
+  });
+}
+
 TEST_F(ReadaheadTest, ACongestedDeviceIsNotAskedForMoreThanIsNeeded) {
   Inode* inode = w.make_file(4_MiB);
   Inode* other = w.make_file(4_MiB);
