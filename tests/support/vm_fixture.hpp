@@ -49,8 +49,7 @@ class Vm {
     o.cpus = options.cpus;
     o.page_cluster = options.page_cluster;
     o.threads = options.threads;
-    place_.reset(new (std::align_val_t{alignof(Machine)}) std::byte[sizeof(Machine)]);
-    Result<Machine*> made = Machine::create(place_.get(), world, *mmu, arena_.base(), o);
+    Result<Machine*> made = Machine::create(place_->bytes, world, *mmu, arena_.base(), o);
     WEIR_BUG_ON(!made);
     machine = *made;
     mmu->set_fault_handler(machine->fault);
@@ -197,17 +196,21 @@ class Vm {
     options.failures = o.failures;
     return options;
   }
-  SimDisk* make_disk(const char* name, Bytes size, std::unique_ptr<std::byte[]>& place) {
-    place.reset(new (std::align_val_t{alignof(SimDisk)}) std::byte[sizeof(SimDisk)]);
+  template <class T>
+  struct Place {
+    alignas(T) std::byte bytes[sizeof(T)];
+  };
+  SimDisk* make_disk(const char* name, Bytes size, const std::unique_ptr<Place<SimDisk>>& place) {
     SimDiskOptions o;
     o.name = name;
     o.capacity = pages_in(size);
     o.content = options.content;
-    Result<SimDisk*> disk = SimDisk::create(place.get(), world, o);
+    Result<SimDisk*> disk = SimDisk::create(place->bytes, world, o);
     WEIR_BUG_ON(!disk);
     return *disk;
   }
-  std::unique_ptr<std::byte[]> place_, swap_place_, disk_place_;
+  std::unique_ptr<Place<Machine>> place_{new Place<Machine>};
+  std::unique_ptr<Place<SimDisk>> swap_place_{new Place<SimDisk>}, disk_place_{new Place<SimDisk>};
   std::vector<Task*> tasks_;
   unsigned running_ = 0;
   WaitQueue done_;
