@@ -207,7 +207,7 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
   if (::getrandom(mmu.secret, sizeof mmu.secret, 0) != sizeof mmu.secret) mmu.secret[0] = p.world->now().v;
   p.zram_bytes = zram_metadata(options, p.world->nr_cpus(), p.zram_options);
   mmu.reserve = p.zram_bytes + ENGINE_OVERHEAD + page_align_up(sizeof(Parts)) + p.recorder_bytes;
-  if (mmu.reserve + (1 << 20) > options.ram.v / 2) {
+  if (mmu.reserve + (2 << 20) > options.ram.v) {
     explain(error, "the RAM budget is too small for the engine's own tables", "raise it, or make zram's size or the recording smaller");
     return false;
   }

@@ -206,6 +206,21 @@ TEST_P(LiveTest, a_pinned_page_that_is_given_up_reads_zero) {
   close(ring);
 }
 
+TEST_P(LiveTest, the_budget_can_be_lowered_and_raised) {
+  make({"zram", "file:/var/tmp:128M"}, 32_MiB);
+  if (live == nullptr) return;
+  constexpr uint64_t pages = (24 << 20) / PAGE;
+  uint64_t* p = map(pages * PAGE);
+  for (uint64_t page = 0; page < pages; ++page) fill(p + page * WORDS, page, 1);
+  EXPECT_LE(live->set_ram(16_MiB), 17_MiB);
+  LiveStats s;
+  live->stats(s);
+  EXPECT_LE(s.rss_pages, (16u << 20) / PAGE);
+  for (uint64_t page = 0; page < pages; ++page) ASSERT_TRUE(holds(p + page * WORDS, page, 1)) << page;
+  EXPECT_EQ(live->set_ram(32_MiB), 32_MiB);
+  for (uint64_t page = 0; page < pages; ++page) ASSERT_TRUE(holds(p + page * WORDS, page, 1)) << page;
+}
+
 // ---- fork ---------------------------------------------------------------------------------------------------------------
 
 TEST_P(LiveTest, a_child_sees_memory_as_of_the_fork_and_both_go_on) {

@@ -407,6 +407,31 @@ TEST(Region, full_ram_and_full_swap_end_with_a_report_and_a_kill) {
   }
 }
 
+TEST(Region, a_forked_child_has_no_region_rather_than_a_wrong_one) {
+  Region region = must_create({.size = 16 * MiB, .ram = 8 * MiB});
+  for (uint64_t page = 0; page < 16 * MiB / PAGE; ++page) Pattern::fill(page_at(region, page), 3, page + 1);
+  const pid_t child = fork();
+  if (child == 0) {
+    signal(SIGSEGV, SIG_DFL);
+    volatile uint64_t* at = page_at(region, 0);
+    {
+      Region mine = std::move(region);   // taken down here without a word
+    }
+    (void)*at;
+    _exit(0);
+  }
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status)) << status;
+  for (uint64_t page = 0; page < 16 * MiB / PAGE; ++page) ASSERT_TRUE(Pattern::holds(page_at(region, page), 3, page + 1));
+}
+
+TEST(Region, works_in_the_least_memory_there_is) {
+  Region region = must_create({.size = 8 * MiB, .ram = 4 * MiB});
+  for (uint64_t page = 0; page < 8 * MiB / PAGE; ++page) Pattern::fill(page_at(region, page), 2, page);
+  for (uint64_t page = 0; page < 8 * MiB / PAGE; ++page) ASSERT_TRUE(Pattern::holds(page_at(region, page), 2, page));
+}
+
 TEST(Region, what_cannot_be_is_refused_with_a_remedy) {
   const auto why = [](const RegionOptions& o) {
     auto r = Region::create(o);

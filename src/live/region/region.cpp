@@ -1,5 +1,6 @@
 // src/live/region/region.cpp: the library for programs. See include/weir/weir.h
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstring>
 #include <new>
@@ -8,7 +9,9 @@
 #include "live/live_machine.hpp"
 #include "weir/weir.h"
 
+// A forked child has no region: it may not even take it down.
 struct weir_region {
+  pid_t owner;
   weir::LiveMachine* live;
   std::byte* data;
   uint64_t size;
@@ -58,7 +61,9 @@ weir_region* create(const weir_region_options& o, char* error, size_t error_size
     explain(error, error_size, "the host has no address space for a region of this size: see ulimit -v and vm.overcommit_memory");
     return nullptr;
   }
-  return new weir_region{live, static_cast<std::byte*>(*data), o.size};
+  // Pages that are not in RAM would read zero in a child of fork(): no memory is better than wrong memory.
+  ::madvise(live->range(), live->range_bytes(), MADV_DONTFORK);
+  return new weir_region{::getpid(), live, static_cast<std::byte*>(*data), o.size};
 }
 
 /// 0, or why [offset, offset + length) is no part of it.
@@ -90,7 +95,7 @@ weir_region* weir_region_create(const weir_region_options* options, char* error,
 }
 
 void weir_region_destroy(weir_region* region) {
-  if (region == nullptr) return;
+  if (region == nullptr || region->owner != ::getpid()) return;
   LiveMachine::destroy(region->live);
   delete region;
 }
