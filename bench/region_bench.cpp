@@ -1,12 +1,15 @@
-// bench/region_bench.cpp: touching a region that is larger than its RAM; or plain memory, for the kernel's own swap under a limit.
+// bench/region_bench.cpp: touching a region that is larger than its RAM; or plain memory, for the kernel's own swap
+// under a limit.
 //
-//   bench_region --backend region|plain --pattern ur|uw|sr|sw [--threads N] [--size MIB] [--ram MIB] [--seconds S] [--delivery signal|thread]
+//   bench_region --backend region|plain --pattern ur|uw|sr|sw [--threads N] [--size MIB] [--ram MIB] [--seconds S]
+//   [--delivery signal|thread]
 //                [--swap SPEC]...
 //
-// A page's first half is random, the rest one word, so that it compresses to a little more than half. One access is a load (r) or store (w)
-// of 8 bytes in the page's first half; u: pages uniformly at random, s: one after the other, each thread its part. First everything is
-// written once and touched for a while; then accesses are counted for `seconds`; then they are timed one by one for as long, and
-// those that take more than a microsecond count as faults. One line of JSON. run_region_bench.py runs it beside the kernel's zram.
+// A page's first half is random, the rest one word, so that it compresses to a little more than half. One access is a
+// load (r) or store (w) of 8 bytes in the page's first half; u: pages uniformly at random, s: one after the other, each
+// thread its part. First everything is written once and touched for a while; then accesses are counted for `seconds`;
+// then they are timed one by one for as long, and those that take more than a microsecond count as faults. One line of
+// JSON. run_region_bench.py runs it beside the kernel's zram.
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <time.h>
@@ -53,7 +56,11 @@ uint64_t next(uint64_t& state) {
 class Walk {
  public:
   Walk(const Settings& s, unsigned thread, uint64_t seed)
-      : random_(s.pattern[0] == 'u'), first_(thread * pages(s) / s.threads), count_(pages(s) / s.threads), all_(pages(s)), state_(seed) {}
+      : random_(s.pattern[0] == 'u'),
+        first_(thread * pages(s) / s.threads),
+        count_(pages(s) / s.threads),
+        all_(pages(s)),
+        state_(seed) {}
   uint64_t step() {
     const uint64_t r = next(state_);
     if (random_) return (r >> 20) % all_ * PAGE + (r & 255) * 8;
@@ -70,7 +77,7 @@ class Walk {
 
 struct Counted {
   uint64_t accesses = 0;
-  std::vector<float> slow;   // microseconds of accesses above 1
+  std::vector<float> slow;  // microseconds of accesses above 1
 };
 
 uint64_t access(char* memory, uint64_t at, bool write, uint64_t value) {
@@ -80,7 +87,8 @@ uint64_t access(char* memory, uint64_t at, bool write, uint64_t value) {
   return 0;
 }
 
-Counted run(char* memory, const Settings& s, unsigned thread, uint64_t seed, std::atomic<bool>& stop, bool timed, double us_per_tick) {
+Counted run(char* memory, const Settings& s, unsigned thread, uint64_t seed, std::atomic<bool>& stop, bool timed,
+            double us_per_tick) {
   Counted c;
   Walk walk(s, thread, seed);
   const bool write = s.pattern[1] == 'w';
@@ -104,13 +112,15 @@ Counted run(char* memory, const Settings& s, unsigned thread, uint64_t seed, std
   return c;
 }
 
-Counted run_all(char* memory, const Settings& s, double seconds, bool timed, double us_per_tick, uint64_t seed, double* wall, double* cpu) {
+Counted run_all(char* memory, const Settings& s, double seconds, bool timed, double us_per_tick, uint64_t seed,
+                double* wall, double* cpu) {
   std::atomic<bool> stop{false};
   std::vector<Counted> parts(s.threads);
   const double start = seconds_of(CLOCK_MONOTONIC), cpu_start = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
   std::vector<std::thread> threads;
   for (unsigned t = 0; t < s.threads; ++t)
-    threads.emplace_back([&, t] { parts[t] = run(memory, s, t, (seed + t) * 0x9e3779b97f4a7c15ull | 1, stop, timed, us_per_tick); });
+    threads.emplace_back(
+        [&, t] { parts[t] = run(memory, s, t, (seed + t) * 0x9e3779b97f4a7c15ull | 1, stop, timed, us_per_tick); });
   while (seconds_of(CLOCK_MONOTONIC) - start < seconds) {
     timespec ms{0, 5000000};
     nanosleep(&ms, nullptr);
@@ -147,14 +157,22 @@ Settings parse(int argc, char** argv) {
   Settings s;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string key = argv[i], value = argv[i + 1];
-    if (key == "--backend") s.backend = value;
-    else if (key == "--pattern") s.pattern = value;
-    else if (key == "--threads") s.threads = static_cast<unsigned>(std::stoul(value));
-    else if (key == "--size") s.size = std::stoull(value) << 20;
-    else if (key == "--ram") s.ram = std::stoull(value) << 20;
-    else if (key == "--seconds") s.seconds = std::stod(value);
-    else if (key == "--delivery") s.delivery = value == "thread" ? weir::RegionDelivery::thread : weir::RegionDelivery::signal;
-    else if (key == "--swap") s.swap.push_back(value);
+    if (key == "--backend")
+      s.backend = value;
+    else if (key == "--pattern")
+      s.pattern = value;
+    else if (key == "--threads")
+      s.threads = static_cast<unsigned>(std::stoul(value));
+    else if (key == "--size")
+      s.size = std::stoull(value) << 20;
+    else if (key == "--ram")
+      s.ram = std::stoull(value) << 20;
+    else if (key == "--seconds")
+      s.seconds = std::stod(value);
+    else if (key == "--delivery")
+      s.delivery = value == "thread" ? weir::RegionDelivery::thread : weir::RegionDelivery::signal;
+    else if (key == "--swap")
+      s.swap.push_back(value);
     else {
       std::fprintf(stderr, "bench_region: %s?\n", key.c_str());
       std::exit(2);
@@ -200,29 +218,36 @@ int main(int argc, char** argv) {
   const uint64_t majors_before = region ? region->stats().pgmajfault : static_cast<uint64_t>(before.ru_majflt);
   const Counted plain = run_all(memory, s, s.seconds, false, tick, 100, &wall, &cpu);
   getrusage(RUSAGE_SELF, &after);
-  const uint64_t majors = (region ? region->stats().pgmajfault : static_cast<uint64_t>(after.ru_majflt)) - majors_before;
+  const uint64_t majors =
+      (region ? region->stats().pgmajfault : static_cast<uint64_t>(after.ru_majflt)) - majors_before;
   Counted timed = run_all(memory, s, s.seconds, true, tick, 200, &wall_timed, &cpu_timed);
   double sum = 0;
   for (const float us : timed.slow) sum += us;
 
   const double thread_us = wall * s.threads * 1e6;
   std::printf(
-      "{\"backend\": \"%s\", \"pattern\": \"%s\", \"threads\": %u, \"fill_us_per_page\": %.2f, \"accesses\": %llu, \"us_per_access\": %.3f, "
-      "\"faults_per_access\": %.4f, \"us_per_fault\": %.2f, \"cpu_us_per_fault\": %.2f, \"fault_mean\": %.2f, \"fault_p50\": %.2f, "
+      "{\"backend\": \"%s\", \"pattern\": \"%s\", \"threads\": %u, \"fill_us_per_page\": %.2f, \"accesses\": %llu, "
+      "\"us_per_access\": %.3f, "
+      "\"faults_per_access\": %.4f, \"us_per_fault\": %.2f, \"cpu_us_per_fault\": %.2f, \"fault_mean\": %.2f, "
+      "\"fault_p50\": %.2f, "
       "\"fault_p90\": %.2f, \"fault_p99\": %.1f, \"fault_p999\": %.1f, \"cpu_seconds\": %.2f, \"wall_seconds\": %.2f",
       s.backend.c_str(), s.pattern.c_str(), s.threads, fill * 1e6 / static_cast<double>(s.size / PAGE),
       static_cast<unsigned long long>(plain.accesses), thread_us / static_cast<double>(plain.accesses),
-      static_cast<double>(majors) / static_cast<double>(plain.accesses), majors != 0 ? thread_us / static_cast<double>(majors) : 0.0,
-      majors != 0 ? cpu * 1e6 / static_cast<double>(majors) : 0.0, timed.slow.empty() ? 0.0 : sum / static_cast<double>(timed.slow.size()),
-      percentile(timed.slow, .5), percentile(timed.slow, .9), percentile(timed.slow, .99), percentile(timed.slow, .999), cpu, wall);
+      static_cast<double>(majors) / static_cast<double>(plain.accesses),
+      majors != 0 ? thread_us / static_cast<double>(majors) : 0.0,
+      majors != 0 ? cpu * 1e6 / static_cast<double>(majors) : 0.0,
+      timed.slow.empty() ? 0.0 : sum / static_cast<double>(timed.slow.size()), percentile(timed.slow, .5),
+      percentile(timed.slow, .9), percentile(timed.slow, .99), percentile(timed.slow, .999), cpu, wall);
   if (region) {
     const weir::RegionStats r = region->stats();
-    std::printf(", \"resident_mib\": %.1f, \"host_resident_mib\": %.1f, \"zram_mib\": %.1f, \"pswpin\": %llu, \"pswpout\": %llu, "
-                "\"access_flag_fault\": %llu, \"swap_clean_drop\": %llu, \"allocstall\": %llu",
-                static_cast<double>(r.resident_pages) / 256, static_cast<double>(r.host_resident_pages) / 256,
-                static_cast<double>(r.zram_mem_used_total) / (1 << 20), static_cast<unsigned long long>(r.pswpin),
-                static_cast<unsigned long long>(r.pswpout), static_cast<unsigned long long>(r.access_flag_fault),
-                static_cast<unsigned long long>(r.swap_clean_drop), static_cast<unsigned long long>(r.allocstall));
+    std::printf(
+        ", \"resident_mib\": %.1f, \"host_resident_mib\": %.1f, \"zram_mib\": %.1f, \"pswpin\": %llu, \"pswpout\": "
+        "%llu, "
+        "\"access_flag_fault\": %llu, \"swap_clean_drop\": %llu, \"allocstall\": %llu",
+        static_cast<double>(r.resident_pages) / 256, static_cast<double>(r.host_resident_pages) / 256,
+        static_cast<double>(r.zram_mem_used_total) / (1 << 20), static_cast<unsigned long long>(r.pswpin),
+        static_cast<unsigned long long>(r.pswpout), static_cast<unsigned long long>(r.access_flag_fault),
+        static_cast<unsigned long long>(r.swap_clean_drop), static_cast<unsigned long long>(r.allocstall));
   }
   std::printf("}\n");
 }

@@ -1,7 +1,8 @@
 /* include/weir/weir.h
  *
- * More memory than RAM, from C: a region of memory that is larger than the RAM it may use. What does not fit is compressed or written to
- * a file by a memory manager inside the process, as Linux would do it, and comes back when it is touched.
+ * More memory than RAM, from C: a region of memory that is larger than the RAM it may use. What does not fit is
+ * compressed or written to a file by a memory manager inside the process, as Linux would do it, and comes back when it
+ * is touched.
  *
  *   weir_region_options options;
  *   weir_region_options_init(&options);
@@ -38,31 +39,32 @@ typedef struct weir_region weir_region;
 
 /* Who serves a touch of a page that is not in RAM. */
 enum {
-  /* The thread that touches it, in a handler for SIGBUS: fast, and no privilege is needed. The handler passes every other SIGBUS on to the
-   * one that was installed before. A system call (read() into the region, say) cannot bring pages in: it fails with EFAULT where one is
-   * missing, or stops there. Make its buffer present with weir_region_populate() first, or let the kernel use a buffer outside.
-   * SIGBUS must not be blocked in threads that touch the region. */
+  /* The thread that touches it, in a handler for SIGBUS: fast, and no privilege is needed. The handler passes every
+   * other SIGBUS on to the one that was installed before. A system call (read() into the region, say) cannot bring
+   * pages in: it fails with EFAULT where one is missing, or stops there. Make its buffer present with
+   * weir_region_populate() first, or let the kernel use a buffer outside. SIGBUS must not be blocked in threads that
+   * touch the region. */
   WEIR_DELIVERY_SIGNAL = 0,
-  /* Threads of weir's. System calls work as on any memory. Needs root, or vm.unprivileged_userfaultfd=1, or access to /dev/userfaultfd; a
-   * touch costs more, as threads have to be woken. */
+  /* Threads of weir's. System calls work as on any memory. Needs root, or vm.unprivileged_userfaultfd=1, or access to
+   * /dev/userfaultfd; a touch costs more, as threads have to be woken. */
   WEIR_DELIVERY_THREAD = 1
 };
 
 typedef struct weir_region_options {
-  size_t struct_size;        /* set by weir_region_options_init(): later versions have more fields */
-  uint64_t size;             /* bytes of the region */
-  uint64_t ram;              /* bytes of RAM for it, at least 4 MiB; weir's own memory and compressed pages are in it */
-  const char* const* swap;   /* "zram[:lz4|zstd[:SIZE]]", "file:PATH[:SIZE]", "none"; first = used first; NULL: zram */
+  size_t struct_size;      /* set by weir_region_options_init(): later versions have more fields */
+  uint64_t size;           /* bytes of the region */
+  uint64_t ram;            /* bytes of RAM for it, at least 4 MiB; weir's own memory and compressed pages are in it */
+  const char* const* swap; /* "zram[:lz4|zstd[:SIZE]]", "file:PATH[:SIZE]", "none"; first = used first; NULL: zram */
   unsigned nr_swap;
-  int delivery;              /* WEIR_DELIVERY_... */
+  int delivery; /* WEIR_DELIVERY_... */
 } weir_region_options;
 
 /* Sets struct_size, zeroes the rest. */
 WEIR_API void weir_region_options_init(weir_region_options* options);
 
-/* NULL on failure: then `error` (may be NULL) holds a sentence that says what failed and which setting mends it. The memory reads zero.
- * When RAM and swap are full, a report like the kernel's goes to standard error and the process is killed (SIGKILL). After fork() the child
- * must not touch the region. */
+/* NULL on failure: then `error` (may be NULL) holds a sentence that says what failed and which setting mends it. The
+ * memory reads zero. When RAM and swap are full, a report like the kernel's goes to standard error and the process is
+ * killed (SIGKILL). After fork() the child must not touch the region. */
 WEIR_API weir_region* weir_region_create(const weir_region_options* options, char* error, size_t error_size);
 /* The region is unmapped. No thread uses it any more. NULL is allowed. */
 WEIR_API void weir_region_destroy(weir_region* region);
@@ -70,7 +72,8 @@ WEIR_API void weir_region_destroy(weir_region* region);
 WEIR_API void* weir_region_data(const weir_region* region);
 WEIR_API uint64_t weir_region_size(const weir_region* region);
 
-/* Both return 0, or an errno: EINVAL (not page aligned), EFAULT or ENOMEM (outside the region). `offset` and `length` in bytes. */
+/* Both return 0, or an errno: EINVAL (not page aligned), EFAULT or ENOMEM (outside the region). `offset` and `length`
+ * in bytes. */
 /* The contents of [offset, offset + length) are given up: they read zero. */
 WEIR_API int weir_region_discard(weir_region* region, uint64_t offset, uint64_t length);
 /* Brings the pages in. They may leave again when others need room. */
@@ -78,19 +81,20 @@ WEIR_API int weir_region_populate(weir_region* region, uint64_t offset, uint64_t
 
 /* A snapshot. Names as in /proc/vmstat and zram's mm_stat; pages are 4096 bytes. */
 typedef struct weir_region_statistics {
-  size_t struct_size;              /* set by the caller: sizeof(weir_region_statistics) */
-  uint64_t ram_pages;              /* the budget */
-  uint64_t host_resident_pages;    /* what the host has in RAM for the region, weir's own tables and compressed pages included */
-  uint64_t resident_pages;         /* of the region */
-  uint64_t swapped_pages;          /* of the region */
+  size_t struct_size;           /* set by the caller: sizeof(weir_region_statistics) */
+  uint64_t ram_pages;           /* the budget */
+  uint64_t host_resident_pages; /* what the host has in RAM for the region, weir's own tables and compressed pages
+                                   included */
+  uint64_t resident_pages;      /* of the region */
+  uint64_t swapped_pages;       /* of the region */
   uint64_t free_pages;
   uint64_t pgfault, pgmajfault, pswpin, pswpout;
   uint64_t pgscan_kswapd, pgscan_direct, pgsteal_kswapd, pgsteal_direct, allocstall;
-  uint64_t access_flag_fault;      /* touches of pages that were on their way out and still in RAM */
-  uint64_t swap_clean_drop;        /* pages that left without being written: their slot still had their bytes */
-  uint64_t pinned;                 /* times that a page could not leave: the kernel was using it */
+  uint64_t access_flag_fault; /* touches of pages that were on their way out and still in RAM */
+  uint64_t swap_clean_drop;   /* pages that left without being written: their slot still had their bytes */
+  uint64_t pinned;            /* times that a page could not leave: the kernel was using it */
   uint64_t swap_total_pages, swap_free_pages;
-  uint64_t zram_orig_data_size, zram_compr_data_size, zram_mem_used_total;   /* bytes */
+  uint64_t zram_orig_data_size, zram_compr_data_size, zram_mem_used_total; /* bytes */
 } weir_region_statistics;
 
 /* 0, or EINVAL. */

@@ -2,9 +2,9 @@
 //
 // More memory than RAM, from C++. See weir.h, of which this is a thin cover.
 //
-//   weir::Expected<weir::Region> region = weir::Region::create({.size = 4ull << 30, .ram = 1ull << 30, .swap = {"zram", "file:/var/tmp"}});
-//   if (!region) throw std::runtime_error(region.error());
-//   auto* a = static_cast<double*>(region->data());
+//   weir::Expected<weir::Region> region = weir::Region::create({.size = 4ull << 30, .ram = 1ull << 30, .swap = {"zram",
+//   "file:/var/tmp"}}); if (!region) throw std::runtime_error(region.error()); auto* a =
+//   static_cast<double*>(region->data());
 #pragma once
 
 #include <cerrno>
@@ -80,10 +80,14 @@ class Region {
 
   [[nodiscard]] void* data() const { return weir_region_data(region_); }
   [[nodiscard]] uint64_t size() const { return weir_region_size(region_); }
-  [[nodiscard]] std::span<std::byte> bytes() const { return {static_cast<std::byte*>(data()), static_cast<size_t>(size())}; }
+  [[nodiscard]] std::span<std::byte> bytes() const {
+    return {static_cast<std::byte*>(data()), static_cast<size_t>(size())};
+  }
   /// 0 or an errno; see weir.h.
   int discard(uint64_t offset, uint64_t length) { return weir_region_discard(region_, offset, length); }
-  int populate(uint64_t offset, uint64_t length, bool for_writing) { return weir_region_populate(region_, offset, length, for_writing ? 1 : 0); }
+  int populate(uint64_t offset, uint64_t length, bool for_writing) {
+    return weir_region_populate(region_, offset, length, for_writing ? 1 : 0);
+  }
   [[nodiscard]] RegionStats stats() const {
     RegionStats s{};
     s.struct_size = sizeof s;

@@ -3,14 +3,15 @@
 //   parent                                        child
 //   gate for writing: no fault, no pass, no I/O under way
 //   swap files are copied, as far as they are used
-//   fork ---------------------------------------> descriptors that came along are closed: they act on the parent's memory
-//   gate opens                                    userfaultfd opened anew, everything registered: missing pages fault again
-//                                                 locks and wait queues of threads that are not here forgotten; kthreads started,
-//                                                 those of swap files on the copies
-//                                                 gate opens
+//   fork ---------------------------------------> descriptors that came along are closed: they act on the parent's
+//   memory gate opens                                    userfaultfd opened anew, everything registered: missing pages
+//   fault again
+//                                                 locks and wait queues of threads that are not here forgotten;
+//                                                 kthreads started, those of swap files on the copies gate opens
 //
-// zram is memory like any other: parent and child share it until one of them writes. A slot of a swap file that both could read would have
-// to be copied before either writes it again, and nothing here could tell: so the child has a file of its own from the start.
+// zram is memory like any other: parent and child share it until one of them writes. A slot of a swap file that both
+// could read would have to be copied before either writes it again, and nothing here could tell: so the child has a
+// file of its own from the start.
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -101,7 +102,8 @@ bool LiveMachine::before_fork() {
     if (p.areas[i].file == nullptr) continue;
     const long fd = copy_swap_file(i);
     if (fd < 0) {
-      LogLine() << "fork: swap file " << p.areas[i].name << " cannot be copied for the child: " << errno_name(static_cast<Errno>(-fd));
+      LogLine() << "fork: swap file " << p.areas[i].name
+                << " cannot be copied for the child: " << errno_name(static_cast<Errno>(-fd));
       return false;
     }
     p.areas[i].copy = static_cast<int>(fd);
@@ -125,8 +127,10 @@ void LiveMachine::child_after_fork() {
   close_if_ours(p.fds.stop);
   p.fds = {};
   UffdOpenError why{};
-  if (!open_descriptors(p.fds, range_, range_bytes_, p.staging, p.staging_bytes, why)) bug(why.what, __FILE__, __LINE__);
-  p.mmu->set_descriptors({.user = p.fds.user, .staging = p.fds.staging, .must_wake = options_.delivery == Delivery::thread});
+  if (!open_descriptors(p.fds, range_, range_bytes_, p.staging, p.staging_bytes, why))
+    bug(why.what, __FILE__, __LINE__);
+  p.mmu->set_descriptors(
+      {.user = p.fds.user, .staging = p.fds.staging, .must_wake = options_.delivery == Delivery::thread});
   p.mmu->forget_waiters();
 
   if (!p.world->restart_after_fork()) bug("the child's timer thread cannot be started", __FILE__, __LINE__);

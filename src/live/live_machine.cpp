@@ -22,14 +22,18 @@ namespace weir {
 namespace {
 
 constexpr size_t WINDOW = size_t{1} << UffdMmu::WINDOW_SHIFT;
-/// Of what the machine has to give, for compressed pages at most: so that the working set keeps frames while there is another place for
-/// pages, and reclaim keeps some where there is not.
+/// Of what the machine has to give, for compressed pages at most: so that the working set keeps frames while there is
+/// another place for pages, and reclaim keeps some where there is not.
 constexpr int64_t ZRAM_PERCENT = 60, ZRAM_PERCENT_ALONE = 85;
 /// Of the budget, for what is not in the arena: engine stacks, this object, descriptors of the host's.
 constexpr size_t ENGINE_OVERHEAD = 768 << 10;
 
-void explain(LiveError& error, const char* what, const char* remedy) { std::snprintf(error.text, sizeof error.text, "%s: %s", what, remedy); }
-void explain(LiveError& error, const char* what, Errno e) { std::snprintf(error.text, sizeof error.text, "%s: %s", what, errno_name(e)); }
+void explain(LiveError& error, const char* what, const char* remedy) {
+  std::snprintf(error.text, sizeof error.text, "%s: %s", what, remedy);
+}
+void explain(LiveError& error, const char* what, Errno e) {
+  std::snprintf(error.text, sizeof error.text, "%s: %s", what, errno_name(e));
+}
 
 char* reserve(size_t bytes, int prot) {
   void* p = ::mmap(nullptr, bytes, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -48,7 +52,8 @@ char* reserve_windows(size_t bytes, int prot) {
 }
 
 uint64_t vm_prot(int prot) {
-  return ((prot & PROT_READ) != 0 ? uint64_t{VM_READ} : 0) | ((prot & PROT_WRITE) != 0 ? uint64_t{VM_WRITE | VM_READ} : 0);
+  return ((prot & PROT_READ) != 0 ? uint64_t{VM_READ} : 0) |
+         ((prot & PROT_WRITE) != 0 ? uint64_t{VM_WRITE | VM_READ} : 0);
 }
 bool prot_valid(int prot) { return (prot & ~(PROT_READ | PROT_WRITE)) == 0; }
 
@@ -58,14 +63,16 @@ long host_mprotect(uint64_t start, uint64_t length, int prot) { return raw_sysca
 
 /// OOM, or somebody's SIGKILL. The report is printed already.
 void LiveMachine::die() {
-  if (!parts_->dying.exchange(true, std::memory_order_acq_rel) && options_.before_kill != nullptr) options_.before_kill();
+  if (!parts_->dying.exchange(true, std::memory_order_acq_rel) && options_.before_kill != nullptr)
+    options_.before_kill();
   for (;;) {
     raw_syscall(SYS_kill, raw_syscall(SYS_getpid), SIGKILL);
     raw_syscall(SYS_pause);
   }
 }
 
-// ---- Starting --------------------------------------------------------------------------------------------------------
+// ---- Starting
+// --------------------------------------------------------------------------------------------------------
 
 void LiveMachine::Parts::deliver_sigkill(Task&) {}  // who runs in the engine finds Task::sigkill on the way out
 void LiveMachine::Parts::panic(const char* why) { bug(why, __FILE__, __LINE__); }
@@ -81,7 +88,7 @@ size_t zram_metadata(const LiveOptions& options, unsigned cpus, ZramOptions* zra
     const Bytes size = spec.size.v != 0 ? spec.size : options.ram * 4;
     zram[i] = {.name = "zram",
                .capacity = pages_in(size),
-               .mem_limit = PageCount(0),   // set when the machine is up
+               .mem_limit = PageCount(0),  // set when the machine is up
                .comp = {.algorithm = spec.algorithm, .streams = std::clamp(cpus, 1u, 64u)}};
     total += page_align_up(Zram::metadata_needed(zram[i]));
   }
@@ -90,7 +97,8 @@ size_t zram_metadata(const LiveOptions& options, unsigned cpus, ZramOptions* zra
 
 void close_program_files(void* arg) {
   auto& fds = *static_cast<LiveMachine::Files*>(arg);
-  // A kthread's table is a copy of the program's. What is in it for nobody would keep pipes open for ever; the log stays.
+  // A kthread's table is a copy of the program's. What is in it for nobody would keep pipes open for ever; the log
+  // stays.
   const int first = std::min({fds.user, fds.staging, fds.stop >= 0 ? fds.stop : fds.user});
   raw_syscall(SYS_close, 0);
   raw_syscall(SYS_close, 1);
@@ -99,8 +107,8 @@ void close_program_files(void* arg) {
 
 }  // namespace
 
-Result<void> LiveMachine::open_descriptors(Files& fds, const char* range, size_t range_bytes, const char* staging, size_t staging_bytes,
-                                           UffdOpenError& error) {
+Result<void> LiveMachine::open_descriptors(Files& fds, const char* range, size_t range_bytes, const char* staging,
+                                           size_t staging_bytes, UffdOpenError& error) {
   const UffdDelivery delivery = options_.delivery == Delivery::signal ? UffdDelivery::signal : UffdDelivery::message;
   fds.user = WEIR_TRY(uffd_open(delivery, options_.userfaultfd_device, error));
   // Nobody but the engine touches staging: an access to an empty slot is a bug that shows as SIGBUS.
@@ -154,13 +162,15 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
   p.arena = reserve(p.arena_bytes, PROT_READ | PROT_WRITE);
   p.staging = reserve_windows(p.staging_bytes, PROT_READ | PROT_WRITE);
   range_bytes_ = (options.address_space.v + WINDOW - 1) & ~(WINDOW - 1);
-  while ((range_ = reserve_windows(range_bytes_, PROT_NONE)) == nullptr && range_bytes_ > 2 * options.ram.v) range_bytes_ = range_bytes_ / 2 & ~(WINDOW - 1);
+  while ((range_ = reserve_windows(range_bytes_, PROT_NONE)) == nullptr && range_bytes_ > 2 * options.ram.v)
+    range_bytes_ = range_bytes_ / 2 & ~(WINDOW - 1);
   if (p.arena == nullptr || p.staging == nullptr || range_ == nullptr) {
     if (range_ == nullptr) range_bytes_ = 0;
     explain(error, "the host has no address space", "see ulimit -v and vm.overcommit_memory");
     return false;
   }
-  for (const auto& [at, bytes] : {std::pair{p.arena, p.arena_bytes}, {p.staging, p.staging_bytes}, {range_, range_bytes_}}) {
+  for (const auto& [at, bytes] :
+       {std::pair{p.arena, p.arena_bytes}, {p.staging, p.staging_bytes}, {range_, range_bytes_}}) {
     host::madvise(at, bytes, MADV_NOHUGEPAGE);
   }
 
@@ -177,8 +187,8 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
       explain(error, "the host has no memory for the recording", "make it smaller");
       return false;
     }
-    p.recorder = ::new (static_cast<void*>(at)) Recorder(
-        std::span(reinterpret_cast<std::byte*>(at) + page_align_up(sizeof(Recorder)), page_align_up(options.recorder_ring)));
+    p.recorder = ::new (static_cast<void*>(at)) Recorder(std::span(
+        reinterpret_cast<std::byte*>(at) + page_align_up(sizeof(Recorder)), page_align_up(options.recorder_ring)));
     p.recorder->fact("kernel", "4.14");
     p.recorder->fact("world", "live");
     char number[24];
@@ -208,18 +218,25 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
   p.zram_bytes = zram_metadata(options, p.world->nr_cpus(), p.zram_options);
   mmu.reserve = p.zram_bytes + ENGINE_OVERHEAD + page_align_up(sizeof(Parts)) + p.recorder_bytes;
   if (mmu.reserve + (2 << 20) > options.ram.v) {
-    explain(error, "the RAM budget is too small for the engine's own tables", "raise it, or make zram's size or the recording smaller");
+    explain(error, "the RAM budget is too small for the engine's own tables",
+            "raise it, or make zram's size or the recording smaller");
     return false;
   }
   p.mmu = ::new (static_cast<void*>(p.mmu_place)) UffdMmu(mmu);
-  p.mmu->set_descriptors({.user = p.fds.user, .staging = p.fds.staging, .must_wake = options.delivery == Delivery::thread});
+  p.mmu->set_descriptors(
+      {.user = p.fds.user, .staging = p.fds.staging, .must_wake = options.delivery == Delivery::thread});
 
   struct Call {
     LiveMachine& live;
     LiveError& error;
     bool ok = false;
   } call{*this, error};
-  p.world->enter([](void* arg) { auto& c = *static_cast<Call*>(arg); c.ok = c.live.boot(c.error); }, &call);
+  p.world->enter(
+      [](void* arg) {
+        auto& c = *static_cast<Call*>(arg);
+        c.ok = c.live.boot(c.error);
+      },
+      &call);
   if (!call.ok) return false;
   if (!start_fault_threads()) {
     explain(error, "the engine's threads cannot be started", "raise the limit on threads (ulimit -u)");
@@ -234,13 +251,14 @@ bool LiveMachine::boot(LiveError& error) {
   MachineOptions o;
   o.layout.ranges[0] = {Pfn(0), p.frames};
   o.layout.nr_ranges = 1;
-  o.layout.dma32_end = Pfn(0);   // no device here has a short arm
+  o.layout.dma32_end = Pfn(0);  // no device here has a short arm
   o.cpus = std::min(p.world->nr_cpus(), MAX_CPUS);
-  o.threads = MachineOptions::Threads::kswapd;   // no files: no flusher
+  o.threads = MachineOptions::Threads::kswapd;  // no files: no flusher
   bool disk = false;
   for (const SwapSpec& spec : options_.swap) disk = disk || spec.kind == SwapSpec::Kind::file;
-  o.page_cluster = disk ? 3 : 0;   // where reading ahead saves no seek it costs a decompression
-  Result<Machine*> machine = Machine::create(p.machine_place, *p.world, *p.mmu, reinterpret_cast<std::byte*>(p.arena), o);
+  o.page_cluster = disk ? 3 : 0;  // where reading ahead saves no seek it costs a decompression
+  Result<Machine*> machine =
+      Machine::create(p.machine_place, *p.world, *p.mmu, reinterpret_cast<std::byte*>(p.arena), o);
   if (!machine) {
     explain(error, "the RAM budget is too small for the machine to start", machine.error());
     return false;
@@ -280,7 +298,8 @@ bool LiveMachine::start_swap(LiveError& error) {
       std::snprintf(area.name, sizeof area.name, "zram%u", p.nr_areas);
       p.zram_options[i].name = area.name;
       // What the pools may not have, the working set and reclaim need.
-      p.zram_options[i].mem_limit = PageCount(p.boot_managed.v * (nr_zram == options_.swap.size() ? ZRAM_PERCENT_ALONE : ZRAM_PERCENT) / 100 / nr_zram);
+      p.zram_options[i].mem_limit = PageCount(
+          p.boot_managed.v * (nr_zram == options_.swap.size() ? ZRAM_PERCENT_ALONE : ZRAM_PERCENT) / 100 / nr_zram);
       const size_t bytes = Zram::metadata_needed(p.zram_options[i]);
       if (bytes == 0) {
         explain(error, area.name, "its size is out of range");
@@ -308,9 +327,11 @@ bool LiveMachine::start_swap(LiveError& error) {
         file.after_open = FileName::unlink;
       }
       // The program may change its folder before it forks.
-      const std::string folder = file.origin == FileOrigin::unnamed ? spec.path : spec.path.substr(0, spec.path.rfind('/') + 1);
+      const std::string folder =
+          file.origin == FileOrigin::unnamed ? spec.path : spec.path.substr(0, spec.path.rfind('/') + 1);
       char absolute[PATH_MAX];
-      if (::realpath(folder.empty() ? "." : folder.c_str(), absolute) != nullptr) std::snprintf(area.folder, sizeof area.folder, "%.255s", absolute);
+      if (::realpath(folder.empty() ? "." : folder.c_str(), absolute) != nullptr)
+        std::snprintf(area.folder, sizeof area.folder, "%.255s", absolute);
       file.capacity = pages_in(spec.size);
       if (spec.size.v == 0 && file.origin != FileOrigin::existing) file.capacity = pages_in(options_.ram * 4);
       FileDeviceError why;
@@ -369,7 +390,8 @@ void LiveMachine::destroy(LiveMachine* live) {
   ::munmap(live, page_align_up(sizeof(LiveMachine)) + page_align_up(sizeof(Parts)));
 }
 
-// ---- Faults ----------------------------------------------------------------------------------------------------------
+// ---- Faults
+// ----------------------------------------------------------------------------------------------------------
 
 /// On an engine stack. False: the program is to get SIGBUS for it.
 bool LiveMachine::serve(uint64_t address, uint32_t error_code) {
@@ -380,7 +402,8 @@ bool LiveMachine::serve(uint64_t address, uint32_t error_code) {
     case FaultResult::killed: die();
     case FaultResult::sigbus: return false;
     case FaultResult::sigsegv:
-      // Mapped in the host and not in the machine, or with other rights: the access, repeated, is refused by the host itself.
+      // Mapped in the host and not in the machine, or with other rights: the access, repeated, is refused by the host
+      // itself.
       host_mprotect(page, PAGE_SIZE, PROT_NONE);
       return true;
   }
@@ -426,7 +449,8 @@ void LiveMachine::fault_thread(void* arg) {
       if (!live.serve(address, PF_USER | (write ? PF_WRITE : 0u))) {
         abi::UffdPoison poison{.start = address & PAGE_MASK, .len = PAGE_SIZE, .mode = 0, .updated = 0};
         if (host::ioctl(p.fds.user, abi::IOC_POISON, &poison) < 0) {
-          world().printk("a page cannot be read back, and this kernel (before 6.6) has no way to tell the thread alone");
+          world().printk(
+              "a page cannot be read back, and this kernel (before 6.6) has no way to tell the thread alone");
           p.live.die();
         }
       }
@@ -469,7 +493,8 @@ void LiveMachine::stop_fault_threads() {
   }
 }
 
-// ---- Managed memory --------------------------------------------------------------------------------------------------
+// ---- Managed memory
+// --------------------------------------------------------------------------------------------------
 
 namespace {
 /// Runs fn() in the engine for a program thread, and gives back what it returns.
@@ -514,7 +539,8 @@ Result<void*> LiveMachine::map(size_t length, int prot, Place place, void* addre
       ScopedRead reading(mm.mmap_sem);
       if (p.machine->vmas.find_vma_intersection(mm, at(address), at(address) + length) != nullptr) return Errno::exist;
     }
-    MmapRequest request{.addr = place == Place::anywhere ? VirtAddr(0) : at(address), .length = length, .prot = vm_prot(prot)};
+    MmapRequest request{
+        .addr = place == Place::anywhere ? VirtAddr(0) : at(address), .length = length, .prot = vm_prot(prot)};
     if (fixed) request.place = MmapRequest::Place::fixed;
     request.extra_flags = VM_NORESERVE;
     const VirtAddr start = WEIR_TRY(p.machine->spaces.mmap(mm, request));
@@ -539,7 +565,8 @@ Result<void> LiveMachine::unmap(void* address, size_t length) {
   return in_engine(*parts_, [&]() -> Result<void> {
     Parts& p = *parts_;
     ScopedLock guard(p.layout);
-    // The host first: from now on nobody gets there, and the place may be handed out again as soon as the machine has it back.
+    // The host first: from now on nobody gets there, and the place may be handed out again as soon as the machine has
+    // it back.
     host_mprotect(at(address).v, length, PROT_NONE);
     return p.machine->spaces.munmap(*p.task->mm, at(address), length);
   });
@@ -548,7 +575,9 @@ Result<void> LiveMachine::unmap(void* address, size_t length) {
 Result<void*> LiveMachine::remap(void* address, size_t old_length, size_t new_length, int flags, void* fixed) {
   old_length = page_align_up(old_length);
   new_length = page_align_up(new_length);
-  if ((flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED)) != 0 || old_length == 0 || new_length == 0 || !inside(address, old_length)) return Errno::inval;
+  if ((flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED)) != 0 || old_length == 0 || new_length == 0 ||
+      !inside(address, old_length))
+    return Errno::inval;
   const bool is_fixed = (flags & MREMAP_FIXED) != 0;
   if (is_fixed && !inside(fixed, new_length)) return Errno::inval;
   return in_engine(*parts_, [&]() -> Result<void*> {
@@ -564,7 +593,8 @@ Result<void*> LiveMachine::remap(void* address, size_t old_length, size_t new_le
     }
     const int prot = ((rights & VM_READ) != 0 ? PROT_READ : 0) | ((rights & VM_WRITE) != 0 ? PROT_WRITE : 0);
     const VirtAddr now = WEIR_TRY(p.machine->spaces.mremap(
-        mm, at(address), old_length, new_length, (flags & MREMAP_MAYMOVE) != 0 ? AddressSpaces::MayMove::yes : AddressSpaces::MayMove::no,
+        mm, at(address), old_length, new_length,
+        (flags & MREMAP_MAYMOVE) != 0 ? AddressSpaces::MayMove::yes : AddressSpaces::MayMove::no,
         is_fixed ? at(fixed) : VirtAddr(0)));
     if (!inside(pointer(now), new_length)) {
       // Outside what is reserved: the machine's idea of free addresses ends where its range does, so this is a bug.
@@ -601,9 +631,11 @@ Result<void> LiveMachine::advise(void* address, size_t length, int advice) {
   if (!inside(address, length)) return Errno::nomem;
   switch (advice) {
     case MADV_DONTNEED:
-    case MADV_FREE:   // may be taken at any time: it is taken now
-    case 24:          // MADV_DONTNEED_LOCKED
-      return in_engine(*parts_, [&] { return parts_->machine->spaces.madvise(*parts_->task->mm, at(address), length, Advice::dontneed); });
+    case MADV_FREE:  // may be taken at any time: it is taken now
+    case 24:         // MADV_DONTNEED_LOCKED
+      return in_engine(*parts_, [&] {
+        return parts_->machine->spaces.madvise(*parts_->task->mm, at(address), length, Advice::dontneed);
+      });
     case abi::ADVICE_POPULATE_READ: return populate(address, length, false);
     case abi::ADVICE_POPULATE_WRITE: return populate(address, length, true);
     case MADV_WIPEONFORK:
@@ -617,12 +649,19 @@ Result<void> LiveMachine::advise(void* address, size_t length, int advice) {
 
 Result<void> LiveMachine::lock(void* address, size_t length) {
   if (!inside(address, length)) return Errno::nomem;
-  return in_engine(*parts_, [&] { return parts_->machine->spaces.mlock(*parts_->task, at(address).page(), page_align_up(length + (at(address).v & ~PAGE_MASK)), AddressSpaces::Lock::yes); });
+  return in_engine(*parts_, [&] {
+    return parts_->machine->spaces.mlock(*parts_->task, at(address).page(),
+                                         page_align_up(length + (at(address).v & ~PAGE_MASK)),
+                                         AddressSpaces::Lock::yes);
+  });
 }
 
 Result<void> LiveMachine::unlock(void* address, size_t length) {
   if (!inside(address, length)) return Errno::nomem;
-  return in_engine(*parts_, [&] { return parts_->machine->spaces.mlock(*parts_->task, at(address).page(), page_align_up(length + (at(address).v & ~PAGE_MASK)), AddressSpaces::Lock::no); });
+  return in_engine(*parts_, [&] {
+    return parts_->machine->spaces.mlock(*parts_->task, at(address).page(),
+                                         page_align_up(length + (at(address).v & ~PAGE_MASK)), AddressSpaces::Lock::no);
+  });
 }
 
 Result<void> LiveMachine::populate(void* address, size_t length, bool write) {
@@ -652,16 +691,21 @@ Result<void> LiveMachine::give_up(void* address, size_t length) {
     Parts& p = *parts_;
     ScopedLock guard(p.layout);
     // A mapping without rights that nothing merges with keeps the place from being handed out.
-    MmapRequest request{.addr = at(address), .length = length, .prot = 0, .place = MmapRequest::Place::fixed, .extra_flags = VM_IO | VM_DONTEXPAND};
+    MmapRequest request{.addr = at(address),
+                        .length = length,
+                        .prot = 0,
+                        .place = MmapRequest::Place::fixed,
+                        .extra_flags = VM_IO | VM_DONTEXPAND};
     WEIR_TRY(p.machine->spaces.mmap(*p.task->mm, request));
     return {};
   });
 }
 
-// ---- What it does ----------------------------------------------------------------------------------------------------
+// ---- What it does
+// ----------------------------------------------------------------------------------------------------
 
 void LiveMachine::stats(LiveStats& out) {
-  if (parts_->dying.load(std::memory_order_acquire)) return count(out);   // on an engine stack already
+  if (parts_->dying.load(std::memory_order_acquire)) return count(out);  // on an engine stack already
   (void)in_engine(*parts_, [&]() -> Result<void> {
     count(out);
     return {};
@@ -677,8 +721,10 @@ void LiveMachine::count(LiveStats& out) {
   out.mapped_pages = static_cast<uint64_t>(mm.total_vm);
   out.rss_pages = static_cast<uint64_t>(mm.get_mm_rss());
   out.swap_pages = static_cast<uint64_t>(mm.rss(RssKind::swapents));
-  for (unsigned i = 0; i < static_cast<unsigned>(NodeStat::count); ++i) out.node[i] = p.machine->vmstat.node_page_state(static_cast<NodeStat>(i));
-  for (unsigned i = 0; i < static_cast<unsigned>(VmEvent::count); ++i) out.event[i] = p.machine->vmstat.event(static_cast<VmEvent>(i));
+  for (unsigned i = 0; i < static_cast<unsigned>(NodeStat::count); ++i)
+    out.node[i] = p.machine->vmstat.node_page_state(static_cast<NodeStat>(i));
+  for (unsigned i = 0; i < static_cast<unsigned>(VmEvent::count); ++i)
+    out.event[i] = p.machine->vmstat.event(static_cast<VmEvent>(i));
   out.host_resident_pages = p.mmu->resident_pages();
   out.swap_total = p.machine->swap_files.total_swap_pages();
   out.swap_free = p.machine->swap_files.nr_swap_pages();
@@ -726,7 +772,8 @@ class PrintingSink final : public VerifySink {
  public:
   void broken(const char* id, const char* what, uint64_t subject, uint64_t expected, uint64_t found) override {
     ++count;
-    LogLine() << "verify: " << id << ": " << what << " (subject " << subject << ", expected " << expected << ", found " << found << ")";
+    LogLine() << "verify: " << id << ": " << what << " (subject " << subject << ", expected " << expected << ", found "
+              << found << ")";
   }
   unsigned count = 0;
 };
@@ -759,7 +806,8 @@ unsigned LiveMachine::verify() {
       [](void* arg) {
         auto& c = *static_cast<Call*>(arg);
         const size_t bytes = page_align_up(c.p.machine->verify_scratch_bytes());
-        const long scratch = raw_syscall(SYS_mmap, 0L, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
+        const long scratch =
+            raw_syscall(SYS_mmap, 0L, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
         if (scratch < 0 && scratch > -4096) return;
         PrintingSink sink;
         c.broken = c.p.machine->verify({reinterpret_cast<std::byte*>(scratch), bytes}, sink);

@@ -4,13 +4,16 @@
 //
 //   program thread --map()-----> VMA in the machine; the host's pages become accessible
 //                  --touches---> the host's MMU has no page --> SIGBUS (signal) | userfaultfd message (thread)
-//                            --> HostWorld::enter --> Machine::do_page_fault --> UffdMmu puts the page in --> touches again
+//                            --> HostWorld::enter --> Machine::do_page_fault --> UffdMmu puts the page in --> touches
+//                            again
 //
-// All managed memory lies in one range of addresses that is reserved and registered with userfaultfd once, at the start; what
-// is not mapped in it is PROT_NONE. It is private, anonymous memory, readable and writable: anything else is not managed.
+// All managed memory lies in one range of addresses that is reserved and registered with userfaultfd once, at the
+// start; what is not mapped in it is PROT_NONE. It is private, anonymous memory, readable and writable: anything else
+// is not managed.
 //
-// create() is ordinary C++. Everything else may be called from any program thread while malloc's or libc's locks are held: it
-// allocates nothing, throws nothing and does not change errno. Functions that say Result give the system call's errno.
+// create() is ordinary C++. Everything else may be called from any program thread while malloc's or libc's locks are
+// held: it allocates nothing, throws nothing and does not change errno. Functions that say Result give the system
+// call's errno.
 #pragma once
 
 #include <signal.h>
@@ -33,24 +36,28 @@ namespace weir {
 
 /// Who serves a fault.
 enum class Delivery : uint8_t {
-  /// The thread that faults, in a SIGBUS handler. Fast; needs no privilege. The kernel cannot fault for it: a system call whose buffer
-  /// is not present fails with EFAULT (and some have consumed their data by then), so buffers must be made present first.
+  /// The thread that faults, in a SIGBUS handler. Fast; needs no privilege. The kernel cannot fault for it: a system
+  /// call whose buffer
+  /// is not present fails with EFAULT (and some have consumed their data by then), so buffers must be made present
+  /// first.
   signal,
-  /// Threads of the engine. Nothing in the program differs. Needs root, CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1 or an open
+  /// Threads of the engine. Nothing in the program differs. Needs root, CAP_SYS_PTRACE, vm.unprivileged_userfaultfd=1
+  /// or an open
   /// /dev/userfaultfd.
   thread,
 };
 
 struct LiveOptions {
-  Bytes ram{};                                    ///< at least 4 MiB; everything the engine needs is in it
-  std::span<const SwapSpec> swap;                 ///< first = used first; may be empty: then what does not fit is killed
+  Bytes ram{};                     ///< at least 4 MiB; everything the engine needs is in it
+  std::span<const SwapSpec> swap;  ///< first = used first; may be empty: then what does not fit is killed
   Delivery delivery = Delivery::signal;
-  Bytes address_space{uint64_t{1} << 38};         ///< for managed memory; costs nothing until mapped
-  size_t recorder_ring = 0;                       ///< bytes for the last events; 0: no recording
-  unsigned fault_threads = 2;                     ///< thread delivery: 1…8
-  int userfaultfd_device = -1;                    ///< an open /dev/userfaultfd that somebody with the right handed over; not closed
-  /// RAM and swap are full, the report is out and SIGKILL is next: the last moment to keep counters or the recording. Once, on an
-  /// engine stack, maybe with locks of the machine held: may call stats() and write_recording(), nothing else of the machine.
+  Bytes address_space{uint64_t{1} << 38};  ///< for managed memory; costs nothing until mapped
+  size_t recorder_ring = 0;                ///< bytes for the last events; 0: no recording
+  unsigned fault_threads = 2;              ///< thread delivery: 1…8
+  int userfaultfd_device = -1;  ///< an open /dev/userfaultfd that somebody with the right handed over; not closed
+  /// RAM and swap are full, the report is out and SIGKILL is next: the last moment to keep counters or the recording.
+  /// Once, on an engine stack, maybe with locks of the machine held: may call stats() and write_recording(), nothing
+  /// else of the machine.
   void (*before_kill)() = nullptr;
 };
 
@@ -62,20 +69,20 @@ struct LiveError {
 /// Counters under their /proc/vmstat and zram names; a snapshot, each number by itself.
 struct LiveStats {
   static constexpr unsigned MAX_AREAS = 8;
-  uint64_t ram_pages = 0;               ///< the budget
-  uint64_t managed_pages = 0;           ///< of it, what the machine's allocator has to give
-  uint64_t mapped_pages = 0;            ///< length of all managed mappings
-  uint64_t rss_pages = 0, swap_pages = 0;   ///< resident and swapped out of them
-  uint64_t host_resident_pages = 0;     ///< host pages that count against the budget: user pages, staging, the arena
-  int64_t node[static_cast<unsigned>(NodeStat::count)] = {};    ///< index: NodeStat; names by stat_name()
-  uint64_t event[static_cast<unsigned>(VmEvent::count)] = {};   ///< index: VmEvent; names by event_name()
-  int64_t swap_total = 0, swap_free = 0;    ///< slots
+  uint64_t ram_pages = 0;                  ///< the budget
+  uint64_t managed_pages = 0;              ///< of it, what the machine's allocator has to give
+  uint64_t mapped_pages = 0;               ///< length of all managed mappings
+  uint64_t rss_pages = 0, swap_pages = 0;  ///< resident and swapped out of them
+  uint64_t host_resident_pages = 0;        ///< host pages that count against the budget: user pages, staging, the arena
+  int64_t node[static_cast<unsigned>(NodeStat::count)] = {};   ///< index: NodeStat; names by stat_name()
+  uint64_t event[static_cast<unsigned>(VmEvent::count)] = {};  ///< index: VmEvent; names by event_name()
+  int64_t swap_total = 0, swap_free = 0;                       ///< slots
   UffdStats arch;
   struct Area {
     char name[64] = {};
     bool is_zram = false;
     uint64_t pages = 0, used = 0;
-    ZramMmStat mm_stat;                 ///< zram only
+    ZramMmStat mm_stat;  ///< zram only
     ZramIoStat io_stat;
     uint64_t reads = 0, writes = 0, read_errors = 0, write_errors = 0;
   } areas[MAX_AREAS];
@@ -84,17 +91,19 @@ struct LiveStats {
 
 class LiveMachine {
  public:
-  /// Reserves memory, opens userfaultfd, boots a machine, takes its swap areas into use, starts its threads. On the program's stack.
-  /// Null: see `error`. Several may live in one process.
+  /// Reserves memory, opens userfaultfd, boots a machine, takes its swap areas into use, starts its threads. On the
+  /// program's stack. Null: see `error`. Several may live in one process.
   [[nodiscard]] static LiveMachine* create(const LiveOptions& options, LiveError& error);
   /// Everything goes, the managed memory included. No other thread is inside or touches it any more.
   static void destroy(LiveMachine* live);
   LiveMachine(const LiveMachine&) = delete;
   LiveMachine& operator=(const LiveMachine&) = delete;
 
-  // ---- managed memory: as the system calls of the same name, on private anonymous mappings. Lengths are rounded up to pages.
+  // ---- managed memory: as the system calls of the same name, on private anonymous mappings. Lengths are rounded up to
+  // pages.
   enum class Place : uint8_t { anywhere, hint, fixed, fixed_noreplace };
-  /// prot: PROT_NONE, PROT_READ, PROT_READ|PROT_WRITE. Errors: ENOMEM; EINVAL (PROT_EXEC, 0 bytes, a fixed place outside contains()); EEXIST.
+  /// prot: PROT_NONE, PROT_READ, PROT_READ|PROT_WRITE. Errors: ENOMEM; EINVAL (PROT_EXEC, 0 bytes, a fixed place
+  /// outside contains()); EEXIST.
   Result<void*> map(size_t length, int prot, Place place = Place::anywhere, void* address = nullptr);
   /// All or a part of mappings; what is not mapped is no error.
   Result<void> unmap(void* address, size_t length);
@@ -102,16 +111,17 @@ class LiveMachine {
   Result<void*> remap(void* address, size_t old_length, size_t new_length, int flags, void* fixed = nullptr);
   /// As map()'s prot. Memory that is not readable and writable stays resident while it is so.
   Result<void> protect(void* address, size_t length, int prot);
-  /// MADV_DONTNEED at once; MADV_FREE is taken as a hint that need not be followed, and others too, but for what changes what a program
-  /// sees (MADV_WIPEONFORK, MADV_DONTFORK, MADV_REMOVE: EINVAL).
+  /// MADV_DONTNEED at once; MADV_FREE is taken as a hint that need not be followed, and others too, but for what
+  /// changes what a program sees (MADV_WIPEONFORK, MADV_DONTFORK, MADV_REMOVE: EINVAL).
   Result<void> advise(void* address, size_t length, int advice);
   /// Brings everything in and keeps it. Errors: ENOMEM.
   Result<void> lock(void* address, size_t length);
   Result<void> unlock(void* address, size_t length);
-  /// Makes the pages present, for system-call buffers under signal delivery; they may leave again. Errors: EFAULT (not mapped).
+  /// Makes the pages present, for system-call buffers under signal delivery; they may leave again. Errors: EFAULT (not
+  /// mapped).
   Result<void> populate(void* address, size_t length, bool write);
-  /// The caller is about to map something of its own (a file, shared memory) over this part of the range with MAP_FIXED: whatever was
-  /// managed there goes, and the place is never used for managed memory again. Errors: ENOMEM.
+  /// The caller is about to map something of its own (a file, shared memory) over this part of the range with
+  /// MAP_FIXED: whatever was managed there goes, and the place is never used for managed memory again. Errors: ENOMEM.
   Result<void> give_up(void* address, size_t length);
   /// In the reserved range, mapped or not. Any thread, any time; in signal handlers too.
   [[nodiscard]] bool contains(const void* address) const {
@@ -121,16 +131,19 @@ class LiveMachine {
   [[nodiscard]] size_t range_bytes() const { return range_bytes_; }
 
   // ---- faults, signal delivery
-  /// For a SIGBUS handler that is not ours: serves the fault if it is one of any LiveMachine's. True: return and the access is repeated.
-  /// create() installs a handler that does this and passes everything else to the handler that was there before.
+  /// For a SIGBUS handler that is not ours: serves the fault if it is one of any LiveMachine's. True: return and the
+  /// access is repeated. create() installs a handler that does this and passes everything else to the handler that was
+  /// there before.
   static bool handle_sigbus(siginfo_t* info, void* ucontext);
-  /// Somebody set a handler for SIGBUS: what sigaction() would have installed and returned, without the engine's being lost.
+  /// Somebody set a handler for SIGBUS: what sigaction() would have installed and returned, without the engine's being
+  /// lost.
   static void set_next_sigbus_handler(const struct sigaction* now, struct sigaction* before);
 
   // ---- fork
-  /// Forks while nobody is inside any LiveMachine: `do_fork` is _Fork() or a raw clone(SIGCHLD), called on an engine stack with all
-  /// signals blocked: it must not run handlers of the program. Returns its result, in both processes. The child has its own userfaultfd, its
-  /// memory as of the fork, its own kthreads and copies of the swap files before this returns. -1 with errno EAGAIN: no room for a copy.
+  /// Forks while nobody is inside any LiveMachine: `do_fork` is _Fork() or a raw clone(SIGCHLD), called on an engine
+  /// stack with all signals blocked: it must not run handlers of the program. Returns its result, in both processes.
+  /// The child has its own userfaultfd, its memory as of the fork, its own kthreads and copies of the swap files before
+  /// this returns. -1 with errno EAGAIN: no room for a copy.
   static pid_t fork(pid_t (*do_fork)());
 
   // ---- what it does
@@ -138,7 +151,8 @@ class LiveMachine {
   [[nodiscard]] Delivery delivery() const { return options_.delivery; }
   /// The recording so far. Errors: ENOENT (no recorder), EIO.
   Result<void> write_recording(int fd);
-  /// Every invariant of the machine and of its host pages, at rest: nobody else may run in it. Prints what is broken; returns how many.
+  /// Every invariant of the machine and of its host pages, at rest: nobody else may run in it. Prints what is broken;
+  /// returns how many.
   unsigned verify();
   /// Lower or raise the budget, not above what create() was given. Returns what is reached, in bytes.
   Bytes set_ram(Bytes ram);
@@ -156,7 +170,8 @@ class LiveMachine {
   bool start(const LiveOptions& options, LiveError& error);
   bool boot(LiveError& error);
   bool start_swap(LiveError& error);
-  Result<void> open_descriptors(Files& fds, const char* range, size_t range_bytes, const char* staging, size_t staging_bytes, UffdOpenError& error);
+  Result<void> open_descriptors(Files& fds, const char* range, size_t range_bytes, const char* staging,
+                                size_t staging_bytes, UffdOpenError& error);
   bool start_fault_threads();
   void stop_fault_threads();
   static void fault_thread(void* live);

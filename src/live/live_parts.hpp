@@ -5,8 +5,8 @@
 
 #include "arch/uffd/uffd_mmu.hpp"
 #include "arch/uffd/uffd_open.hpp"
-#include "block/file_device.hpp"
 #include "base/raw_syscall.hpp"
+#include "block/file_device.hpp"
 #include "kernel/host/host_world.hpp"
 #include "live/live_machine.hpp"
 #include "mm/machine.hpp"
@@ -26,17 +26,17 @@ struct LiveMachine::Parts final : Executioner {
 
   LiveMachine& live;
   PageCount frames{};
-  PageCount boot_managed{};            ///< what the allocator had to give at the start
+  PageCount boot_managed{};  ///< what the allocator had to give at the start
   char* arena = nullptr;
   char* staging = nullptr;
   size_t arena_bytes = 0, staging_bytes = 0;
   Files fds;
-  Recorder* recorder = nullptr;        // in a mapping of recorder_bytes
+  Recorder* recorder = nullptr;  // in a mapping of recorder_bytes
   size_t recorder_bytes = 0;
   HostWorld* world = nullptr;
   UffdMmu* mmu = nullptr;
   Machine* machine = nullptr;
-  Task* task = nullptr;                ///< the program: all its threads are one task
+  Task* task = nullptr;  ///< the program: all its threads are one task
   Thread* fault_threads[8] = {};
   std::atomic<bool> dying{false};
   /// Mappings change in the machine and in the host under this one.
@@ -49,8 +49,8 @@ struct LiveMachine::Parts final : Executioner {
     unsigned type = 0;
     Zram* zram = nullptr;
     FileDevice* file = nullptr;
-    char folder[256] = {};       ///< where a forked child's copy is made
-    int copy = -1;               ///< during a fork
+    char folder[256] = {};  ///< where a forked child's copy is made
+    int copy = -1;          ///< during a fork
     alignas(Zram) std::byte zram_place[sizeof(Zram)];
     alignas(FileDevice) std::byte file_place[sizeof(FileDevice)];
   } areas[LiveStats::MAX_AREAS];

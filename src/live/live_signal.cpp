@@ -10,7 +10,7 @@ namespace weir {
 
 namespace {
 
-constexpr int BUS_ADRERR_ = 2;   // a page that nobody has brought: si_code of a missing page, unlike a poisoned one's
+constexpr int BUS_ADRERR_ = 2;  // a page that nobody has brought: si_code of a missing page, unlike a poisoned one's
 constexpr unsigned MAX_MACHINES = 16;
 
 std::atomic<LiveMachine*> machines[MAX_MACHINES];
@@ -74,13 +74,13 @@ void pass_on(int signal, siginfo_t* info, void* context) {
     next = next_handler;
     if ((next.sa_flags & static_cast<int>(SA_RESETHAND)) != 0) next_handler.sa_handler = SIG_DFL;
   }
-  const bool sent = info->si_code <= 0;   // by kill(), not by an access
+  const bool sent = info->si_code <= 0;  // by kill(), not by an access
   if ((next.sa_flags & SA_SIGINFO) != 0) {
     next.sa_sigaction(signal, info, context);
   } else if (next.sa_handler == SIG_IGN && sent) {
     return;
   } else if (next.sa_handler == SIG_DFL || next.sa_handler == SIG_IGN) {
-    set_default();   // an access is repeated and ends the process
+    set_default();  // an access is repeated and ends the process
     if (sent) raw_syscall(SYS_tgkill, raw_syscall(SYS_getpid), raw_syscall(SYS_gettid), SIGBUS);
   } else {
     next.sa_handler(signal);
@@ -92,7 +92,8 @@ void on_sigbus(int signal, siginfo_t* info, void* context) {
 }
 
 bool install_handler() {
-  KernelSigaction ours{reinterpret_cast<void*>(on_sigbus), SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTORER_, weir_live_restorer, 0};
+  KernelSigaction ours{reinterpret_cast<void*>(on_sigbus), SA_SIGINFO | SA_ONSTACK | SA_NODEFER | SA_RESTORER_,
+                       weir_live_restorer, 0};
   KernelSigaction before{};
   if (raw_syscall(SYS_rt_sigaction, SIGBUS, &ours, &before, 8) != 0) return false;
   if (before.handler == reinterpret_cast<void*>(on_sigbus)) return true;
@@ -118,7 +119,7 @@ bool LiveMachine::handle_sigbus(siginfo_t* info, void* ucontext) {
 void LiveMachine::set_next_sigbus_handler(const struct sigaction* now, struct sigaction* before) {
   struct sigaction copy {};
   struct sigaction was;
-  if (now != nullptr) copy = *now;   // before the lock: it may lie in managed memory
+  if (now != nullptr) copy = *now;  // before the lock: it may lie in managed memory
   {
     NextLock guard;
     was = next_handler;
@@ -147,7 +148,9 @@ void LiveMachine::unregister_machine() {
   }
 }
 
-LiveMachine* LiveMachine::nth(unsigned i) { return i < MAX_MACHINES ? machines[i].load(std::memory_order_acquire) : nullptr; }
+LiveMachine* LiveMachine::nth(unsigned i) {
+  return i < MAX_MACHINES ? machines[i].load(std::memory_order_acquire) : nullptr;
+}
 unsigned LiveMachine::most_machines() { return MAX_MACHINES; }
 
 }  // namespace weir

@@ -14,14 +14,17 @@ constexpr Bytes LEAST = 1_MiB;
 
 using Parsed = std::variant<std::vector<SwapSpec>, SwapSpecError>;
 
-SwapSpecError refuse(std::string_view text, const std::string& why) { return {fmt::format("swap '{}': {}", text, why)}; }
+SwapSpecError refuse(std::string_view text, const std::string& why) {
+  return {fmt::format("swap '{}': {}", text, why)};
+}
 
 /// Nothing if it is no size.
 std::optional<Bytes> size_of(std::string_view text, Bytes ram) { return parse_size(text, ram); }
 
 std::variant<Bytes, SwapSpecError> checked_size(std::string_view spec, std::string_view text, Bytes ram) {
   const std::optional<Bytes> size = size_of(text, ram);
-  if (!size) return refuse(spec, fmt::format("'{}' is not a size; write 256M, 4G or a share of the RAM like 200%", text));
+  if (!size)
+    return refuse(spec, fmt::format("'{}' is not a size; write 256M, 4G or a share of the RAM like 200%", text));
   if (*size < LEAST) return refuse(spec, fmt::format("{} is too small; 1M is the least", text));
   if (*size > Bytes(uint64_t{1} << 46)) return refuse(spec, fmt::format("{} is too large; 64T is the most", text));
   return Bytes(size->v & PAGE_MASK);
@@ -59,7 +62,8 @@ Parsed parse_file(std::string_view spec, std::string_view rest, Bytes ram) {
       path = rest.substr(0, colon);
     }
   }
-  if (path.empty()) return refuse(spec, "the path is missing; write file:PATH, where PATH is a directory on a disk or a new file");
+  if (path.empty())
+    return refuse(spec, "the path is missing; write file:PATH, where PATH is a directory on a disk or a new file");
   if (path.size() > 250) return refuse(spec, "the path is longer than 250 characters");
   area.path = path;
   return std::vector{area};
@@ -72,7 +76,8 @@ Parsed parse_swap_spec(std::string_view text, Bytes ram) {
   const size_t colon = text.find(':');
   const std::string_view kind = text.substr(0, colon);
   const std::string_view rest = colon == std::string_view::npos ? std::string_view{} : text.substr(colon + 1);
-  if (colon != std::string_view::npos && rest.empty()) return refuse(text, fmt::format("nothing follows the colon; write {}", FORMS));
+  if (colon != std::string_view::npos && rest.empty())
+    return refuse(text, fmt::format("nothing follows the colon; write {}", FORMS));
   if (kind == "zram") return parse_zram(text, rest, ram);
   if (kind == "file") return parse_file(text, rest, ram);
   return refuse(text, fmt::format("'{}' is no kind of swap; write {}", kind, FORMS));

@@ -3,7 +3,8 @@
 // Swap areas as people write them:
 //
 //   zram[:lz4|zstd[:SIZE]]   compressed pages inside the RAM budget; SIZE: what may be stored, before compression
-//   file:PATH[:SIZE]         PATH a directory: a nameless file in it; a new name: made with mode 0600 and unlinked at once;
+//   file:PATH[:SIZE]         PATH a directory: a nameless file in it; a new name: made with mode 0600 and unlinked at
+//   once;
 //                            a block device: used as it is
 //   none                     no swap; alone
 //
@@ -24,11 +25,10 @@ namespace weir {
 struct SwapSpec {
   enum class Kind : uint8_t { zram, file };
   Kind kind = Kind::zram;
-  Compressor algorithm = Compressor::lz4;   ///< zram
-  std::string path{};                       ///< file
-  /// Bytes; 0: the default. zram: 4 times the RAM, of which the pool takes at most 60 % of the memory, 85 % where there is no
-  /// other area. file: 4 times the RAM; a block
-  /// device: all of it.
+  Compressor algorithm = Compressor::lz4;  ///< zram
+  std::string path{};                      ///< file
+  /// Bytes; 0: the default. zram: 4 times the RAM, of which the pool takes at most 60 % of the memory, 85 % where there
+  /// is no other area. file: 4 times the RAM; a block device: all of it.
   Bytes size{};
   friend bool operator==(const SwapSpec&, const SwapSpec&) = default;
 };
@@ -41,6 +41,7 @@ struct SwapSpecError {
 /// The areas of one `--swap` option; `none` is an empty list. `ram`: what a share is a share of.
 [[nodiscard]] std::variant<std::vector<SwapSpec>, SwapSpecError> parse_swap_spec(std::string_view text, Bytes ram);
 /// The same for several options, first = used first. `none` beside others is refused. No option at all: zram.
-[[nodiscard]] std::variant<std::vector<SwapSpec>, SwapSpecError> parse_swap_specs(std::span<const std::string_view> texts, Bytes ram);
+[[nodiscard]] std::variant<std::vector<SwapSpec>, SwapSpecError> parse_swap_specs(
+    std::span<const std::string_view> texts, Bytes ram);
 
 }  // namespace weir

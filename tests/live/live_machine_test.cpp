@@ -1,4 +1,5 @@
-// tests/live/live_machine_test.cpp: system calls on managed memory, fork, what the machine says of itself; on the host's real MMU.
+// tests/live/live_machine_test.cpp: system calls on managed memory, fork, what the machine says of itself; on the
+// host's real MMU.
 #include "live/live_machine.hpp"
 
 #include <fcntl.h>
@@ -95,14 +96,15 @@ TEST_P(LiveTest, what_is_unmapped_and_mapped_again_reads_zero) {
 TEST_P(LiveTest, a_mapping_that_moves_takes_its_pages_along) {
   uint64_t* p = map(600 * PAGE);
   for (uint64_t page = 0; page < 600; ++page) fill(p + page * WORDS, page, 2);
-  uint64_t* behind = map(PAGE);   // so that there is no room to grow in place, if it came to lie there
+  uint64_t* behind = map(PAGE);  // so that there is no room to grow in place, if it came to lie there
   Result<void*> moved = live->remap(p, 600 * PAGE, 5000 * PAGE, MREMAP_MAYMOVE);
   ASSERT_TRUE(moved.ok()) << errno_name(moved.error());
   auto* q = static_cast<uint64_t*>(*moved);
   for (uint64_t page = 0; page < 600; ++page) ASSERT_TRUE(holds(q + page * WORDS, page, 2)) << page;
   for (uint64_t page = 600; page < 5000; ++page) ASSERT_EQ(q[page * WORDS], 0u);
   push_everything_out();
-  Result<void*> fixed = live->remap(q, 5000 * PAGE, 300 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, p == q ? static_cast<void*>(p + 6000 * WORDS) : p);
+  Result<void*> fixed = live->remap(q, 5000 * PAGE, 300 * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
+                                    p == q ? static_cast<void*>(p + 6000 * WORDS) : p);
   if (fixed) q = static_cast<uint64_t*>(*fixed);
   for (uint64_t page = 0; page < 300; ++page) ASSERT_TRUE(holds(q + page * WORDS, page, 2)) << page;
   (void)behind;
@@ -221,7 +223,8 @@ TEST_P(LiveTest, the_budget_can_be_lowered_and_raised) {
   for (uint64_t page = 0; page < pages; ++page) ASSERT_TRUE(holds(p + page * WORDS, page, 1)) << page;
 }
 
-// ---- fork ---------------------------------------------------------------------------------------------------------------
+// ---- fork
+// ---------------------------------------------------------------------------------------------------------------
 
 TEST_P(LiveTest, a_child_sees_memory_as_of_the_fork_and_both_go_on) {
   constexpr uint64_t pages = (24 << 20) / PAGE;
@@ -247,7 +250,8 @@ TEST_P(LiveTest, a_child_sees_memory_as_of_the_fork_and_both_go_on) {
       if (status != 0) _exit(4);
       _exit(live->verify() == 0 ? 0 : 5);
     }
-    for (uint64_t page = 0; page < pages; page += 7) fill(p + page * WORDS, page, 2 + static_cast<uint64_t>(generation));
+    for (uint64_t page = 0; page < pages; page += 7)
+      fill(p + page * WORDS, page, 2 + static_cast<uint64_t>(generation));
     int status = 0;
     ASSERT_EQ(waitpid(child, &status, 0), child);
     EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << "generation " << generation << ", status " << status;
@@ -273,7 +277,8 @@ TEST_P(LiveTest, forks_while_other_threads_fault) {
         w.store(mine[page] = random());
       }
     });
-  while (std::atomic_ref<uint64_t>(p[0]).load() == 0 || std::atomic_ref<uint64_t>(p[(pages - 1) * WORDS]).load() == 0) usleep(1000);
+  while (std::atomic_ref<uint64_t>(p[0]).load() == 0 || std::atomic_ref<uint64_t>(p[(pages - 1) * WORDS]).load() == 0)
+    usleep(1000);
   for (int i = 0; i < 10; ++i) {
     const pid_t child = LiveMachine::fork([]() -> pid_t { return static_cast<pid_t>(syscall(SYS_fork)); });
     ASSERT_GE(child, 0);
@@ -292,7 +297,9 @@ TEST_P(LiveTest, forks_while_other_threads_fault) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Deliveries, LiveTest, testing::Values(Delivery::signal, Delivery::thread),
-                         [](const testing::TestParamInfo<Delivery>& info) { return info.param == Delivery::signal ? "signal" : "thread"; });
+                         [](const testing::TestParamInfo<Delivery>& info) {
+                           return info.param == Delivery::signal ? "signal" : "thread";
+                         });
 
 class RecordedLive : public LiveTest {
  protected:

@@ -94,12 +94,13 @@ uint64_t resident_bytes() {
 /// The highest resident size of the process while it lives, as the host counts it.
 class PeakWatch {
  public:
-  PeakWatch() : thread_([this] {
-    while (!stop_.load()) {
-      peak_ = std::max(peak_.load(), resident_bytes());
-      usleep(500);
-    }
-  }) {}
+  PeakWatch()
+      : thread_([this] {
+          while (!stop_.load()) {
+            peak_ = std::max(peak_.load(), resident_bytes());
+            usleep(500);
+          }
+        }) {}
   uint64_t stop() {
     stop_ = true;
     thread_.join();
@@ -118,16 +119,19 @@ struct Case {
 };
 
 std::string case_name(const testing::TestParamInfo<Case>& info) {
-  return std::string(info.param.delivery == RegionDelivery::signal ? "signal" : "thread") + std::to_string(info.param.threads);
+  return std::string(info.param.delivery == RegionDelivery::signal ? "signal" : "thread") +
+         std::to_string(info.param.threads);
 }
 
 class RegionWays : public testing::TestWithParam<Case> {
  protected:
   void SetUp() override {
-    if (GetParam().delivery == RegionDelivery::thread && !userfaultfd_for_system_calls()) GTEST_SKIP() << "no permission for thread delivery";
+    if (GetParam().delivery == RegionDelivery::thread && !userfaultfd_for_system_calls())
+      GTEST_SKIP() << "no permission for thread delivery";
   }
   Region create(uint64_t size = SIZE, uint64_t ram = RAM) {
-    return must_create({.size = size, .ram = ram, .swap = {"zram", "file:/var/tmp:128M"}, .delivery = GetParam().delivery});
+    return must_create(
+        {.size = size, .ram = ram, .swap = {"zram", "file:/var/tmp:128M"}, .delivery = GetParam().delivery});
   }
 };
 
@@ -252,8 +256,8 @@ TEST_P(RegionWays, populated_buffers_serve_system_calls) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Deliveries, RegionWays,
-                         testing::Values(Case{RegionDelivery::signal, 1}, Case{RegionDelivery::signal, 4}, Case{RegionDelivery::thread, 1},
-                                         Case{RegionDelivery::thread, 3}),
+                         testing::Values(Case{RegionDelivery::signal, 1}, Case{RegionDelivery::signal, 4},
+                                         Case{RegionDelivery::thread, 1}, Case{RegionDelivery::thread, 3}),
                          case_name);
 
 TEST(Region, reads_zero_before_it_is_written) {
@@ -265,7 +269,10 @@ TEST(Region, reads_zero_before_it_is_written) {
 TEST(Region, several_at_once_do_not_disturb_each_other) {
   std::vector<Region> regions;
   for (int i = 0; i < 3; ++i)
-    regions.push_back(must_create({.size = 32 * MiB, .ram = 8 * MiB, .swap = {"zram:zstd", "file:/var/tmp:128M"}, .delivery = RegionDelivery::signal}));
+    regions.push_back(must_create({.size = 32 * MiB,
+                                   .ram = 8 * MiB,
+                                   .swap = {"zram:zstd", "file:/var/tmp:128M"},
+                                   .delivery = RegionDelivery::signal}));
   on_threads(3, [&](unsigned t) {
     for (uint64_t page = 0; page < 32 * MiB / PAGE; ++page) Pattern::fill(page_at(regions[t], page), page, t + 1);
   });
@@ -317,16 +324,19 @@ TEST(Region, direct_reads_from_a_file_arrive_whole) {
   unlink(name);
   if (direct < 0) GTEST_SKIP() << "no O_DIRECT here";
 
-  Region region = must_create({.size = SIZE, .ram = RAM, .swap = {"zram", "file:/var/tmp:128M"}, .delivery = RegionDelivery::thread});
+  Region region = must_create(
+      {.size = SIZE, .ram = RAM, .swap = {"zram", "file:/var/tmp:128M"}, .delivery = RegionDelivery::thread});
   std::atomic<bool> stop{false};
   std::atomic<uint64_t> wrong{0};
   std::thread pressure([&] {
-    for (uint64_t page = PAGES / 2; !stop; page = page + 1 < PAGES ? page + 1 : PAGES / 2) Pattern::fill(page_at(region, page), page, 3);
+    for (uint64_t page = PAGES / 2; !stop; page = page + 1 < PAGES ? page + 1 : PAGES / 2)
+      Pattern::fill(page_at(region, page), page, 3);
   });
   on_threads(3, [&](unsigned t) {
     std::mt19937_64 random(t);
     for (int round = 0; round < 60; ++round) {
-      const uint64_t from = random() % (file_pages - 16), to = t * 2700 + random() % (2700 - 16);   // apart from each other and from the pressure
+      const uint64_t from = random() % (file_pages - 16),
+                     to = t * 2700 + random() % (2700 - 16);  // apart from each other and from the pressure
       const ssize_t n = pread(direct, page_at(region, to), 16 * PAGE, static_cast<off_t>(from * PAGE));
       if (n != static_cast<ssize_t>(16 * PAGE)) {
         ++wrong;
@@ -343,13 +353,15 @@ TEST(Region, direct_reads_from_a_file_arrive_whole) {
   close(fd);
 }
 
-// ---- Faults that are not ours, and ends ---------------------------------------------------------------------------------
+// ---- Faults that are not ours, and ends
+// ---------------------------------------------------------------------------------
 
 sigjmp_buf back;
 std::atomic<void*> bus_address{nullptr};
 
 TEST(Region, a_bus_error_elsewhere_goes_to_the_handler_that_was_there_before) {
-  struct sigaction mine {}, before {};
+  struct sigaction mine {
+  }, before{};
   mine.sa_flags = SA_SIGINFO;
   mine.sa_sigaction = [](int, siginfo_t* info, void*) {
     bus_address = info->si_addr;
@@ -415,7 +427,7 @@ TEST(Region, a_forked_child_has_no_region_rather_than_a_wrong_one) {
     signal(SIGSEGV, SIG_DFL);
     volatile uint64_t* at = page_at(region, 0);
     {
-      Region mine = std::move(region);   // taken down here without a word
+      Region mine = std::move(region);  // taken down here without a word
     }
     (void)*at;
     _exit(0);
@@ -423,7 +435,8 @@ TEST(Region, a_forked_child_has_no_region_rather_than_a_wrong_one) {
   int status = 0;
   ASSERT_EQ(waitpid(child, &status, 0), child);
   EXPECT_TRUE(WIFSIGNALED(status)) << status;
-  for (uint64_t page = 0; page < 16 * MiB / PAGE; ++page) ASSERT_TRUE(Pattern::holds(page_at(region, page), 3, page + 1));
+  for (uint64_t page = 0; page < 16 * MiB / PAGE; ++page)
+    ASSERT_TRUE(Pattern::holds(page_at(region, page), 3, page + 1));
 }
 
 TEST(Region, works_in_the_least_memory_there_is) {

@@ -1,4 +1,5 @@
-// tests/live/uffd_mmu_test.cpp: where host pages are, on the host's real MMU: the RAM bound's invariant, aging, clean pages, quarantine.
+// tests/live/uffd_mmu_test.cpp: where host pages are, on the host's real MMU: the RAM bound's invariant, aging, clean
+// pages, quarantine.
 #include "arch/uffd/uffd_mmu.hpp"
 
 #include <gmock/gmock.h>
@@ -84,7 +85,7 @@ TEST_F(UffdMmuTest, a_frame_has_one_host_page_at_most_at_any_moment) {
       for (uint64_t n = t; n < PAGES; n += 3) store(page(n), n);
       std::mt19937_64 random(t);
       for (int i = 0; i < 4000; ++i) {
-        const uint64_t n = random() % (PAGES / 3) * 3 + t;   // its own: others may still be writing theirs
+        const uint64_t n = random() % (PAGES / 3) * 3 + t;  // its own: others may still be writing theirs
         if (!holds(page(n), n)) ++wrong;
       }
     });
@@ -107,7 +108,8 @@ TEST_F(UffdMmuTest, old_pages_that_are_touched_come_back_from_staging_without_a_
   for (uint64_t n = 1800; n-- > 0;) ASSERT_TRUE(holds(page(n), n));
   const LiveStats after = stats();
   EXPECT_GT(after.arch.staged_back, before.arch.staged_back);
-  EXPECT_EQ(after.event[static_cast<unsigned>(VmEvent::access_flag_fault)] - before.event[static_cast<unsigned>(VmEvent::access_flag_fault)],
+  EXPECT_EQ(after.event[static_cast<unsigned>(VmEvent::access_flag_fault)] -
+                before.event[static_cast<unsigned>(VmEvent::access_flag_fault)],
             after.arch.staged_back - before.arch.staged_back);
 }
 

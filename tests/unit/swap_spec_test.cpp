@@ -23,7 +23,9 @@ std::string refused(std::string_view text) {
   return e != nullptr ? e->text : "parsed";
 }
 
-SwapSpec zram(Compressor algorithm, Bytes size) { return {.kind = SwapSpec::Kind::zram, .algorithm = algorithm, .size = size}; }
+SwapSpec zram(Compressor algorithm, Bytes size) {
+  return {.kind = SwapSpec::Kind::zram, .algorithm = algorithm, .size = size};
+}
 SwapSpec file(const char* path, Bytes size) { return {.kind = SwapSpec::Kind::file, .path = path, .size = size}; }
 
 TEST(SwapSpec, zram_with_and_without_what_may_be_left_out) {
@@ -47,7 +49,8 @@ TEST(SwapSpec, none_is_no_area_and_nothing_is_zram) {
   EXPECT_EQ(std::get<std::vector<SwapSpec>>(all), std::vector{zram(Compressor::lz4, Bytes(0))});
   const std::string_view both[] = {"zram", "file:/var/tmp:8M"};
   auto two = parse_swap_specs(both, RAM);
-  EXPECT_EQ(std::get<std::vector<SwapSpec>>(two), (std::vector{zram(Compressor::lz4, Bytes(0)), file("/var/tmp", 8_MiB)}));
+  EXPECT_EQ(std::get<std::vector<SwapSpec>>(two),
+            (std::vector{zram(Compressor::lz4, Bytes(0)), file("/var/tmp", 8_MiB)}));
   const std::string_view contradiction[] = {"zram", "none"};
   auto none = parse_swap_specs(contradiction, RAM);
   EXPECT_THAT(std::get<SwapSpecError>(none).text, HasSubstr("stands alone"));

@@ -1,4 +1,5 @@
-// src/arch/uffd/host_calls.hpp: the host's calls on memory, raw: no errno, no lock, no cancellation. Results: 0 or more, or -errno.
+// src/arch/uffd/host_calls.hpp: the host's calls on memory, raw: no errno, no lock, no cancellation. Results: 0 or
+// more, or -errno.
 #pragma once
 
 #include <errno.h>
@@ -13,10 +14,14 @@
 
 namespace weir::host {
 
-inline long madvise(const void* address, size_t length, int advice) { return raw_syscall(SYS_madvise, address, length, advice); }
+inline long madvise(const void* address, size_t length, int advice) {
+  return raw_syscall(SYS_madvise, address, length, advice);
+}
 inline long mincore(const void* address, size_t length, unsigned char* present) {
   return raw_syscall(SYS_mincore, address, length, present);
 }
-inline long ioctl(int fd, unsigned long request, void* argument) { return raw_syscall(SYS_ioctl, fd, request, argument); }
+inline long ioctl(int fd, unsigned long request, void* argument) {
+  return raw_syscall(SYS_ioctl, fd, request, argument);
+}
 
 }  // namespace weir::host

@@ -62,7 +62,8 @@ void UffdMmu::booted(PageAllocator& pages) {
   const auto frames = static_cast<uint64_t>(mem_->frames.v);
   for (uint64_t at = 0; at < frames; at += sizeof present) {
     const uint64_t n = frames - at < sizeof present ? frames - at : sizeof present;
-    if (host::mincore(mem_->address(Pfn(at)), n << PAGE_SHIFT, present) != 0) bug("mincore on the arena", __FILE__, __LINE__);
+    if (host::mincore(mem_->address(Pfn(at)), n << PAGE_SHIFT, present) != 0)
+      bug("mincore on the arena", __FILE__, __LINE__);
     for (uint64_t i = 0; i < n; ++i)
       if ((present[i] & 1) != 0) set_resident(at + i, true);
   }
@@ -115,7 +116,8 @@ UffdStats UffdMmu::stats() const {
   return s;
 }
 
-// ---- Places and bounce pages -----------------------------------------------------------------------------------------
+// ---- Places and bounce pages
+// -----------------------------------------------------------------------------------------
 
 bool UffdMmu::resident(uint64_t pfn) const {
   return (resident_[pfn / 64].load(std::memory_order_acquire) >> (pfn % 64) & 1) != 0;
@@ -133,7 +135,8 @@ void UffdMmu::set_resident(uint64_t pfn, bool on) {
 void UffdMmu::drop_place(Page& page) {
   const uint64_t n = pfn(page);
   if (!resident(n)) return;
-  if (madvise(mem_->page_address(page), PAGE_SIZE, MADV_DONTNEED) != 0) bug("MADV_DONTNEED on the arena", __FILE__, __LINE__);
+  if (madvise(mem_->page_address(page), PAGE_SIZE, MADV_DONTNEED) != 0)
+    bug("MADV_DONTNEED on the arena", __FILE__, __LINE__);
   set_resident(n, false);
 }
 
@@ -195,11 +198,13 @@ void UffdMmu::copy_user_highpage(Page& to, Page& from) {
   kunmap(to);
 }
 
-// ---- Dirty or not ----------------------------------------------------------------------------------------------------
+// ---- Dirty or not
+// ----------------------------------------------------------------------------------------------------
 
 UffdMmu::Hash UffdMmu::hash_of(const Page& page, const std::byte* at) const {
   const XXH128_hash_t h = XXH3_128bits_withSecret(at, PAGE_SIZE, secret_, sizeof secret_);
-  // Of the bytes and of the slot that they are compared with: a page that has moved to another slot differs from what is there.
+  // Of the bytes and of the slot that they are compared with: a page that has moved to another slot differs from what
+  // is there.
   Hash hash{h.low64 ^ page.private_ * 0x9e3779b97f4a7c15ull, h.high64};
   if (hash == Hash{}) hash.low = 1;
   return hash;
@@ -223,7 +228,8 @@ void UffdMmu::mark_clean(Page& page) {
   hashes_[pfn(page)] = hash_of(page, at != nullptr ? at : zero_);
 }
 
-// ---- Frames changing hands -------------------------------------------------------------------------------------------
+// ---- Frames changing hands
+// -------------------------------------------------------------------------------------------
 
 void UffdMmu::arch_alloc_page(Page& page, Order order, gfp_t gfp) {
   const uint64_t first = pfn(page);

@@ -3,26 +3,26 @@
 // The host's MMU as an architecture: no accessed bit, no dirty bit, no write protection, no direct map of user frames.
 // A user frame is a token; its host page is in one place at a time, and Page::arch says where:
 //
-//   none, zero  --update_mmu_cache: COPY-->  mapped        none: content undefined; zero: content is zeros; no host page
-//   none        --kmap to fill-->  bounce | place  --update_mmu_cache: COPY (place: MOVE)-->  mapped
-//   mapped      --age_batch, flush_batch: MOVE-->  staged
-//   staged      --update_mmu_cache: COPY; the slot is given back soon-->  mapped
-//   staged      --freed-->  quarantined  --DONTNEED in batches-->  free
-//   mapped      --flush_range: DONTNEED-->  none
+//   none, zero  --update_mmu_cache: COPY-->  mapped        none: content undefined; zero: content is zeros; no host
+//   page none        --kmap to fill-->  bounce | place  --update_mmu_cache: COPY (place: MOVE)-->  mapped mapped
+//   --age_batch, flush_batch: MOVE-->  staged staged      --update_mmu_cache: COPY; the slot is given back soon-->
+//   mapped staged      --freed-->  quarantined  --DONTNEED in batches-->  free mapped      --flush_range: DONTNEED-->
+//   none
 //
 //   bounce   a small pool of pages from bootmem: hot, never unmapped
 //   place    the frame's place in the arena, as for kernel use; a free frame may have it resident
-//   staged   a slot of the staging mapping: old pages, pages being written out. Never written to again: pipes and sockets may hold them
+//   staged   a slot of the staging mapping: old pages, pages being written out. Never written to again: pipes and
+//   sockets may hold them
 //
-// Invariant: each frame accounts for at most one host page. What is given back late is: a slot left behind by a COPY, of which there
-// are at most SLACK and for which frames are kept back at boot.
+// Invariant: each frame accounts for at most one host page. What is given back late is: a slot left behind by a COPY,
+// of which there are at most SLACK and for which frames are kept back at boot.
 //
-// Locks: a window lock (2 MiB of addresses, hashed) is held over each host call on user addresses. Under it the PTE is read again: the
-// page-table lock was dropped since, and DONTNEED or another fault may have come between. Who changes PTEs and then waits for the window
-// lock (flush_range) finds what was mapped by those who read the PTE before.
+// Locks: a window lock (2 MiB of addresses, hashed) is held over each host call on user addresses. Under it the PTE is
+// read again: the page-table lock was dropped since, and DONTNEED or another fault may have come between. Who changes
+// PTEs and then waits for the window lock (flush_range) finds what was mapped by those who read the PTE before.
 //
-// What the host refuses to move (a page pinned for I/O, or in memory that is not readable and writable now) stays mapped; Mmu::captured
-// says so.
+// What the host refuses to move (a page pinned for I/O, or in memory that is not readable and writable now) stays
+// mapped; Mmu::captured says so.
 #pragma once
 
 #include <array>
@@ -40,25 +40,25 @@ namespace weir {
 
 /// Counters; each by itself.
 struct UffdStats {
-  uint64_t copies = 0, zero_copies = 0;         ///< pages mapped in by UFFDIO_COPY; of them zero-filled
-  uint64_t staged_back = 0;                     ///< of `copies`, from staging: aged pages that were touched again
-  uint64_t place_moves = 0;                     ///< pages moved in from their place
-  uint64_t moves = 0, moved_pages = 0;          ///< MOVE calls out, pages they took
-  uint64_t pinned = 0;                          ///< times a page could not be moved out
-  uint64_t cow_breaks = 0;                      ///< runs shared by fork that had to be copied before they could be moved
-  uint64_t flush_skipped = 0, again = 0;        ///< entries that had changed meanwhile; EAGAIN from the host
-  uint64_t stale = 0;                           ///< host pages that were still there when their successor came
-  uint64_t clean = 0, dirty = 0;                ///< answers of test_dirty
+  uint64_t copies = 0, zero_copies = 0;   ///< pages mapped in by UFFDIO_COPY; of them zero-filled
+  uint64_t staged_back = 0;               ///< of `copies`, from staging: aged pages that were touched again
+  uint64_t place_moves = 0;               ///< pages moved in from their place
+  uint64_t moves = 0, moved_pages = 0;    ///< MOVE calls out, pages they took
+  uint64_t pinned = 0;                    ///< times a page could not be moved out
+  uint64_t cow_breaks = 0;                ///< runs shared by fork that had to be copied before they could be moved
+  uint64_t flush_skipped = 0, again = 0;  ///< entries that had changed meanwhile; EAGAIN from the host
+  uint64_t stale = 0;                     ///< host pages that were still there when their successor came
+  uint64_t clean = 0, dirty = 0;          ///< answers of test_dirty
   uint64_t quarantine_flushes = 0, quarantined_pages = 0;
-  uint64_t staged = 0, slack = 0;               ///< now: frames in staging; slots left behind
+  uint64_t staged = 0, slack = 0;  ///< now: frames in staging; slots left behind
 };
 
-/// How bytes get from and to the host's page tables: descriptors and what they may do. Set before the Mmu is used; a forked child
-/// sets it anew.
+/// How bytes get from and to the host's page tables: descriptors and what they may do. Set before the Mmu is used; a
+/// forked child sets it anew.
 struct UffdDescriptors {
-  int user = -1;      ///< managed addresses
+  int user = -1;  ///< managed addresses
   int staging = -1;
-  bool must_wake = false;   ///< threads may sleep in a fault (thread delivery)
+  bool must_wake = false;  ///< threads may sleep in a fault (thread delivery)
 };
 
 class UffdMmu final : public Mmu {
@@ -69,11 +69,11 @@ class UffdMmu final : public Mmu {
   static constexpr unsigned QUARANTINE_BATCH = 32;
 
   struct Options {
-    std::byte* staging = nullptr;       ///< address space of `staging_slots` pages, registered with UffdDescriptors::staging
-    uint32_t staging_slots = 0;         ///< at least the machine's frames + SLACK
-    uint64_t start = 0, end = 0;        ///< managed addresses
-    size_t reserve = 0;                 ///< bytes that the embedder takes from the machine's memory: reserve()
-    uint64_t secret[2] = {};            ///< key of the hashes
+    std::byte* staging = nullptr;  ///< address space of `staging_slots` pages, registered with UffdDescriptors::staging
+    uint32_t staging_slots = 0;    ///< at least the machine's frames + SLACK
+    uint64_t start = 0, end = 0;   ///< managed addresses
+    size_t reserve = 0;            ///< bytes that the embedder takes from the machine's memory: reserve()
+    uint64_t secret[2] = {};       ///< key of the hashes
   };
   /// Slots that may be left behind by a COPY before they are given back, and frames kept back for them.
   static constexpr uint32_t SLACK = 128;
@@ -102,7 +102,8 @@ class UffdMmu final : public Mmu {
    protected:
     ~VerifyHost() = default;
   };
-  /// Host pages counted by the host against what Page::arch says. Nobody else is in the machine. Returns how many frames differ.
+  /// Host pages counted by the host against what Page::arch says. Nobody else is in the machine. Returns how many
+  /// frames differ.
   unsigned verify(VerifyHost& host);
   /// Host pages resident now in the arena, the managed range and staging together.
   [[nodiscard]] uint64_t resident_pages() const;
@@ -132,21 +133,25 @@ class UffdMmu final : public Mmu {
   static constexpr uint32_t INDEX_BITS = 29, INDEX_MASK = (1u << INDEX_BITS) - 1;
   static Kind kind(const Page& page) { return static_cast<Kind>(page.arch >> INDEX_BITS); }
   static uint32_t index(const Page& page) { return page.arch & INDEX_MASK; }
-  static void set(Page& page, Kind kind, uint32_t index = 0) { page.arch = static_cast<uint32_t>(kind) << INDEX_BITS | index; }
+  static void set(Page& page, Kind kind, uint32_t index = 0) {
+    page.arch = static_cast<uint32_t>(kind) << INDEX_BITS | index;
+  }
 
   struct Hash {
-    uint64_t low = 0, high = 0;   ///< both 0: none
+    uint64_t low = 0, high = 0;  ///< both 0: none
     friend bool operator==(const Hash&, const Hash&) = default;
   };
   enum class Purpose : uint8_t { age, flush };
 
   [[nodiscard]] Mutex& window(VirtAddr address) { return windows_[(address.v >> WINDOW_SHIFT) % NR_WINDOW_LOCKS].lock; }
-  [[nodiscard]] std::byte* slot_address(uint32_t slot) const { return options_.staging + (uint64_t{slot} << PAGE_SHIFT); }
+  [[nodiscard]] std::byte* slot_address(uint32_t slot) const {
+    return options_.staging + (uint64_t{slot} << PAGE_SHIFT);
+  }
   [[nodiscard]] std::byte* bounce_address(uint32_t i) const { return bounce_ + (uint64_t{i} << PAGE_SHIFT); }
   [[nodiscard]] uint64_t pfn(const Page& page) const { return mem_->pfn(page).v; }
 
   // where bytes are
-  [[nodiscard]] std::byte* bytes(Page& page) const;   ///< null: none, zero, mapped
+  [[nodiscard]] std::byte* bytes(Page& page) const;  ///< null: none, zero, mapped
   [[nodiscard]] bool take_bounce(uint32_t& i, uint32_t keep);
   void give_bounce(uint32_t i);
   [[nodiscard]] bool resident(uint64_t pfn) const;
@@ -176,20 +181,20 @@ class UffdMmu final : public Mmu {
 
   Options options_;
   UffdDescriptors fds_;
-  unsigned char secret_[192] = {};   // the hashes' key, stretched
+  unsigned char secret_[192] = {};  // the hashes' key, stretched
   MemMap* mem_ = nullptr;
   PageTables* tables_ = nullptr;
-  PageAllocator* pages_ = nullptr;   // set by booted()
+  PageAllocator* pages_ = nullptr;  // set by booted()
   Mm* mm_ = nullptr;
   std::span<std::byte> reserve_;
 
   // Side tables, from bootmem: [frame].
-  Hash* hashes_ = nullptr;                       // page lock
-  std::atomic<uint64_t>* mapped_at_ = nullptr;   // where a mapped page is; page lock
-  std::atomic<uint64_t>* resident_ = nullptr;    // bitmap: the place has a host page
+  Hash* hashes_ = nullptr;                      // page lock
+  std::atomic<uint64_t>* mapped_at_ = nullptr;  // where a mapped page is; page lock
+  std::atomic<uint64_t>* resident_ = nullptr;   // bitmap: the place has a host page
   std::byte* bounce_ = nullptr;
-  std::byte* zero_ = nullptr;                    // a page of zeros
-  std::atomic<uint64_t> bounce_free_{0};         // bitmap
+  std::byte* zero_ = nullptr;             // a page of zeros
+  std::atomic<uint64_t> bounce_free_{0};  // bitmap
   static_assert(BOUNCE_PAGES == 64);
 
   struct alignas(64) Window {
@@ -197,8 +202,9 @@ class UffdMmu final : public Mmu {
   };
   std::array<Window, NR_WINDOW_LOCKS> windows_;
 
-  // Staging slots: bitmap, 1 = taken. Handed out upwards in runs; the search starts behind the last run and stays below slots_used_,
-  // which grows when the slots below it are mostly taken: few slots in use, few of the host's page-table pages.
+  // Staging slots: bitmap, 1 = taken. Handed out upwards in runs; the search starts behind the last run and stays below
+  // slots_used_, which grows when the slots below it are mostly taken: few slots in use, few of the host's page-table
+  // pages.
   SpinLock staging_lock_{LockRank::arch};
   uint64_t* slot_map_ WEIR_GUARDED_BY(staging_lock_) = nullptr;
   uint32_t next_slot_ WEIR_GUARDED_BY(staging_lock_) = 0;
@@ -210,13 +216,14 @@ class UffdMmu final : public Mmu {
   PageList quarantine_ WEIR_GUARDED_BY(quarantine_lock_);
   std::array<uint32_t, SLACK> left_ WEIR_GUARDED_BY(quarantine_lock_) = {};
   uint32_t nr_left_ WEIR_GUARDED_BY(quarantine_lock_) = 0;
-  uint32_t draining_left_ WEIR_GUARDED_BY(quarantine_lock_) = 0;   // taken out of left_, host pages not gone yet
+  uint32_t draining_left_ WEIR_GUARDED_BY(quarantine_lock_) = 0;  // taken out of left_, host pages not gone yet
   std::atomic<uint32_t> nr_quarantined_{0};
-  std::atomic<bool> many_at_once_{true};   // the host takes several runs in one call
+  std::atomic<bool> many_at_once_{true};  // the host takes several runs in one call
 
   struct Counters {
-    std::atomic<uint64_t> copies{0}, zero_copies{0}, staged_back{0}, place_moves{0}, moves{0}, moved_pages{0}, pinned{0}, cow_breaks{0},
-        flush_skipped{0}, again{0}, stale{0}, clean{0}, dirty{0}, quarantine_flushes{0}, quarantined_pages{0};
+    std::atomic<uint64_t> copies{0}, zero_copies{0}, staged_back{0}, place_moves{0}, moves{0}, moved_pages{0},
+        pinned{0}, cow_breaks{0}, flush_skipped{0}, again{0}, stale{0}, clean{0}, dirty{0}, quarantine_flushes{0},
+        quarantined_pages{0};
   };
   Counters n_;
 };

@@ -14,7 +14,8 @@ void count(std::atomic<uint64_t>& counter, uint64_t n = 1) { counter.fetch_add(n
 
 /// What no rule covers: going on would lose somebody's bytes.
 [[noreturn]] void refused(const char* call, long error, const char* file, int line) {
-  if (error == -EBADF) bug("a userfaultfd of weir's is gone: the program has closed a descriptor that is not its own", file, line);
+  if (error == -EBADF)
+    bug("a userfaultfd of weir's is gone: the program has closed a descriptor that is not its own", file, line);
   char text[96];
   size_t at = 0;
   for (const char* p = call; *p != 0 && at < 60; ++p) text[at++] = *p;
@@ -36,7 +37,8 @@ Pte load(const Pte* pte) { return pte == nullptr ? Pte{} : Pte{__atomic_load_n(&
 
 }  // namespace
 
-// ---- In --------------------------------------------------------------------------------------------------------------
+// ---- In
+// --------------------------------------------------------------------------------------------------------------
 
 void UffdMmu::wake(VirtAddr address) {
   if (!fds_.must_wake) return;
@@ -69,7 +71,9 @@ Result<void> UffdMmu::try_copy_in(VirtAddr address, const std::byte* from) {
       case EEXIST:
         // From before the PTE was cleared, by somebody whose flush_range is still to come.
         count(n_.stale);
-        if (tries == PATIENCE) refused("UFFDIO_COPY: something is mapped again and again where a page was to come back", r, __FILE__, __LINE__);
+        if (tries == PATIENCE)
+          refused("UFFDIO_COPY: something is mapped again and again where a page was to come back", r, __FILE__,
+                  __LINE__);
         drop(address, PAGE_SIZE);
         break;
       default: refused("UFFDIO_COPY", r, __FILE__, __LINE__);
@@ -81,7 +85,11 @@ Result<void> UffdMmu::try_copy_in(VirtAddr address, const std::byte* from) {
 Result<void> UffdMmu::place_in(VirtAddr address, Page& page) {
   const uint64_t n = pfn(page);
   for (int tries = 0; resident(n) && tries < PATIENCE; ++tries) {
-    abi::UffdMove move{.dst = address.v, .src = reinterpret_cast<uint64_t>(mem_->page_address(page)), .len = PAGE_SIZE, .mode = 0, .move = 0};
+    abi::UffdMove move{.dst = address.v,
+                       .src = reinterpret_cast<uint64_t>(mem_->page_address(page)),
+                       .len = PAGE_SIZE,
+                       .mode = 0,
+                       .move = 0};
     const long r = host::ioctl(fds_.user, abi::IOC_MOVE, &move);
     if (r == 0) {
       set_resident(n, false);
@@ -149,7 +157,8 @@ Result<void> UffdMmu::update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* 
   return {};
 }
 
-// ---- Out -------------------------------------------------------------------------------------------------------------
+// ---- Out
+// -------------------------------------------------------------------------------------------------------------
 
 /// Window lock held: is the entry still what it was when it was put into the batch?
 bool UffdMmu::still_maps(const FlushEntry& entry, Purpose purpose) const {
@@ -188,10 +197,17 @@ void UffdMmu::move_run(FlushEntry* const* run, unsigned n) {
     while (used < got && done < n) {
       const VirtAddr from = run[done]->address;
       const uint64_t length = uint64_t{std::min(got - used, n - done)} << PAGE_SHIFT;
-      abi::UffdMove move{.dst = reinterpret_cast<uint64_t>(slot_address(first + used)), .src = from.v, .len = length, .mode = 0, .move = 0};
+      abi::UffdMove move{.dst = reinterpret_cast<uint64_t>(slot_address(first + used)),
+                         .src = from.v,
+                         .len = length,
+                         .mode = 0,
+                         .move = 0};
       const long r = host::ioctl(fds_.staging, abi::IOC_MOVE, &move);
       count(n_.moves);
-      const auto moved = static_cast<unsigned>((r == 0 ? length : move.move > 0 ? static_cast<uint64_t>(move.move) : 0) >> PAGE_SHIFT);
+      const auto moved = static_cast<unsigned>((r == 0          ? length
+                                                : move.move > 0 ? static_cast<uint64_t>(move.move)
+                                                                : 0) >>
+                                               PAGE_SHIFT);
       for (unsigned i = 0; i < moved; ++i) set(*run[done + i]->page, Kind::staged, first + used + i);
       WEIR_STATE(window_unmap, from, moved, 0);
       count(n_.moved_pages, moved);
@@ -288,8 +304,9 @@ bool UffdMmu::captured(Page& page) {
   return kind(page) != Kind::mapped;
 }
 
-/// Window lock held. The host page at `at`, if there is one, is not the one that its PTE stands for now: the range was zapped, and nobody
-/// has come to the address since. (A swap entry is somebody: put there after a new page had been, whose host page may be there still.)
+/// Window lock held. The host page at `at`, if there is one, is not the one that its PTE stands for now: the range was
+/// zapped, and nobody has come to the address since. (A swap entry is somebody: put there after a new page had been,
+/// whose host page may be there still.)
 bool UffdMmu::stale(Mm& mm, VirtAddr at) const {
   const Pte pte = load(tables_->walk(mm, at));
   if (pte_none(pte)) return true;
@@ -298,7 +315,8 @@ bool UffdMmu::stale(Mm& mm, VirtAddr at) const {
   return kind(page) != Kind::mapped || mapped_at_[pte_pfn(pte).v].load(std::memory_order_relaxed) != at.v;
 }
 
-// Others may fault in the range meanwhile (DONTNEED holds mmap_sem for reading): what they have put there since the PTEs were cleared stays.
+// Others may fault in the range meanwhile (DONTNEED holds mmap_sem for reading): what they have put there since the
+// PTEs were cleared stays.
 void UffdMmu::flush_range(Mm& mm, VirtAddr start, VirtAddr end) {
   for (VirtAddr a = tables_->next_table(mm, start, end); a < end; a = tables_->next_table(mm, a, end)) {
     const VirtAddr stop = PageTables::pmd_addr_end(a, end);
@@ -320,7 +338,8 @@ void UffdMmu::drop(VirtAddr start, uint64_t length) {
   if (r != 0 && r != -ENOMEM) refused("MADV_DONTNEED", r, __FILE__, __LINE__);
 }
 
-// ---- Staging slots ---------------------------------------------------------------------------------------------------
+// ---- Staging slots
+// ---------------------------------------------------------------------------------------------------
 
 bool UffdMmu::slot_taken(uint32_t slot) const { return (slot_map_[slot / 64] >> (slot % 64) & 1) != 0; }
 
@@ -414,7 +433,7 @@ void UffdMmu::give_to_host(std::byte* const* pages, unsigned n) {
 void UffdMmu::drain() {
   struct Item {
     uint32_t slot;
-    Page* page;   // null: left behind
+    Page* page;  // null: left behind
   };
   for (;;) {
     Item items[SLACK];

@@ -13,7 +13,8 @@ void for_each_present(const std::byte* first, uint64_t n, Fn fn) {
   unsigned char present[512];
   for (uint64_t at = 0; at < n; at += sizeof present) {
     const uint64_t some = n - at < sizeof present ? n - at : sizeof present;
-    if (host::mincore(first + (at << PAGE_SHIFT), some << PAGE_SHIFT, present) != 0) continue;   // not mapped in the host
+    if (host::mincore(first + (at << PAGE_SHIFT), some << PAGE_SHIFT, present) != 0)
+      continue;  // not mapped in the host
     for (uint64_t i = 0; i < some; ++i)
       if ((present[i] & 1) != 0) fn(at + i);
   }
@@ -28,7 +29,8 @@ uint64_t UffdMmu::resident_pages() const {
   for_each_present(options_.staging, options_.staging_slots, one);
   if (mm_ == nullptr) return n;
   const VirtAddr end(options_.end);
-  for (VirtAddr a = tables_->next_table(*mm_, VirtAddr(options_.start), end); a < end; a = tables_->next_table(*mm_, a, end)) {
+  for (VirtAddr a = tables_->next_table(*mm_, VirtAddr(options_.start), end); a < end;
+       a = tables_->next_table(*mm_, a, end)) {
     const VirtAddr stop = PageTables::pmd_addr_end(a, end);
     for_each_present(reinterpret_cast<const std::byte*>(a.v), (stop - a) >> PAGE_SHIFT, one);
     a = stop;
@@ -58,7 +60,8 @@ unsigned UffdMmu::verify(VerifyHost& host) {
   }
   for (uint64_t n = 0; n < frames; ++n) {
     const Page& page = mem_->page(Pfn(n));
-    if (page.test(PageFlag::reserved) || page.test(PageFlag::buddy) || page.test(PageFlag::pcp) || page_count(page) == 0) {
+    if (page.test(PageFlag::reserved) || page.test(PageFlag::buddy) || page.test(PageFlag::pcp) ||
+        page_count(page) == 0) {
       if (!PageAllocator::is_quarantined(page)) continue;
     }
     if (page.test(PageFlag::kernel_place)) continue;
@@ -83,7 +86,8 @@ unsigned UffdMmu::verify(VerifyHost& host) {
     ScopedLock guard(quarantine_lock_);
     left = nr_left_ + draining_left_;
   }
-  if (staged + left != taken) report("staging slots taken are not frames staged and slots left behind", 0, staged + left, taken);
+  if (staged + left != taken)
+    report("staging slots taken are not frames staged and slots left behind", 0, staged + left, taken);
   uint64_t in_staging = 0;
   for_each_present(options_.staging, options_.staging_slots, [&](uint64_t) { ++in_staging; });
   if (in_staging > taken) report("host pages in staging that no slot accounts for", 0, taken, in_staging);
@@ -91,7 +95,8 @@ unsigned UffdMmu::verify(VerifyHost& host) {
   // User addresses: a host page belongs to the frame that is mapped there.
   if (mm_ != nullptr) {
     const VirtAddr end(options_.end);
-    for (VirtAddr a = tables_->next_table(*mm_, VirtAddr(options_.start), end); a < end; a = tables_->next_table(*mm_, a, end)) {
+    for (VirtAddr a = tables_->next_table(*mm_, VirtAddr(options_.start), end); a < end;
+         a = tables_->next_table(*mm_, a, end)) {
       const VirtAddr stop = PageTables::pmd_addr_end(a, end);
       for_each_present(reinterpret_cast<const std::byte*>(a.v), (stop - a) >> PAGE_SHIFT, [&](uint64_t i) {
         const VirtAddr at = a + (i << PAGE_SHIFT);
@@ -102,7 +107,9 @@ unsigned UffdMmu::verify(VerifyHost& host) {
         if (is_swap_pte(pte)) {  // held by the host after its PTE had become a swap entry
           for (uint64_t n = 0; n < frames; ++n) {
             const Page& page = mem_->page(Pfn(n));
-            if (kind(page) == Kind::mapped && mapped_at_[n].load(std::memory_order_relaxed) == at.v && PageSwapCache(page)) return;
+            if (kind(page) == Kind::mapped && mapped_at_[n].load(std::memory_order_relaxed) == at.v &&
+                PageSwapCache(page))
+              return;
           }
         }
         if (host.managed(at)) report("a host page at a user address that no frame accounts for", at.v, 0, pte.v);

@@ -40,7 +40,8 @@ int move_descriptor_up(int fd) {
 
 Result<int> uffd_open(UffdDelivery delivery, int device, UffdOpenError& error) {
   // Who raises signals sees user accesses only, and for those nobody needs a privilege.
-  long fd = delivery == UffdDelivery::signal ? raw_syscall(SYS_userfaultfd, FLAGS | abi::USER_MODE_ONLY) : open_plain(device);
+  long fd =
+      delivery == UffdDelivery::signal ? raw_syscall(SYS_userfaultfd, FLAGS | abi::USER_MODE_ONLY) : open_plain(device);
   if (delivery == UffdDelivery::signal && fd == -EINVAL) fd = open_plain(device);  // before 5.11
   if (fd < 0) {
     if (fd == -ENOSYS) {
@@ -52,19 +53,22 @@ Result<int> uffd_open(UffdDelivery delivery, int device, UffdOpenError& error) {
       error = {"the host forbids userfaultfd",
                "in a container, use a seccomp profile that allows userfaultfd (docker run --security-opt seccomp=...)"};
     } else {
-      error = {"no permission for userfaultfd with faults of system calls",
-               "run as root, or set vm.unprivileged_userfaultfd=1 (sysctl), or give the user read and write permission on "
-               "/dev/userfaultfd; or choose signal delivery, which needs no permission"};
+      error = {
+          "no permission for userfaultfd with faults of system calls",
+          "run as root, or set vm.unprivileged_userfaultfd=1 (sysctl), or give the user read and write permission on "
+          "/dev/userfaultfd; or choose signal delivery, which needs no permission"};
     }
     return static_cast<Errno>(-fd);
   }
 
-  const uint64_t wanted = abi::FEATURE_EXACT_ADDRESS | abi::FEATURE_MOVE | (delivery == UffdDelivery::signal ? abi::FEATURE_MISSING_SIGBUS : 0);
+  const uint64_t wanted = abi::FEATURE_EXACT_ADDRESS | abi::FEATURE_MOVE |
+                          (delivery == UffdDelivery::signal ? abi::FEATURE_MISSING_SIGBUS : 0);
   uffdio_api api{.api = UFFD_API, .features = wanted | abi::FEATURE_POISON, .ioctls = 0};
   long done = host::ioctl(static_cast<int>(fd), UFFDIO_API, &api);
   if (done < 0) {  // one refusal uses up the descriptor's only chance on old hosts, so that a new one asks for less
     raw_syscall(SYS_close, fd);
-    fd = delivery == UffdDelivery::signal ? raw_syscall(SYS_userfaultfd, FLAGS | abi::USER_MODE_ONLY) : open_plain(device);
+    fd = delivery == UffdDelivery::signal ? raw_syscall(SYS_userfaultfd, FLAGS | abi::USER_MODE_ONLY)
+                                          : open_plain(device);
     if (fd < 0) return static_cast<Errno>(-fd);
     api = {.api = UFFD_API, .features = wanted, .ioctls = 0};
     done = host::ioctl(static_cast<int>(fd), UFFDIO_API, &api);
@@ -78,7 +82,9 @@ Result<int> uffd_open(UffdDelivery delivery, int device, UffdOpenError& error) {
 }
 
 Result<void> uffd_register(int fd, const void* start, size_t length) {
-  uffdio_register r{.range = {.start = reinterpret_cast<uint64_t>(start), .len = length}, .mode = UFFDIO_REGISTER_MODE_MISSING, .ioctls = 0};
+  uffdio_register r{.range = {.start = reinterpret_cast<uint64_t>(start), .len = length},
+                    .mode = UFFDIO_REGISTER_MODE_MISSING,
+                    .ioctls = 0};
   const long done = host::ioctl(fd, UFFDIO_REGISTER, &r);
   if (done < 0) return static_cast<Errno>(-done);
   return {};

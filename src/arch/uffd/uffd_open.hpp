@@ -1,7 +1,7 @@
 // src/arch/uffd/uffd_open.hpp
 //
-// Descriptors of userfaultfd: opened with what the host allows, moved out of the way of the program's, registered. Raw calls: usable in
-// the child of a fork.
+// Descriptors of userfaultfd: opened with what the host allows, moved out of the way of the program's, registered. Raw
+// calls: usable in the child of a fork.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +22,9 @@ struct UffdOpenError {
   const char* remedy = "";
 };
 
-/// `device`: an open /dev/userfaultfd, or -1. The descriptor is close-on-exec and non-blocking, and its number high. Errors: EPERM,
-/// ENOSYS (the host has no userfaultfd, or a filter forbids it), EINVAL (the host is too old), EMFILE, ENOMEM; `error` says more.
+/// `device`: an open /dev/userfaultfd, or -1. The descriptor is close-on-exec and non-blocking, and its number high.
+/// Errors: EPERM, ENOSYS (the host has no userfaultfd, or a filter forbids it), EINVAL (the host is too old), EMFILE,
+/// ENOMEM; `error` says more.
 Result<int> uffd_open(UffdDelivery delivery, int device, UffdOpenError& error);
 /// Faults on missing pages of [start, start + length). Errors: the host's.
 Result<void> uffd_register(int fd, const void* start, size_t length);

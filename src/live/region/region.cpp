@@ -58,7 +58,8 @@ weir_region* create(const weir_region_options& o, char* error, size_t error_size
   Result<void*> data = live->map(size, PROT_READ | PROT_WRITE);
   if (!data) {
     LiveMachine::destroy(live);
-    explain(error, error_size, "the host has no address space for a region of this size: see ulimit -v and vm.overcommit_memory");
+    explain(error, error_size,
+            "the host has no address space for a region of this size: see ulimit -v and vm.overcommit_memory");
     return nullptr;
   }
   // Pages that are not in RAM would read zero in a child of fork(): no memory is better than wrong memory.
