@@ -11,6 +11,8 @@
 #include <toml++/toml.h>
 
 #include "base/parse.hpp"
+#include "mm/inode.hpp"
+#include "mm/swapfile_unuse.hpp"
 
 namespace weir::sim {
 
@@ -172,7 +174,7 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       s.area = t.text("area", std::nullopt);
       s.from = t.size("from", all);
       s.size = t.size("size", all);
-      if (s.op == Op::madvise) s.name = t.text("advice", "dontneed");
+      if (s.op == Op::madvise && t.text("advice", "dontneed") != "dontneed") t.fail("advice", "is one of: dontneed");
       break;
     case Op::vfree:
     case Op::kfree:
@@ -250,6 +252,54 @@ void each(Table& root, const std::string& key, const std::string& file, Fn fn) {
   }
 }
 
+/// Everything that kmalloc and vmalloc name, in whatever task: the kernel's memory is everybody's.
+void kernel_areas(const std::vector<Step>& steps, std::set<std::string>& names) {
+  for (const Step& step : steps) {
+    if (step.op == Op::kmalloc || step.op == Op::vmalloc) names.insert(step.area);
+    kernel_areas(step.body, names);
+  }
+}
+
+/// A step names what an earlier step of its task (or of the task that it was forked from) has made.
+void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std::string>& areas, const std::set<std::string>& kernel) {
+  const auto fail = [&](const Step& step, const std::string& why) { throw ScenarioError(fmt::format("{}:{}: step: {}", s.path, step.line, why)); };
+  const auto known_file = [&](const Step& step, const std::string& name) {
+    if (std::none_of(s.files.begin(), s.files.end(), [&](const FileConfig& f) { return f.name == name; }))
+      fail(step, "there is no [[file]] named \"" + name + "\"");
+  };
+  for (const Step& step : steps) {
+    switch (step.op) {
+      case Op::mmap_file: known_file(step, step.name); [[fallthrough]];
+      case Op::mmap:
+      case Op::malloc:
+      case Op::brk:
+        areas.insert(step.area);
+        break;
+      case Op::read:
+      case Op::write:
+      case Op::fsync: known_file(step, step.area); break;
+      case Op::touch:
+      case Op::munmap:
+      case Op::madvise:
+      case Op::mlock:
+      case Op::munlock:
+        if (!areas.contains(step.area)) fail(step, "the task has no area \"" + step.area + "\" yet: mmap, malloc, brk or mmap-file makes one");
+        break;
+      case Op::kfree:
+      case Op::vfree:
+        if (!kernel.contains(step.area)) fail(step, "nothing makes \"" + step.area + "\": kmalloc or vmalloc does");
+        break;
+      case Op::fork: {
+        std::set<std::string> inherited = areas;
+        check_names(s, step.body, inherited, kernel);
+        break;
+      }
+      case Op::repeat: check_names(s, step.body, areas, kernel); break;
+      default: break;
+    }
+  }
+}
+
 Scenario scenario_of(const toml::table& tree, const std::string& file) {
   Scenario s;
   s.path = file;
@@ -263,6 +313,7 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     s.ram = t.size("ram", s.ram);
     if (s.ram < 4_MiB) t.fail("ram", "a machine needs at least 4M");
     s.dma32 = t.size("dma32", Bytes(0), s.ram);
+    if (s.dma32.v % (4_MiB).v != 0) t.fail("dma32", "a zone ends at a multiple of 4M");
     s.cpus = static_cast<unsigned>(t.integer("cpus", 1, 1, 64));
     s.seed = static_cast<uint64_t>(t.integer("seed", 1, 0, INT64_MAX));
     s.kernel = t.text("kernel", "4.14");
@@ -286,10 +337,12 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     DiskConfig d;
     d.name = t.text("name", std::nullopt);
     d.size = t.size("size", d.size);
+    if (d.size.v < PAGE_SIZE) t.fail("size", "a disk has at least a page, 4K");
     d.read_latency = t.time("read-latency", d.read_latency);
     d.write_latency = t.time("write-latency", d.write_latency);
     d.bandwidth = t.size("bandwidth", d.bandwidth);
-    d.queue_depth = static_cast<unsigned>(t.integer("queue-depth", 32, 1, 1024));
+    if (d.bandwidth.v < 1000000) t.fail("bandwidth", "a second at least 1M");
+    d.queue_depth = static_cast<unsigned>(t.integer("queue-depth", 32, 1, 64));
     d.read_error = t.real("read-error", 0, 0, 1);
     d.write_error = t.real("write-error", 0, 0, 1);
     for (const DiskConfig& other : s.disks)
@@ -302,6 +355,7 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
   };
   each(root, "swap", file, [&](Table& t) {
     SwapConfig w;
+    w.line = t.line();
     w.kind = t.choice("on", std::map<std::string, SwapConfig::Kind>{{"zram", SwapConfig::Kind::zram}, {"disk", SwapConfig::Kind::disk}}, std::nullopt);
     if (w.kind == SwapConfig::Kind::disk) {
       w.disk = t.text("disk", std::nullopt);
@@ -312,17 +366,24 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
       if (t.has("mem-limit")) w.mem_limit = t.size("mem-limit", std::nullopt, s.ram);
     }
     w.size = t.size("size", Bytes(0), s.ram);
+    if (t.has("size") && w.size < Bytes(static_cast<uint64_t>(MIN_SWAP_PAGES) << PAGE_SHIFT)) t.fail("size", "a swap area has at least 10 pages, 40K");
+    if (s.swaps.size() == MAX_SWAPFILES) t.fail("", fmt::format("a machine has at most {} swap areas", MAX_SWAPFILES));
     w.priority = static_cast<int>(t.integer("priority", -1, -1, 32767));
     s.swaps.push_back(w);
   });
   each(root, "file", file, [&](Table& t) {
     FileConfig f;
+    f.line = t.line();
     f.name = t.text("name", std::nullopt);
+    if (f.name.empty() || f.name.size() >= sizeof Inode::name) t.fail("name", fmt::format("wants 1 to {} characters", sizeof Inode::name - 1));
+    for (const FileConfig& other : s.files)
+      if (other.name == f.name) t.fail("name", "two files are named \"" + f.name + "\"");
     f.disk = t.text("disk", std::nullopt);
     known_disk(t, f.disk);
     f.size = t.size("size", std::nullopt, s.ram);
     f.max_size = t.size("max-size", f.size, s.ram);
     if (f.max_size < f.size) t.fail("max-size", "is smaller than size");
+    if (f.max_size.v == 0) t.fail("size", "a file that is empty and may not grow is of no use: give it a max-size");
     s.files.push_back(f);
   });
   each(root, "task", file, [&](Table& t) {
@@ -334,6 +395,12 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     s.tasks.push_back(std::move(k));
   });
   root.done();
+  std::set<std::string> kernel;
+  for (const TaskConfig& task : s.tasks) kernel_areas(task.steps, kernel);
+  for (const TaskConfig& task : s.tasks) {
+    std::set<std::string> areas;
+    check_names(s, task.steps, areas, kernel);
+  }
   if (s.tasks.empty()) throw ScenarioError(file + ": there is no [[task]]: nothing would happen");
   return s;
 }

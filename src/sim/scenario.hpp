@@ -33,6 +33,7 @@ struct DiskConfig {
 };
 
 struct SwapConfig {
+  int line = 0;
   enum class Kind { zram, disk } kind = Kind::disk;
   std::string disk;                      ///< kind disk: its name
   std::string algorithm = "lz4";         ///< kind zram
@@ -42,6 +43,7 @@ struct SwapConfig {
 };
 
 struct FileConfig {
+  int line = 0;
   std::string name, disk;
   Bytes size{0};       ///< at the start (content: every page's own)
   Bytes max_size{0};   ///< may grow so far; 0: size

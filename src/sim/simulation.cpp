@@ -10,6 +10,8 @@
 
 #include <cmath>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "arch/soft/soft_mmu.hpp"
@@ -156,6 +158,7 @@ class Simulation final : private VerifySink {
   Area& area_of(Program& program, const Step& step);
   FileModel& file_of(const std::string& name);
   void collect();
+  void log(Nanos t, const char* line);
 
   template <class T>
   T must(Result<T> r, const Step& step, const char* what) {
@@ -219,6 +222,9 @@ class Simulation final : private VerifySink {
   std::vector<std::unique_ptr<ZramDevice>> zrams_;
   std::map<std::string, FileModel> files_;
   std::map<std::string, KernelObjects> kernel_objects_;
+  static constexpr size_t LOG_LINES = 1000;
+  std::deque<std::string> last_lines_;
+  uint64_t lines_left_out_ = 0;
   uint64_t next_content_ = 0;
   XXH64_hash_t contents_digest_ = 0;
 };
@@ -292,7 +298,8 @@ void Simulation::make_swaps() {
       const auto capacity = static_cast<uint64_t>(disk.device->capacity().v);
       const uint64_t pages = w.size.v != 0 ? static_cast<uint64_t>(pages_in(w.size).v) : capacity - disk.used_pages;
       if (disk.used_pages + pages > capacity)
-        throw ScenarioError(fmt::format("{}: swap on {}: {} pages do not fit, {} of {} are taken", s_.path, w.disk, pages, disk.used_pages, capacity));
+        throw ScenarioError(fmt::format("{}:{}: swap on {}: {} pages do not fit, {} of {} are taken: give the disk a larger size", s_.path, w.line, w.disk,
+                                        pages, disk.used_pages, capacity));
       windows_.push_back(std::make_unique<Window>(*disk.device, w.disk + "-swap", disk.used_pages, pages));
       disk.used_pages += pages;
       device = windows_.back().get();
@@ -311,8 +318,8 @@ void Simulation::make_swaps() {
       zrams_.push_back(std::move(z));
     }
     const Result<void> made = machine_->swapon.mkswap(*device);
-    if (!made) throw ScenarioError(fmt::format("{}: mkswap {}: {}", s_.path, device->name(), errno_name(made.error())));
-    boot_must(machine_->swapon.swapon(*device, priority), std::string("swapon ") + device->name());
+    if (!made) throw ScenarioError(fmt::format("{}:{}: mkswap {}: {}", s_.path, w.line, device->name(), errno_name(made.error())));
+    boot_must(machine_->swapon.swapon(*device, priority), fmt::format("line {}: swapon {}", w.line, device->name()));
   }
 }
 
@@ -321,7 +328,7 @@ void Simulation::make_files() {
     Disk& disk = disks_.at(f.disk);
     const uint64_t max_pages = page_align_up(f.max_size.v) >> PAGE_SHIFT;
     if (disk.used_pages + max_pages > static_cast<uint64_t>(disk.device->capacity().v))
-      throw ScenarioError(fmt::format("{}: file {}: does not fit on disk {}", s_.path, f.name, f.disk));
+      throw ScenarioError(fmt::format("{}:{}: file {}: does not fit on disk {}: give the disk a larger size", s_.path, f.line, f.name, f.disk));
     FileModel model;
     model.inode = boot_must(machine_->files.create_inode(f.name.c_str(), *disk.device, disk.used_pages, Bytes(0), Bytes(max_pages << PAGE_SHIFT)),
                             "file " + f.name);
@@ -494,7 +501,6 @@ void Simulation::run_step(Program& program, const Step& step) {
       Area& area = area_of(program, step);
       uint64_t first = 0, pages = 0;
       whole(area, first, pages);
-      if (step.name != "dontneed") throw Ended{TaskOutcome::Fate::exited, 1, fmt::format("line {}: advice is \"dontneed\"", step.line)};
       must(machine_->spaces.madvise(mm, area.start + (first << PAGE_SHIFT), pages << PAGE_SHIFT, Advice::dontneed), step, "madvise");
       for (uint64_t i = first; i < first + pages; ++i) {
         area.expected[i] = 0;
@@ -716,6 +722,16 @@ void Simulation::collect() {
   result_.digest = fmt::format("{:016x}", XXH64(end, sizeof end, h));
 }
 
+/// Of a long log the beginning and the end are kept.
+void Simulation::log(Nanos t, const char* line) {
+  std::string text = fmt::format("[{:5}.{:06}] {}", t.v / 1000000000, t.v / 1000 % 1000000, line);
+  if (result_.log.size() < LOG_LINES) return result_.log.push_back(std::move(text));
+  last_lines_.push_back(std::move(text));
+  if (last_lines_.size() <= LOG_LINES) return;
+  last_lines_.pop_front();
+  ++lines_left_out_;
+}
+
 SimResult Simulation::run() {
   result_.scenario = s_.path;
   result_.title = s_.title;
@@ -725,9 +741,7 @@ SimResult Simulation::run() {
   wo.seed = seed_;
   wo.cpus = s_.cpus;
   wo.preempt_one_in = s_.preempt_one_in;
-  wo.log = [this](Nanos t, const char* line) {
-    if (result_.log.size() < 2000) result_.log.push_back(fmt::format("[{:5}.{:06}] {}", t.v / 1000000000, t.v / 1000 % 1000000, line));
-  };
+  wo.log = [this](Nanos t, const char* line) { log(t, line); };
   world_ = std::make_unique<VirtualWorld>(wo);
 
   if (!options_.record.empty()) {
@@ -741,29 +755,38 @@ SimResult Simulation::run() {
     recorder_->fact("ram_pages", std::to_string(pages_in(s_.ram).v));
     recorder_->fact("scenario", s_.title.empty() ? s_.path : s_.title);
     world_->set_sink(recorder_.get());
+  } else if (options_.sink != nullptr) {
+    world_->set_sink(options_.sink);
   }
 
   // Boot, disks, swap and files in a thread of their own: exceptions cannot cross from one fiber's stack to another.
   std::string failure;
-  world_->spawn("boot", [&] {
-    try {
-      boot();
-      make_disks();
-      make_swaps();
-      make_files();
-      arm_disks();
-      for (const TaskConfig& task : s_.tasks) start_task(task);
-    } catch (const std::exception& e) {
-      failure = e.what();
-    }
+  const auto run_thread = [&](const char* name, const std::function<void()>& fn) {
+    world_->spawn(name, [&failure, fn] {
+      try {
+        fn();
+      } catch (const std::exception& e) {
+        failure = e.what();
+      }
+    });
+  };
+  run_thread("boot", [&] {
+    boot();
+    make_disks();
+    make_swaps();
+    make_files();
+    arm_disks();
   });
-  VirtualWorld::RunState state = VirtualWorld::RunState::finished;
-  if (options_.verify_every.v != 0 && !s_.end) {
-    // No thread is anywhere inside the machine only when all have ended: between, verify() would see half-done steps. So this only
-    // splits the run; verification while tasks run is the step `verify` of a quiet machine.
-  }
-  state = s_.end ? world_->run_until(*s_.end) : world_->run();
+  VirtualWorld::RunState state = world_->run();
   if (!failure.empty()) throw ScenarioError(failure);
+  if (state == VirtualWorld::RunState::finished) {
+    // The scenario's times count from here.
+    run_thread("init", [&] {
+      for (const TaskConfig& task : s_.tasks) start_task(task);
+    });
+    state = s_.end ? world_->run_until(world_->now() + *s_.end) : world_->run();
+    if (!failure.empty()) throw ScenarioError(failure);
+  }
   if (state == VirtualWorld::RunState::deadlock) {
     result_.deadlock = true;
     result_.deadlock_report = world_->report();
@@ -771,14 +794,17 @@ SimResult Simulation::run() {
   }
   result_.time = world_->now();
 
-  world_->spawn("shutdown", [&] {
+  // Stopped in the middle of things, the machine is left as it is: its threads run no further, and only rest can be verified.
+  const bool stopped = state == VirtualWorld::RunState::time_reached;
+  if (stopped) collect();
+  else world_->spawn("shutdown", [&] {
     // Writes under way end first: verify() wants a machine at rest.
     while (state == VirtualWorld::RunState::finished && machine_->vmstat.node_page_state(NodeStat::nr_writeback) != 0) world_->schedule_timeout(1_ms);
     machine_->shutdown();
     if (state == VirtualWorld::RunState::finished) verify();
     collect();
   });
-  if (world_->run() == VirtualWorld::RunState::deadlock && !result_.deadlock) {
+  if (!stopped && world_->run() == VirtualWorld::RunState::deadlock && !result_.deadlock) {
     result_.deadlock = true;
     result_.deadlock_report = world_->report();
     result_.broken.push_back({"deadlock", "the machine does not shut down"});
@@ -789,6 +815,8 @@ SimResult Simulation::run() {
     ::close(record_fd_);
     if (!whole) throw ScenarioError(fmt::format("--record {}: the file could not be written whole", options_.record));
   }
+  if (lines_left_out_ != 0) result_.log.push_back(fmt::format("... {} lines left out ...", lines_left_out_));
+  for (std::string& line : last_lines_) result_.log.push_back(std::move(line));
   return std::move(result_);
 }
 

@@ -45,13 +45,13 @@ struct SimResult {
   std::vector<std::string> log;           ///< the kernel's log, with times
   uint64_t verified = 0;                  ///< how often verify() ran
   uint64_t contents_checked = 0;
-  std::string digest;                     ///< of counters, final page tables, contents and the recording
+  std::string digest;                     ///< of counters, contents, fates, and how many switches and events there were
 };
 
 struct SimOptions {
   std::optional<uint64_t> seed;           ///< in place of the scenario's
   std::string record;                     ///< file for the whole recording; empty: none
-  Nanos verify_every{0};                  ///< virtual time between verify()s while tasks run; 0: at the end only
+  FlowSink* sink = nullptr;               ///< who hears every event where there is no file
 };
 
 /// Runs it to the end. Throws ScenarioError for what cannot be set up (a swap area larger than its disk, say).

@@ -99,7 +99,7 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
   c.uffd = r.below(4) == 0 && uffd_there ? 1 : 0;
   c.tasks = 1 + r.below(4);
   c.cluster = r.below(2) == 0 ? 3 : r.below(5);
-  c.swappiness = r.below(3) == 0 ? r.below(101) : 60;
+  c.swappiness = r.below(3) == 0 ? 1 + r.below(100) : 60;  // with 0 mapped file pages may stay and a task be killed
   c.pcp = r.below(2) == 0 ? 0 : 32 + r.below(200);
   if (mode == Mode::failures) {
     c.io_errors = r.below(3) == 0 ? 0 : 1 + r.below(8);
