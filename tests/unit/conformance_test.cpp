@@ -530,10 +530,12 @@ TEST(HeldFlows, FilesReclaimAndSwap) {
       recording_of(
           "watermark_low 1 10 9 shrink { reclaim_start 0 12 32 scan_lru 0 32 32 drop_clean 5 0 0 write_dirty 6 0 0 "
           "swap_write 66 7 0 } page_freed 5 0 11")));
-  EXPECT_TRUE(conforms("swap-system",
-                       recording_of("swap_slot 66 0 0 pte 0x1000 0x5067 0x5400 swap_write 66 5 0 page_freed 5 0 9")));
-  EXPECT_FALSE(conforms("swap-system",
-                        recording_of("swap_slot 66 0 0 swap_write 66 5 0 pte 0x1000 0x5067 0x5400 page_freed 5 0 9")))
+  EXPECT_TRUE(conforms(
+      "swap-system",
+      recording_of("swap_slot 66 0 0 pte 0x1000 0x5067 0 pte 0x1000 0 0x5400 swap_write 66 5 0 page_freed 5 0 9")));
+  EXPECT_FALSE(conforms(
+      "swap-system",
+      recording_of("swap_slot 66 0 0 swap_write 66 5 0 pte 0x1000 0x5067 0 pte 0x1000 0 0x5400 page_freed 5 0 9")))
       << "the kernel's order, not the picture's";
 }
 
