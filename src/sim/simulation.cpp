@@ -18,6 +18,7 @@
 #include "block/fault_injector.hpp"
 #include "block/sim_disk.hpp"
 #include "block/zram.hpp"
+#include "kernel/freezer.hpp"
 #include "kernel/virtual/virtual_world.hpp"
 #include "mm/machine.hpp"
 #include "sim/user_access.hpp"
@@ -154,6 +155,7 @@ class Simulation final : private VerifySink {
   /// Nothing in the option: bytes of no page.
   Result<std::optional<uint64_t>> read_file_page(FileModel& file, uint64_t page);
   void survive(Program& program);
+  void come_to_rest();
   void verify();
   Area& area_of(Program& program, const Step& step);
   FileModel& file_of(const std::string& name);
@@ -550,7 +552,12 @@ void Simulation::run_step(Program& program, const Step& step) {
       kernel_objects_.erase(step.area);
       break;
     case Op::ram: machine_->set_ram(pages_in(step.size)); break;
-    case Op::verify: verify(); break;
+    case Op::verify:
+      freeze_processes(*world_);
+      come_to_rest();
+      verify();
+      thaw_processes(*world_);
+      break;
   }
 }
 
@@ -691,6 +698,18 @@ void Simulation::fork(Program& program, const Step& step) {
   if (recorder_) recorder_->task(thread->tid, task->pid, step.name);
 }
 
+/// Waits until no request is under way and no kthread has anything in its hands: verify() wants that. No task may run meanwhile.
+void Simulation::come_to_rest() {
+  const auto gauge = [&](NodeStat s) { return machine_->vmstat.node_page_state(s); };
+  const auto busy = [&] {
+    if (gauge(NodeStat::nr_writeback) != 0 || gauge(NodeStat::nr_isolated_anon) != 0 || gauge(NodeStat::nr_isolated_file) != 0) return true;
+    for (const auto& [name, disk] : disks_)
+      if (disk.sim->sim_stats().waiting + disk.sim->sim_stats().in_service != 0) return true;
+    return false;
+  };
+  while (busy()) world_->schedule_timeout(1_ms);
+}
+
 void Simulation::verify() {
   const size_t bytes = machine_->verify_scratch_bytes();
   scratch_ = std::make_unique<Mapping>(std::max<size_t>(bytes, 1));
@@ -798,8 +817,7 @@ SimResult Simulation::run() {
   const bool stopped = state == VirtualWorld::RunState::time_reached;
   if (stopped) collect();
   else world_->spawn("shutdown", [&] {
-    // Writes under way end first: verify() wants a machine at rest.
-    while (state == VirtualWorld::RunState::finished && machine_->vmstat.node_page_state(NodeStat::nr_writeback) != 0) world_->schedule_timeout(1_ms);
+    if (state == VirtualWorld::RunState::finished) come_to_rest();
     machine_->shutdown();
     if (state == VirtualWorld::RunState::finished) verify();
     collect();

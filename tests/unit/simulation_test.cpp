@@ -301,6 +301,16 @@ TEST(Simulation, TheUffdModelSwapsToo) {
   }
 }
 
+TEST(Simulation, AStepMayVerify) {
+  Scenario s = parse_scenario(faulty("", "backed"), "x.toml");
+  Step verify;
+  verify.op = Op::verify;
+  s.tasks[0].steps.push_back(verify);
+  const SimResult r = run(s).result;
+  EXPECT_EQ(broken(r), "");
+  EXPECT_EQ(r.verified, 2u);
+}
+
 TEST(Simulation, ItStopsWhenItIsTold) {
   Scenario s = busy();
   Step sleep;
