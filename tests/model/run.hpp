@@ -157,6 +157,8 @@ class Run {
     o.preempt_one_in = static_cast<uint32_t>(c_.preempt);
     o.content = tagged() ? ContentKind::tags : ContentKind::bytes;
     o.model = c_.uffd != 0 ? SoftMmu::Model::uffd : SoftMmu::Model::hardware;
+    if (c_.refusals != 0)
+      o.uffd_failures = {.again_one_in = static_cast<uint32_t>(c_.refusals), .nomem_one_in = static_cast<uint32_t>(c_.refusals * 500), .seed = c_.seed};
     o.swappiness = static_cast<int>(c_.swappiness);
     o.page_cluster = static_cast<unsigned>(c_.cluster);
     const Bytes ram = o.ram;
@@ -565,6 +567,7 @@ class Run {
         return;
       }
       case Kind::sleep: m_->world.schedule_timeout(Nanos(op.a % 16 == 0 ? 6'000'000'000 : op.a % 3'000'000)); return;
+      case Kind::pin: return pin(t, op);
       case Kind::balloon: {
         if (swap() != Swap::disk) return;
         const int64_t now = m_->machine->pages.managed_pages().v;
@@ -702,6 +705,22 @@ class Run {
         it->second.own = true;
         it->second.unknown = 0xff;
       }
+  }
+
+  /// What a device works on cannot be moved meanwhile: some of the task's pages, while others go on.
+  void pin(RefTask& t, const Op& op) {
+    const auto r = range_of(t, op, 12);
+    if (!r || c_.uffd == 0) return;
+    std::vector<VirtAddr> pinned;
+    for (uint64_t vpn = r->start; vpn < r->start + r->pages && failure_.empty() && !dying(t); ++vpn) {
+      touch(t, vpn, false, 0, 0);
+      const VirtAddr at(vpn << PAGE_SHIFT);
+      if (m_->mmu->uffd().lookup(*t.task->mm, at) == nullptr) continue;
+      m_->mmu->uffd().pin(*t.task->mm, at);
+      pinned.push_back(at);
+    }
+    m_->world.schedule_timeout(Nanos(op.b % 2'000'000));
+    for (const VirtAddr at : pinned) m_->mmu->uffd().unpin(*t.task->mm, at);
   }
 
   void brk(RefTask& t, const Op& op) {

@@ -30,7 +30,7 @@ struct Random {
 
 #define WEIR_MODEL_OPS(X)                                                                                                  \
   X(round) X(mmap) X(mmap_file) X(munmap) X(mremap) X(mprotect) X(store) X(load) X(dontneed) X(mlock) X(munlock) X(brk)      \
-  X(file_read) X(file_write) X(fsync) X(fork) X(birth) X(exit) X(kill) X(kmalloc) X(kfree) X(vmalloc) X(sleep) X(balloon)
+  X(file_read) X(file_write) X(fsync) X(fork) X(birth) X(exit) X(kill) X(kmalloc) X(kfree) X(vmalloc) X(sleep) X(balloon) X(pin)
 enum class Kind : uint8_t {
 #define X(k) k,
   WEIR_MODEL_OPS(X)
@@ -67,12 +67,13 @@ struct Config {
   uint64_t io_errors = 0;   ///< percent of requests
   uint64_t no_memory = 0;   ///< percent of the times that memory is short nothing is done about it
   uint64_t pcp = 0;         ///< percpu_pagelist_fraction
+  uint64_t refusals = 0;    ///< uffd: at one call in so many the host says EAGAIN; ENOMEM 500 times less often
 
   template <class Fn>
   void each(Fn fn) {
     fn("seed", seed), fn("ram", ram), fn("two_zones", two_zones), fn("cpus", cpus), fn("preempt", preempt), fn("swap", swap);
     fn("backed", backed), fn("uffd", uffd), fn("tasks", tasks), fn("cluster", cluster), fn("swappiness", swappiness);
-    fn("io_errors", io_errors), fn("no_memory", no_memory), fn("pcp", pcp);
+    fn("io_errors", io_errors), fn("no_memory", no_memory), fn("pcp", pcp), fn("refusals", refusals);
   }
 };
 
@@ -104,6 +105,7 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
   if (mode == Mode::failures) {
     c.io_errors = r.below(3) == 0 ? 0 : 1 + r.below(8);
     c.no_memory = c.io_errors == 0 || r.below(2) == 0 ? 1 + r.below(30) : 0;
+    if (c.uffd != 0) c.refusals = 2 + r.below(60);
   }
   // How often each kind is drawn. Each seed leaves some kinds out, so that others meet more often.
   std::vector<std::pair<Kind, unsigned>> weights = {
@@ -111,6 +113,7 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
       {Kind::load, 25},     {Kind::dontneed, 4},  {Kind::mlock, 3},   {Kind::munlock, 3}, {Kind::brk, 4},     {Kind::file_read, 6},
       {Kind::file_write, 6}, {Kind::fsync, 2},    {Kind::fork, 4},    {Kind::birth, 2},   {Kind::exit, 2},    {Kind::kill, 1},
       {Kind::kmalloc, 3},   {Kind::kfree, 2},     {Kind::vmalloc, 1}, {Kind::sleep, 4},   {Kind::balloon, 1},
+      {Kind::pin, 3},
   };
   unsigned all = 0;
   for (auto& [kind, weight] : weights) {

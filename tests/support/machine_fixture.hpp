@@ -48,6 +48,7 @@ struct FixtureOptions {
   uint32_t preempt_one_in = 0;
   ContentKind content = ContentKind::bytes;
   SoftMmu::Model model = SoftMmu::Model::hardware;
+  UffdModel::Failures uffd_failures = {};
   weir::MachineOptions::Threads threads = weir::MachineOptions::Threads::all;
   int swappiness = 60;
   unsigned page_cluster = 3;
@@ -222,6 +223,11 @@ class MachineFixture {
     Findings findings;
     std::vector<uint64_t> scratch(machine->verify_scratch_bytes() / sizeof(uint64_t) + 1);
     machine->verify(std::as_writable_bytes(std::span(scratch)), findings);
+    if (options.model == SoftMmu::Model::uffd) {
+      if (const char* rule = mmu->uffd().broken_rule()) findings.broken("uffd", rule, 0, 0, 0);
+      if (mmu->uffd().host_pages() > static_cast<uint64_t>(machine->mem.frames.v))
+        findings.broken("uffd-bound", "more host pages than frames", 0, static_cast<uint64_t>(machine->mem.frames.v), mmu->uffd().host_pages());
+    }
     return findings;
   }
   std::string verify() { return find().text; }
@@ -300,6 +306,7 @@ class MachineFixture {
     mo.content = options.content;
     mo.model = options.model;
     mo.cpus = options.cpus;
+    mo.failures = options.uffd_failures;
     mmu = std::make_unique<SoftMmu>(mo);
     weir::MachineOptions o;
     o.layout.ranges[0] = {Pfn(0), pages_in(options.ram)};
