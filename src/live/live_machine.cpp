@@ -432,7 +432,7 @@ void LiveMachine::fault_thread(void* arg) {
   Thread& self = current();
   self.task = p.task;
   while (!kthread_should_stop()) {
-    uffd_msg message;
+    uffd_msg message{};
     const long n = raw_syscall(SYS_read, p.fds.user, &message, sizeof message);
     if (n == -EAGAIN) {
       pollfd fds[2] = {{p.fds.user, POLLIN, 0}, {p.fds.stop, POLLIN, 0}};
@@ -762,6 +762,11 @@ Bytes LiveMachine::set_ram(Bytes ram) {
   const PageCount reached = *in_engine(p, [&]() -> Result<PageCount> {
     // What boot keeps is part of the budget.
     const PageCount boot = p.frames - p.boot_managed;
+    // The pools' part goes with it: what they hold cannot be squeezed out later.
+    unsigned zrams = 0;
+    for (unsigned i = 0; i < p.nr_areas; ++i) zrams += p.areas[i].zram != nullptr ? 1 : 0;
+    for (unsigned i = 0; i < p.nr_areas; ++i)
+      if (p.areas[i].zram != nullptr) p.areas[i].zram->set_mem_limit(pages_in(Bytes(ram.v / 10 * 6 / zrams)));
     return p.machine->set_ram(pages_in(ram) - boot) + boot;
   });
   return bytes_of(reached);

@@ -45,14 +45,14 @@ struct LiveMachine::Parts final : Executioner {
   size_t zram_bytes = 0;
   ZramOptions zram_options[LiveStats::MAX_AREAS];
   struct Area {
-    char name[256] = {};
-    unsigned type = 0;
-    Zram* zram = nullptr;
-    FileDevice* file = nullptr;
-    char folder[256] = {};  ///< where a forked child's copy is made
-    int copy = -1;          ///< during a fork
     alignas(Zram) std::byte zram_place[sizeof(Zram)];
     alignas(FileDevice) std::byte file_place[sizeof(FileDevice)];
+    Zram* zram = nullptr;
+    FileDevice* file = nullptr;
+    unsigned type = 0;
+    int copy = -1;          ///< during a fork
+    char folder[256] = {};  ///< where a forked child's copy is made
+    char name[256] = {};
   } areas[LiveStats::MAX_AREAS];
   unsigned nr_areas = 0;
 

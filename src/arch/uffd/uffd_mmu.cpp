@@ -58,7 +58,7 @@ Result<void> UffdMmu::attach(MemMap& mem, PageTables& tables, Bootmem& boot) {
 
 void UffdMmu::booted(PageAllocator& pages) {
   // Whatever boot has touched and given back has its host page still.
-  unsigned char present[512];
+  unsigned char present[512] = {};
   const auto frames = static_cast<uint64_t>(mem_->frames.v);
   for (uint64_t at = 0; at < frames; at += sizeof present) {
     const uint64_t n = frames - at < sizeof present ? frames - at : sizeof present;
@@ -170,12 +170,12 @@ Content UffdMmu::kmap(Page& page) {
   if (take_bounce(i, 0)) {
     if (zero) std::memset(bounce_address(i), 0, PAGE_SIZE);
     set(page, Kind::bounce, i);
-  } else {
-    // A page without a host page has none at its place either, so that what is there now reads zero.
-    set_resident(pfn(page), true);
-    set(page, Kind::place);
+    return {.bytes = bounce_address(i)};
   }
-  return {.bytes = bytes(page)};
+  // A page without a host page has none at its place either, so that what is there now reads zero.
+  set_resident(pfn(page), true);
+  set(page, Kind::place);
+  return {.bytes = mem_->page_address(page)};
 }
 
 void UffdMmu::kunmap(Page&) {}
@@ -193,7 +193,9 @@ void UffdMmu::clear_user_highpage(Page& page) {
 }
 
 void UffdMmu::copy_user_highpage(Page& to, Page& from) {
-  std::memcpy(kmap(to).bytes, kmap(from).bytes, PAGE_SIZE);
+  const Content source = kmap(from), target = kmap(to);
+  WEIR_BUG_ON(source.bytes == nullptr || target.bytes == nullptr);
+  std::memcpy(target.bytes, source.bytes, PAGE_SIZE);
   kunmap(from);
   kunmap(to);
 }

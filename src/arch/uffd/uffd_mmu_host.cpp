@@ -65,8 +65,9 @@ Result<void> UffdMmu::try_copy_in(VirtAddr address, const std::byte* from) {
         if (tries == PATIENCE) return Errno::again;
         yield();
         break;
-      case ENOENT: return Errno::again;  // unmapped under our feet: the access, repeated, finds out for itself
-      case ESRCH: return Errno::again;   // the process is going
+      case ENOENT:  // unmapped under our feet: the access, repeated, finds out for itself
+      case ESRCH:   // the process is going
+        return Errno::again;
       case ENOMEM: return Errno::nomem;
       case EEXIST:
         // From before the PTE was cleared, by somebody whose flush_range is still to come.

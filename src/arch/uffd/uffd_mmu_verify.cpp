@@ -10,7 +10,7 @@ namespace {
 /// Calls fn(first + i) for each page of [first, first + n) that has a host page.
 template <class Fn>
 void for_each_present(const std::byte* first, uint64_t n, Fn fn) {
-  unsigned char present[512];
+  unsigned char present[512] = {};
   for (uint64_t at = 0; at < n; at += sizeof present) {
     const uint64_t some = n - at < sizeof present ? n - at : sizeof present;
     if (host::mincore(first + (at << PAGE_SHIFT), some << PAGE_SHIFT, present) != 0)
