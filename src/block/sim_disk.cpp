@@ -107,7 +107,7 @@ Bio* SimDisk::next_waiting() {
 
 void SimDisk::start_waiting() {
   const unsigned places = options_.motion == DiskMotion::rotational ? 1 : options_.queue_depth;
-  for (unsigned i = 0; i < places && first_ != nullptr; ++i)
+  for (unsigned i = 0; first_ != nullptr && sim_stats_.in_service < places; ++i)
     if (services_[i].bio == nullptr) start(services_[i], *next_waiting());
 }
 
