@@ -31,6 +31,7 @@ struct Run {
   uint64_t over_ram_percent;  ///< how much is touched
   bool random;
   bool write;
+  bool fresh = false;  ///< a batch's pages are given back before it, wherever they are, and come as new ones
 };
 
 /// The machine's faults, counted by itself; touches that hit cost time too but are not counted.
@@ -61,10 +62,10 @@ void simulated(Table& table, const Run& run) {
     const uint64_t in_before = m.event(VmEvent::pswpin), out_before = m.event(VmEvent::pswpout),
                    faults_before = faults();
     sample = measure(BATCHES, FAULTS, [&] {
-      if (run.over_ram_percent <= 100) {
-        // Nothing to reclaim: the pages are given back, and come again.
-        WEIR_BUG_ON(!m.machine->spaces.madvise(*m.task().mm, base, FAULTS << PAGE_SHIFT, Advice::dontneed));
-        next = 0;
+      if (run.fresh) {
+        if (next % pages + FAULTS > pages) next = 0;
+        const VirtAddr start = base + (next % pages << PAGE_SHIFT);
+        WEIR_BUG_ON(!m.machine->spaces.madvise(*m.task().mm, start, FAULTS << PAGE_SHIFT, Advice::dontneed));
       }
       const uint64_t until = faults() + FAULTS;
       while (faults() < until) touch();
@@ -88,7 +89,8 @@ int main(int argc, char** argv) {
       "Page faults: tagged machine of 64 MiB against the host's kernel (target with reclaim: 1 million a second)");
   table.row("reference: the host's anonymous faults", host_faults());
   for (const Run& run : {
-           Run{"anonymous, no reclaim", SwapKind::nothing, 50, false, true},
+           Run{"anonymous, no reclaim", SwapKind::nothing, 50, false, true, true},
+           Run{"reclaim, disk, 4 x RAM, new pages", SwapKind::disk, 400, false, true, true},
            Run{"reclaim, disk, 4 x RAM, random, write", SwapKind::disk, 400, true, true},
            Run{"reclaim, disk, 4 x RAM, random, read", SwapKind::disk, 400, true, false},
            Run{"reclaim, disk, 4 x RAM, in order, write", SwapKind::disk, 400, false, true},
