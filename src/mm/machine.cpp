@@ -164,7 +164,8 @@ void Machine::unmap_page(Page& page) {
   FlushBatch batch;
   (void)rmap.try_to_unmap(page, batch);
   mmu.flush_batch(batch);
-  // An mlocked mapping of a page behind the new end of its file: unmapping it regardless comes with truncate of mapped files.
+  // An mlocked mapping of a page behind the new end of its file: unmapping it regardless comes with truncate of mapped
+  // files.
   WEIR_BUG_ON(page_mapped(page));
 }
 

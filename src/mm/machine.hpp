@@ -2,7 +2,8 @@
 //
 // Everything of one running memory manager, wired. There are no globals: a process can hold many machines.
 //
-//   Machine::create(place, world, mmu, arena, options): bootmem -> page allocator -> slab -> page tables -> … -> kswapd, flusher
+//   Machine::create(place, world, mmu, arena, options): bootmem -> page allocator -> slab -> page tables -> … ->
+//   kswapd, flusher
 //
 // Who may call: any engine thread of its world, unless said otherwise.
 #pragma once
@@ -22,8 +23,8 @@ struct MachineOptions {
   ZoneLayout layout;
   unsigned cpus = 1;
   int swappiness = 60;
-  unsigned page_cluster = 3;          ///< log2 of the swap readahead window
-  uint64_t min_free_kbytes = 0;       ///< 0: from the size, as Linux does
+  unsigned page_cluster = 3;     ///< log2 of the swap readahead window
+  uint64_t min_free_kbytes = 0;  ///< 0: from the size, as Linux does
   unsigned watermark_scale_factor = 10;
   unsigned dirty_background_ratio = 10, dirty_ratio = 20;
   unsigned bio_pool = 256;
@@ -42,8 +43,8 @@ class VerifySink {
 
 class Machine final : private Pressure, private Executioner, private MappedFilePages {
  public:
-  /// Boots a machine in `place` (sizeof(Machine) bytes, aligned). `arena`: layout.end() pages of reserved address space, reading zero.
-  /// Runs on an engine thread of `world`. Errors: ENOMEM, EINVAL (layout, options).
+  /// Boots a machine in `place` (sizeof(Machine) bytes, aligned). `arena`: layout.end() pages of reserved address
+  /// space, reading zero. Runs on an engine thread of `world`. Errors: ENOMEM, EINVAL (layout, options).
   static Result<Machine*> create(void* place, World& world, Mmu& mmu, std::byte* arena, const MachineOptions& options);
   /// Stops kthreads. No task runs in it any more. The arena is the caller's.
   void shutdown();
@@ -53,7 +54,8 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   Result<Task*> task_create(const char* comm, Task* parent);
   /// fork: a child with a copy of the parent's address space. Errors: ENOMEM, ENOSYS (the Mmu has no write protection).
   Result<Task*> task_fork(Task& parent);
-  /// The task's address space goes (if nobody shares it), then the task. Called by the task's own thread or when none runs.
+  /// The task's address space goes (if nobody shares it), then the task. Called by the task's own thread or when none
+  /// runs.
   void task_exit(Task& task, int code);
   /// kill -9: marks it and wakes it; it dies at its next fault or system call.
   void task_kill(Task& task);
@@ -62,15 +64,18 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   /// Who makes memory when it is short: what the allocator was given. For a test that stands between the two.
   [[nodiscard]] Pressure& pressure() { return *this; }
 
-  FaultResult do_page_fault(Task& task, VirtAddr address, uint32_t error_code) { return fault.do_page_fault(task, address, error_code); }
+  FaultResult do_page_fault(Task& task, VirtAddr address, uint32_t error_code) {
+    return fault.do_page_fault(task, address, error_code);
+  }
 
-  /// Changes the frames in circulation (the balloon): to `pages` managed. Returns what is reached after reclaiming; may sleep.
+  /// Changes the frames in circulation (the balloon): to `pages` managed. Returns what is reached after reclaiming; may
+  /// sleep.
   PageCount set_ram(PageCount pages);
 
   // ---- proof
   [[nodiscard]] size_t verify_scratch_bytes();
-  /// Checks every invariant by a full scan. Nothing else may run in the machine; all pagevecs and caches are looked through, not drained.
-  /// Returns the number of broken invariants.
+  /// Checks every invariant by a full scan. Nothing else may run in the machine; all pagevecs and caches are looked
+  /// through, not drained. Returns the number of broken invariants.
   unsigned verify(std::span<std::byte> scratch, VerifySink& sink);
   /// The number of invariants that verify() knows, and their ids.
   static unsigned invariant_count();

@@ -2,8 +2,8 @@
 //
 // Machine::verify(): the machine as it is, counted again from nothing and compared with what it believes.
 //
-// A full scan of page tables, swap maps, trees and lists. Nothing else may run meanwhile. Every invariant has an id; the test
-// plants for each a fault that must trip it. Takes no lock but those that surveys of other rooms take.
+// A full scan of page tables, swap maps, trees and lists. Nothing else may run meanwhile. Every invariant has an id;
+// the test plants for each a fault that must trip it. Takes no lock but those that surveys of other rooms take.
 #include <cstring>
 
 #include "mm/machine.hpp"
@@ -13,42 +13,63 @@ namespace weir {
 namespace {
 
 // X(id, what holds)
-#define WEIR_INVARIANTS(X)                                                                              \
-  X(frame_state, "each frame is in exactly one state: free, per-CPU, quarantined, balloon, or owned")    \
-  X(frame_lost, "a frame that is not free belongs to somebody: to the kernel, a PTE, a tree or a pagevec") \
-  X(buddy, "free areas: every block whole, aligned, counted; merged with its buddy where that is free")  \
-  X(free_count, "a zone's nr_free = pages on its free lists")                                           \
-  X(mapcount, "_mapcount + 1 = PTEs that map the page")                                                 \
-  X(refcount, "_refcount >= mappings + cache + pagevecs, and > 0 for an owned page")                    \
-  X(anon_mapping, "an anonymous page's VMA is linked to the AnonVma its mapping names, at the page's index") \
+#define WEIR_INVARIANTS(X)                                                                                    \
+  X(frame_state, "each frame is in exactly one state: free, per-CPU, quarantined, balloon, or owned")         \
+  X(frame_lost, "a frame that is not free belongs to somebody: to the kernel, a PTE, a tree or a pagevec")    \
+  X(buddy, "free areas: every block whole, aligned, counted; merged with its buddy where that is free")       \
+  X(free_count, "a zone's nr_free = pages on its free lists")                                                 \
+  X(mapcount, "_mapcount + 1 = PTEs that map the page")                                                       \
+  X(refcount, "_refcount >= mappings + cache + pagevecs, and > 0 for an owned page")                          \
+  X(anon_mapping, "an anonymous page's VMA is linked to the AnonVma its mapping names, at the page's index")  \
   X(file_mapping, "a file page is mapped by VMAs of its file, at its index; i_mmap holds exactly those VMAs") \
-  X(pte_target, "a present PTE maps an owned user page (or the zero page)")                             \
-  X(pte_in_vma, "every PTE that is not none lies in a VMA of its Mm")                                   \
-  X(pte_rights, "a PTE lets write only where its VMA does, and never to a page of a private file mapping") \
-  X(kernel_pte, "the kernel's PTEs map frames of vmalloc, each once, and every such frame has one")      \
-  X(swap_users, "swap_map counts = PTEs that hold the slot")                                            \
-  X(swap_has_cache, "SWAP_HAS_CACHE iff the slot is in the swap cache or held by a slots cache")         \
-  X(swap_inuse, "inuse_pages = slots that are neither free nor bad; nr_swap_pages = the rest")          \
-  X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")    \
-  X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")   \
-  X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are") \
-  X(lru_size, "LRU list length = its size = the node's counter")                                        \
-  X(lru_flags, "a page on an LRU list has PG_lru and the flags of that list; off them it has not")      \
-  X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                    \
-  X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                        \
-  X(vma_tree, "VMAs ascend, do not overlap, map_count, total_vm and locked_vm are their sums")          \
-  X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty, nr_swapcached, nr_mlock = a recount")    \
-  X(isolated, "at rest no page is isolated from the LRU or counted as under writeback")                  \
-  X(zspages, "nr_zspages = frames that belong to zram pools")                                            \
-  X(page_lock, "at rest no page is locked or under writeback")                                          \
+  X(pte_target, "a present PTE maps an owned user page (or the zero page)")                                   \
+  X(pte_in_vma, "every PTE that is not none lies in a VMA of its Mm")                                         \
+  X(pte_rights, "a PTE lets write only where its VMA does, and never to a page of a private file mapping")    \
+  X(kernel_pte, "the kernel's PTEs map frames of vmalloc, each once, and every such frame has one")           \
+  X(swap_users, "swap_map counts = PTEs that hold the slot")                                                  \
+  X(swap_has_cache, "SWAP_HAS_CACHE iff the slot is in the swap cache or held by a slots cache")              \
+  X(swap_inuse, "inuse_pages = slots that are neither free nor bad; nr_swap_pages = the rest")                \
+  X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")          \
+  X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")        \
+  X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are")      \
+  X(lru_size, "LRU list length = its size = the node's counter")                                              \
+  X(lru_flags, "a page on an LRU list has PG_lru and the flags of that list; off them it has not")            \
+  X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                          \
+  X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                              \
+  X(vma_tree, "VMAs ascend, do not overlap, map_count, total_vm and locked_vm are their sums")                \
+  X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty, nr_swapcached, nr_mlock = a recount")         \
+  X(isolated, "at rest no page is isolated from the LRU or counted as under writeback")                       \
+  X(zspages, "nr_zspages = frames that belong to zram pools")                                                 \
+  X(page_lock, "at rest no page is locked or under writeback")                                                \
   X(writable_shared, "an anonymous page mapped writable has one mapping")
 
 // What the surveys of other rooms report under ids of their own: PageAllocator, Slab, SwapFiles.
 constexpr const char* SURVEYED[] = {
-    "buddy-head", "buddy-aligned", "buddy-zone", "buddy-merged", "buddy-count", "zone-nr-free", "pcp-page", "pcp-zone", "pcp-count",
-    "vmstat-nr-free", "balloon-page", "balloon-count",
-    "slab-list", "slab-freelist", "slab-page", "slab-count", "slab-free-objects", "vmstat-slab-reclaimable", "vmstat-slab-unreclaimable",
-    "swap_bits", "swap_map", "swap_cluster", "swap_pages", "nr_swap_pages", "total_swap_pages",
+    "buddy-head",
+    "buddy-aligned",
+    "buddy-zone",
+    "buddy-merged",
+    "buddy-count",
+    "zone-nr-free",
+    "pcp-page",
+    "pcp-zone",
+    "pcp-count",
+    "vmstat-nr-free",
+    "balloon-page",
+    "balloon-count",
+    "slab-list",
+    "slab-freelist",
+    "slab-page",
+    "slab-count",
+    "slab-free-objects",
+    "vmstat-slab-reclaimable",
+    "vmstat-slab-unreclaimable",
+    "swap_bits",
+    "swap_map",
+    "swap_cluster",
+    "swap_pages",
+    "nr_swap_pages",
+    "total_swap_pages",
 };
 constexpr unsigned NR_SURVEYED = sizeof SURVEYED / sizeof *SURVEYED;
 
@@ -150,8 +171,9 @@ class Scan {
           for (Page& page : list) {
             ++blocks;
             const Pfn pfn = m_.mem.pfn(page);
-            expect(Inv::buddy, page.test(PageFlag::buddy) && page.private_ == order && (pfn.v & ((1u << order) - 1)) == 0, pfn.v, order,
-                   page.private_);
+            expect(Inv::buddy,
+                   page.test(PageFlag::buddy) && page.private_ == order && (pfn.v & ((1u << order) - 1)) == 0, pfn.v,
+                   order, page.private_);
             for (uint64_t i = 0; i < (uint64_t{1} << order); ++i) frames_[pfn.v + i].free_state += 1;
           }
         }
@@ -191,7 +213,8 @@ class Scan {
   void scan_pte(Mm& mm, VirtAddr address, Pte pte) {
     VmArea* vma = m_.vmas.vma_lookup(mm, address);
     expect(Inv::pte_in_vma, vma != nullptr, address.v, 1, 0);
-    if (vma != nullptr && pte_present(pte) && pte_write(pte)) expect(Inv::pte_rights, (vma->vm_flags & VM_WRITE) != 0, address.v, 0, pte.v);
+    if (vma != nullptr && pte_present(pte) && pte_write(pte))
+      expect(Inv::pte_rights, (vma->vm_flags & VM_WRITE) != 0, address.v, 0, pte.v);
     if (!pte_present(pte)) {
       const SwpEntry entry = decode_swap_pte(pte);
       ++rss_[static_cast<unsigned>(RssKind::swapents)];
@@ -218,7 +241,8 @@ class Scan {
         const AnonVmaChain* chain = vma->chains;
         while (chain != nullptr && chain->anon_vma != its) chain = chain->next_of_vma;
         expect(Inv::anon_mapping, chain != nullptr && vma->anon_vma != nullptr, address.v, 0, pfn.v);
-        equal(Inv::anon_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)), static_cast<int64_t>(page.index));
+        equal(Inv::anon_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)),
+              static_cast<int64_t>(page.index));
       }
     } else {
       ++rss_[static_cast<unsigned>(RssKind::file)];
@@ -227,8 +251,10 @@ class Scan {
         expect(Inv::file_mapping, false, address.v, 0, page.mapping.load());
         return;
       }
-      expect(Inv::file_mapping, page.mapping.load() == reinterpret_cast<uintptr_t>(&vma->vm_file->f_inode->i_data), address.v, 0, pfn.v);
-      equal(Inv::file_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)), static_cast<int64_t>(page.index));
+      expect(Inv::file_mapping, page.mapping.load() == reinterpret_cast<uintptr_t>(&vma->vm_file->f_inode->i_data),
+             address.v, 0, pfn.v);
+      equal(Inv::file_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)),
+            static_cast<int64_t>(page.index));
       expect(Inv::pte_rights, (vma->vm_flags & VM_SHARED) != 0 || !pte_write(pte), address.v, 0, pte.v);
     }
   }
@@ -244,8 +270,8 @@ class Scan {
     int64_t maps = 0, pages = 0, locked = 0;
     uint64_t last_end = 0;
     for (VmArea& vma : mm.mmap) {
-      expect(Inv::vma_tree, vma.vm_start.v >= last_end && vma.vm_start < vma.vm_end && vma.vm_mm == &mm, vma.vm_start.v, last_end,
-             vma.vm_end.v);
+      expect(Inv::vma_tree, vma.vm_start.v >= last_end && vma.vm_start < vma.vm_end && vma.vm_mm == &mm, vma.vm_start.v,
+             last_end, vma.vm_end.v);
       last_end = vma.vm_end.v;
       ++maps;
       pages += static_cast<int64_t>(vma.pages());
@@ -312,20 +338,24 @@ class Scan {
       if (swap) ++swap_cached_;
       if (swap) {
         const SwpEntry entry{page.private_};
-        expect(Inv::swap_cache_page, PageSwapCache(page) && PageSwapBacked(page) && swp_type(entry) == type && swp_offset(entry) == index,
+        expect(Inv::swap_cache_page,
+               PageSwapCache(page) && PageSwapBacked(page) && swp_type(entry) == type && swp_offset(entry) == index,
                pfn.v, index, page.private_);
         if (SlotCount* slot = slot_of(entry)) ++slot->cached;
       } else {
-        expect(Inv::page_cache_page, page.mapping.load() == reinterpret_cast<uintptr_t>(&mapping) && page.index == index, pfn.v, index,
+        expect(Inv::page_cache_page,
+               page.mapping.load() == reinterpret_cast<uintptr_t>(&mapping) && page.index == index, pfn.v, index,
                page.index);
         if (page.test(PageFlag::dirty)) ++dirty_;
         const RadixTree& tree = mapping.page_tree;
-        expect(Inv::dirty_tags, tree.tag_get(index, PAGECACHE_TAG_DIRTY) == page.test(PageFlag::dirty), pfn.v, page.test(PageFlag::dirty), index);
+        expect(Inv::dirty_tags, tree.tag_get(index, PAGECACHE_TAG_DIRTY) == page.test(PageFlag::dirty), pfn.v,
+               page.test(PageFlag::dirty), index);
         expect(Inv::dirty_tags, tree.tag_get(index, PAGECACHE_TAG_WRITEBACK) == page.test(PageFlag::writeback), pfn.v,
                page.test(PageFlag::writeback), index);
       }
     });
-    equal(swap ? Inv::swap_cache_page : Inv::page_cache_page, 0, static_cast<int64_t>(found), static_cast<int64_t>(mapping.nrpages));
+    equal(swap ? Inv::swap_cache_page : Inv::page_cache_page, 0, static_cast<int64_t>(found),
+          static_cast<int64_t>(mapping.nrpages));
   }
 
   void scan_trees() {
@@ -340,7 +370,8 @@ class Scan {
       for (Page& page : m_.node.lruvec.lists[l]) {
         ++length;
         ++count_of(m_.mem.pfn(page)).on_lru;
-        expect(Inv::lru_flags, page.test(PageFlag::lru) && Lru::page_lru(page) == list, m_.mem.pfn(page).v, l, page.flags.load());
+        expect(Inv::lru_flags, page.test(PageFlag::lru) && Lru::page_lru(page) == list, m_.mem.pfn(page).v, l,
+               page.flags.load());
       }
       equal(Inv::lru_size, l, length, m_.node.lruvec.size[l].v);
       const auto stat = static_cast<NodeStat>(static_cast<unsigned>(NodeStat::nr_inactive_anon) + l);
@@ -350,8 +381,8 @@ class Scan {
 
   // A frame of the kernel's, whatever for. Of a block only the first frame says so.
   [[nodiscard]] static bool is_kernels(const Page& page) {
-    return page.test(PageFlag::slab) || page.test(PageFlag::table) || page.test(PageFlag::vmalloc) || page.test(PageFlag::zram) ||
-           page.test(PageFlag::reserved) || page.test(PageFlag::kernel_place);
+    return page.test(PageFlag::slab) || page.test(PageFlag::table) || page.test(PageFlag::vmalloc) ||
+           page.test(PageFlag::zram) || page.test(PageFlag::reserved) || page.test(PageFlag::kernel_place);
   }
 
   void check_frames() {
@@ -361,12 +392,15 @@ class Scan {
       Page& page = m_.mem.page(pfn);
       FrameCount& frame = count_of(pfn);
       const bool used = frame.mapped != 0 || frame.on_lru != 0 || frame.in_tree != 0;
-      expect(Inv::kernel_pte, frame.kernel == (page.test(PageFlag::vmalloc) ? 1 : 0), pfn.v, page.test(PageFlag::vmalloc), frame.kernel);
+      expect(Inv::kernel_pte, frame.kernel == (page.test(PageFlag::vmalloc) ? 1 : 0), pfn.v,
+             page.test(PageFlag::vmalloc), frame.kernel);
       if (page.test(PageFlag::zram)) ++zspages_;
       if (page.test(PageFlag::mlocked)) ++mlocked_;
       if (frame.free_state != 0) {
-        const bool one = frame.free_state == 1 || frame.free_state == 2 || frame.free_state == 4 || frame.free_state == 8;
-        expect(Inv::frame_state, one && page_count(page) == 0 && !used && frame.kernel == 0, pfn.v, frame.free_state, page.flags.load());
+        const bool one =
+            frame.free_state == 1 || frame.free_state == 2 || frame.free_state == 4 || frame.free_state == 8;
+        expect(Inv::frame_state, one && page_count(page) == 0 && !used && frame.kernel == 0, pfn.v, frame.free_state,
+               page.flags.load());
         in_kernel_block = false;
         continue;
       }
@@ -378,7 +412,9 @@ class Scan {
         } else if (head) {
           // A user page between homes: only pagevecs have it. The zero page is held by the machine.
           in_kernel_block = false;
-          if (!is_zero_page(pfn)) expect(Inv::frame_lost, page_count(page) == pagevecs, pfn.v, static_cast<uint64_t>(pagevecs), static_cast<uint64_t>(page_count(page)));
+          if (!is_zero_page(pfn))
+            expect(Inv::frame_lost, page_count(page) == pagevecs, pfn.v, static_cast<uint64_t>(pagevecs),
+                   static_cast<uint64_t>(page_count(page)));
         } else {
           expect(Inv::frame_lost, in_kernel_block && page.flags.load() == 0, pfn.v, 0, page.flags.load());
         }
@@ -389,14 +425,21 @@ class Scan {
       const auto pagevecs = static_cast<int32_t>(m_.lru.in_pagevecs(page));
       equal(Inv::mapcount, pfn.v, frame.mapped, page_mapcount(page));
       const int32_t explained = frame.mapped + frame.in_tree + pagevecs;
-      expect(Inv::refcount, page_count(page) == explained, pfn.v, static_cast<uint64_t>(explained), static_cast<uint64_t>(page_count(page)));
-      expect(Inv::lru_flags, frame.on_lru == (page.test(PageFlag::lru) ? 1 : 0), pfn.v, page.test(PageFlag::lru), frame.on_lru);
-      expect(Inv::page_lock, !page.test(PageFlag::locked) && !page.test(PageFlag::writeback), pfn.v, 0, page.flags.load());
-      expect(Inv::swap_cache_page, frame.in_tree <= 1 && (!PageSwapCache(page) || frame.in_tree == 1), pfn.v, 1, frame.in_tree);
+      expect(Inv::refcount, page_count(page) == explained, pfn.v, static_cast<uint64_t>(explained),
+             static_cast<uint64_t>(page_count(page)));
+      expect(Inv::lru_flags, frame.on_lru == (page.test(PageFlag::lru) ? 1 : 0), pfn.v, page.test(PageFlag::lru),
+             frame.on_lru);
+      expect(Inv::page_lock, !page.test(PageFlag::locked) && !page.test(PageFlag::writeback), pfn.v, 0,
+             page.flags.load());
+      expect(Inv::swap_cache_page, frame.in_tree <= 1 && (!PageSwapCache(page) || frame.in_tree == 1), pfn.v, 1,
+             frame.in_tree);
       if (frame.mapped > 0) {
-        if (PageAnon(page)) ++anon_;
-        else ++mapped_file_;
-        if (PageAnon(page) && frame.writable != 0) expect(Inv::writable_shared, frame.mapped == 1, pfn.v, 1, static_cast<uint64_t>(frame.mapped));
+        if (PageAnon(page))
+          ++anon_;
+        else
+          ++mapped_file_;
+        if (PageAnon(page) && frame.writable != 0)
+          expect(Inv::writable_shared, frame.mapped == 1, pfn.v, 1, static_cast<uint64_t>(frame.mapped));
       }
     }
   }

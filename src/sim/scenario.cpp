@@ -2,13 +2,13 @@
 #include "sim/scenario.hpp"
 
 #include <fmt/format.h>
+#include <toml++/toml.h>
 
 #include <algorithm>
 #include <fstream>
 #include <map>
 #include <set>
 #include <sstream>
-#include <toml++/toml.h>
 
 #include "base/parse.hpp"
 #include "mm/inode.hpp"
@@ -19,11 +19,14 @@ namespace weir::sim {
 namespace {
 
 const std::map<std::string, Op, std::less<>> OPS = {
-    {"mmap", Op::mmap},       {"mmap-file", Op::mmap_file}, {"munmap", Op::munmap}, {"brk", Op::brk},         {"malloc", Op::malloc},
-    {"touch", Op::touch},     {"read", Op::read},           {"write", Op::write},   {"fsync", Op::fsync},     {"madvise", Op::madvise},
-    {"mlock", Op::mlock},     {"munlock", Op::munlock},     {"fork", Op::fork},     {"sleep", Op::sleep},     {"exit", Op::exit},
-    {"repeat", Op::repeat},   {"kmalloc", Op::kmalloc},     {"kfree", Op::kfree},   {"vmalloc", Op::vmalloc}, {"vfree", Op::vfree},
-    {"verify", Op::verify},   {"ram", Op::ram},
+    {"mmap", Op::mmap},       {"mmap-file", Op::mmap_file}, {"munmap", Op::munmap},
+    {"brk", Op::brk},         {"malloc", Op::malloc},       {"touch", Op::touch},
+    {"read", Op::read},       {"write", Op::write},         {"fsync", Op::fsync},
+    {"madvise", Op::madvise}, {"mlock", Op::mlock},         {"munlock", Op::munlock},
+    {"fork", Op::fork},       {"sleep", Op::sleep},         {"exit", Op::exit},
+    {"repeat", Op::repeat},   {"kmalloc", Op::kmalloc},     {"kfree", Op::kfree},
+    {"vmalloc", Op::vmalloc}, {"vfree", Op::vfree},         {"verify", Op::verify},
+    {"ram", Op::ram},
 };
 const std::map<std::string, Pattern, std::less<>> PATTERNS = {
     {"sequential", Pattern::sequential}, {"random", Pattern::random}, {"zipf", Pattern::zipf}, {"hot", Pattern::hot}};
@@ -38,7 +41,8 @@ std::string keys_of(const Map& map) {
 /// One table of the file: every key is asked for once, what was not asked for is an error.
 class Table {
  public:
-  Table(const toml::table& table, const std::string& file, std::string what) : table_(table), file_(file), what_(std::move(what)) {}
+  Table(const toml::table& table, const std::string& file, std::string what)
+      : table_(table), file_(file), what_(std::move(what)) {}
 
   [[noreturn]] void fail(const std::string& key, const std::string& why) const {
     const toml::node* node = table_.get(key);
@@ -141,7 +145,8 @@ std::vector<Step> steps_of(Table& owner, const std::string& key, const std::stri
 
 Step step_of(const toml::node& node, const std::string& file, Bytes ram, int depth) {
   if (!node.is_table())
-    throw ScenarioError(fmt::format("{}:{}: a step is a table, like {{ op = \"touch\", area = \"heap\" }}", file, node.source().begin.line));
+    throw ScenarioError(fmt::format("{}:{}: a step is a table, like {{ op = \"touch\", area = \"heap\" }}", file,
+                                    node.source().begin.line));
   Table t(*node.as_table(), file, "step");
   Step s;
   s.line = t.line();
@@ -177,9 +182,7 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       if (s.op == Op::madvise && t.text("advice", "dontneed") != "dontneed") t.fail("advice", "is one of: dontneed");
       break;
     case Op::vfree:
-    case Op::kfree:
-      s.area = t.text("area", std::nullopt);
-      break;
+    case Op::kfree: s.area = t.text("area", std::nullopt); break;
     case Op::touch:
       s.area = t.text("area", std::nullopt);
       s.from = t.size("from", all);
@@ -199,9 +202,7 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       s.size = t.size("size", none, ram);
       s.count = static_cast<uint64_t>(t.integer("count", 1, 1, 1000000));
       break;
-    case Op::fsync:
-      s.area = t.text("file", std::nullopt);
-      break;
+    case Op::fsync: s.area = t.text("file", std::nullopt); break;
     case Op::fork:
       s.name = t.text("name", "child");
       s.body = steps_of(t, "steps", file, ram, depth);
@@ -210,22 +211,15 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       s.count = static_cast<uint64_t>(t.integer("times", std::nullopt, 1, 1000000));
       s.body = steps_of(t, "steps", file, ram, depth);
       break;
-    case Op::sleep:
-      s.time = t.time("for", std::nullopt);
-      break;
-    case Op::exit:
-      s.code = static_cast<int>(t.integer("code", 0, 0, 255));
-      break;
+    case Op::sleep: s.time = t.time("for", std::nullopt); break;
+    case Op::exit: s.code = static_cast<int>(t.integer("code", 0, 0, 255)); break;
     case Op::kmalloc:
       s.area = t.text("area", std::nullopt);
       s.size = t.size("size", none);
       s.count = static_cast<uint64_t>(t.integer("count", 1, 1, 10000000));
       break;
-    case Op::ram:
-      s.size = t.size("size", none, ram);
-      break;
-    case Op::verify:
-      break;
+    case Op::ram: s.size = t.size("size", none, ram); break;
+    case Op::verify: break;
   }
   t.done();
   return s;
@@ -261,8 +255,11 @@ void kernel_areas(const std::vector<Step>& steps, std::set<std::string>& names) 
 }
 
 /// A step names what an earlier step of its task (or of the task that it was forked from) has made.
-void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std::string>& areas, const std::set<std::string>& kernel) {
-  const auto fail = [&](const Step& step, const std::string& why) { throw ScenarioError(fmt::format("{}:{}: step: {}", s.path, step.line, why)); };
+void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std::string>& areas,
+                 const std::set<std::string>& kernel) {
+  const auto fail = [&](const Step& step, const std::string& why) {
+    throw ScenarioError(fmt::format("{}:{}: step: {}", s.path, step.line, why));
+  };
   const auto known_file = [&](const Step& step, const std::string& name) {
     if (std::none_of(s.files.begin(), s.files.end(), [&](const FileConfig& f) { return f.name == name; }))
       fail(step, "there is no [[file]] named \"" + name + "\"");
@@ -272,9 +269,7 @@ void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std
       case Op::mmap_file: known_file(step, step.name); [[fallthrough]];
       case Op::mmap:
       case Op::malloc:
-      case Op::brk:
-        areas.insert(step.area);
-        break;
+      case Op::brk: areas.insert(step.area); break;
       case Op::read:
       case Op::write:
       case Op::fsync: known_file(step, step.area); break;
@@ -283,7 +278,8 @@ void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std
       case Op::madvise:
       case Op::mlock:
       case Op::munlock:
-        if (!areas.contains(step.area)) fail(step, "the task has no area \"" + step.area + "\" yet: mmap, malloc, brk or mmap-file makes one");
+        if (!areas.contains(step.area))
+          fail(step, "the task has no area \"" + step.area + "\" yet: mmap, malloc, brk or mmap-file makes one");
         break;
       case Op::kfree:
       case Op::vfree:
@@ -318,8 +314,11 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     s.seed = static_cast<uint64_t>(t.integer("seed", 1, 0, INT64_MAX));
     s.kernel = t.text("kernel", "4.14");
     if (s.kernel != "4.14") t.fail("kernel", "only the profile \"4.14\" is there yet");
-    s.content = t.choice("content", std::map<std::string, ContentMode>{{"tagged", ContentMode::tagged}, {"backed", ContentMode::backed}}, "tagged");
-    s.mmu = t.choice("mmu", std::map<std::string, MmuModel>{{"hardware", MmuModel::hardware}, {"uffd", MmuModel::uffd}}, "hardware");
+    s.content = t.choice(
+        "content", std::map<std::string, ContentMode>{{"tagged", ContentMode::tagged}, {"backed", ContentMode::backed}},
+        "tagged");
+    s.mmu = t.choice("mmu", std::map<std::string, MmuModel>{{"hardware", MmuModel::hardware}, {"uffd", MmuModel::uffd}},
+                     "hardware");
     s.preempt_one_in = static_cast<unsigned>(t.integer("preempt-one-in", 64, 0, 1 << 30));
     t.done();
   }
@@ -356,7 +355,10 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
   each(root, "swap", file, [&](Table& t) {
     SwapConfig w;
     w.line = t.line();
-    w.kind = t.choice("on", std::map<std::string, SwapConfig::Kind>{{"zram", SwapConfig::Kind::zram}, {"disk", SwapConfig::Kind::disk}}, std::nullopt);
+    w.kind = t.choice(
+        "on",
+        std::map<std::string, SwapConfig::Kind>{{"zram", SwapConfig::Kind::zram}, {"disk", SwapConfig::Kind::disk}},
+        std::nullopt);
     if (w.kind == SwapConfig::Kind::disk) {
       w.disk = t.text("disk", std::nullopt);
       known_disk(t, w.disk);
@@ -366,7 +368,8 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
       if (t.has("mem-limit")) w.mem_limit = t.size("mem-limit", std::nullopt, s.ram);
     }
     w.size = t.size("size", Bytes(0), s.ram);
-    if (t.has("size") && w.size < Bytes(static_cast<uint64_t>(MIN_SWAP_PAGES) << PAGE_SHIFT)) t.fail("size", "a swap area has at least 10 pages, 40K");
+    if (t.has("size") && w.size < Bytes(static_cast<uint64_t>(MIN_SWAP_PAGES) << PAGE_SHIFT))
+      t.fail("size", "a swap area has at least 10 pages, 40K");
     if (s.swaps.size() == MAX_SWAPFILES) t.fail("", fmt::format("a machine has at most {} swap areas", MAX_SWAPFILES));
     w.priority = static_cast<int>(t.integer("priority", -1, -1, 32767));
     s.swaps.push_back(w);
@@ -375,7 +378,8 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     FileConfig f;
     f.line = t.line();
     f.name = t.text("name", std::nullopt);
-    if (f.name.empty() || f.name.size() >= sizeof Inode::name) t.fail("name", fmt::format("wants 1 to {} characters", sizeof Inode::name - 1));
+    if (f.name.empty() || f.name.size() >= sizeof Inode::name)
+      t.fail("name", fmt::format("wants 1 to {} characters", sizeof Inode::name - 1));
     for (const FileConfig& other : s.files)
       if (other.name == f.name) t.fail("name", "two files are named \"" + f.name + "\"");
     f.disk = t.text("disk", std::nullopt);

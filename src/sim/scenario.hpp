@@ -3,7 +3,8 @@
 // A machine and what happens on it, as a TOML file says it. docs/scenario.md describes the format; examples/ has many.
 //
 //   [machine]  ram, cpus, seed, content, mmu …     [sysctl]  vm.swappiness …      [[disk]] [[swap]] [[file]]
-//   [[task]]   name, start, steps = [ { op = "mmap", area = "heap", size = "32M" }, { op = "touch", area = "heap" }, … ]
+//   [[task]]   name, start, steps = [ { op = "mmap", area = "heap", size = "32M" }, { op = "touch", area = "heap" }, …
+//   ]
 #pragma once
 
 #include <optional>
@@ -27,7 +28,7 @@ struct DiskConfig {
   std::string name;
   Bytes size{uint64_t{1} << 30};
   Nanos read_latency{80000}, write_latency{80000};
-  Bytes bandwidth{uint64_t{500} << 20};   ///< a second
+  Bytes bandwidth{uint64_t{500} << 20};  ///< a second
   unsigned queue_depth = 32;
   double read_error = 0, write_error = 0;  ///< probability of EIO a request
 };
@@ -35,40 +36,61 @@ struct DiskConfig {
 struct SwapConfig {
   int line = 0;
   enum class Kind { zram, disk } kind = Kind::disk;
-  std::string disk;                      ///< kind disk: its name
-  std::string algorithm = "lz4";         ///< kind zram
-  Bytes size{0};                         ///< 0: disk: the rest of it; zram: the machine's RAM
-  std::optional<Bytes> mem_limit;        ///< zram: of the pool
-  int priority = -1;                     ///< -1: in order of appearance
+  std::string disk;                ///< kind disk: its name
+  std::string algorithm = "lz4";   ///< kind zram
+  Bytes size{0};                   ///< 0: disk: the rest of it; zram: the machine's RAM
+  std::optional<Bytes> mem_limit;  ///< zram: of the pool
+  int priority = -1;               ///< -1: in order of appearance
 };
 
 struct FileConfig {
   int line = 0;
   std::string name, disk;
-  Bytes size{0};       ///< at the start (content: every page's own)
-  Bytes max_size{0};   ///< may grow so far; 0: size
+  Bytes size{0};      ///< at the start (content: every page's own)
+  Bytes max_size{0};  ///< may grow so far; 0: size
 };
 
 enum class Op {
-  mmap, mmap_file, munmap, brk, malloc, touch, read, write, fsync, madvise, mlock, munlock, fork, sleep, exit, repeat, kmalloc, kfree, vmalloc, vfree, verify, ram,
+  mmap,
+  mmap_file,
+  munmap,
+  brk,
+  malloc,
+  touch,
+  read,
+  write,
+  fsync,
+  madvise,
+  mlock,
+  munlock,
+  fork,
+  sleep,
+  exit,
+  repeat,
+  kmalloc,
+  kfree,
+  vmalloc,
+  vfree,
+  verify,
+  ram,
 };
 enum class Pattern { sequential, random, zipf, hot };
 
 struct Step {
   Op op = Op::exit;
   int line = 0;
-  std::string area;                    ///< or the file's name
+  std::string area;  ///< or the file's name
   Bytes size{0}, from{0};
-  bool write = true;                   ///< touch: store or load
-  bool shared = false;                 ///< mmap_file
+  bool write = true;    ///< touch: store or load
+  bool shared = false;  ///< mmap_file
   Pattern pattern = Pattern::sequential;
-  uint64_t count = 0;                  ///< touches (0: once a page); objects; times
-  double theta = 0.99;                 ///< zipf
+  uint64_t count = 0;   ///< touches (0: once a page); objects; times
+  double theta = 0.99;  ///< zipf
   double hot_share = 0.1, hot_probability = 0.9;
-  Nanos time{0};                       ///< sleep; think time a touch
+  Nanos time{0};  ///< sleep; think time a touch
   int code = 0;
-  std::string name;                    ///< fork: the child's
-  std::vector<Step> body;              ///< fork: what the child does; repeat
+  std::string name;        ///< fork: the child's
+  std::vector<Step> body;  ///< fork: what the child does; repeat
 };
 
 struct TaskConfig {
@@ -81,16 +103,16 @@ struct TaskConfig {
 struct Scenario {
   std::string path;
   std::string title;
-  std::string show;                    ///< the function whose calls `weir flow` prints; empty: all
+  std::string show;  ///< the function whose calls `weir flow` prints; empty: all
   // [machine]
   Bytes ram{uint64_t{64} << 20};
-  Bytes dma32{0};                      ///< size of zone DMA32; 0: as hardware has it (4 GiB)
+  Bytes dma32{0};  ///< size of zone DMA32; 0: as hardware has it (4 GiB)
   unsigned cpus = 1;
   uint64_t seed = 1;
   std::string kernel = "4.14";
   ContentMode content = ContentMode::tagged;
   MmuModel mmu = MmuModel::hardware;
-  unsigned preempt_one_in = 64;        ///< 0: threads switch only where they sleep
+  unsigned preempt_one_in = 64;  ///< 0: threads switch only where they sleep
   // [sysctl]
   int swappiness = 60;
   unsigned page_cluster = 3;
@@ -101,7 +123,7 @@ struct Scenario {
   std::vector<SwapConfig> swaps;
   std::vector<FileConfig> files;
   std::vector<TaskConfig> tasks;
-  std::optional<Nanos> end;            ///< stop then, whatever runs
+  std::optional<Nanos> end;  ///< stop then, whatever runs
 };
 
 /// Reads a scenario. Unknown keys are errors. Throws ScenarioError.

@@ -48,7 +48,8 @@ class Mapping {
   size_t bytes_;
 };
 
-/// Zipf over [0, n): item of rank r with probability ~ 1/(r+1)^theta, ranks spread over the range by a fixed permutation.
+/// Zipf over [0, n): item of rank r with probability ~ 1/(r+1)^theta, ranks spread over the range by a fixed
+/// permutation.
 class Zipf {
  public:
   Zipf(uint64_t n, double theta) : n_(n), theta_(theta) {
@@ -59,7 +60,10 @@ class Zipf {
   uint64_t operator()(double u) const {
     const double uz = u * zeta_;
     uint64_t rank = 0;
-    if (uz >= 1.0) rank = uz < 1.0 + std::pow(0.5, theta_) ? 1 : static_cast<uint64_t>(static_cast<double>(n_) * std::pow(eta_ * u - eta_ + 1, 1 / (1 - theta_)));
+    if (uz >= 1.0)
+      rank = uz < 1.0 + std::pow(0.5, theta_)
+                 ? 1
+                 : static_cast<uint64_t>(static_cast<double>(n_) * std::pow(eta_ * u - eta_ + 1, 1 / (1 - theta_)));
     if (rank >= n_) rank = n_ - 1;
     return rank * 0x9e3779b97f4a7c15ull % n_;
   }
@@ -80,18 +84,18 @@ FaultAttr fault_attr(double probability) {
 struct FileModel {
   File* file = nullptr;
   Inode* inode = nullptr;
-  std::vector<uint64_t> expected;   ///< content word of each page
-  std::vector<uint32_t> changing;   ///< odd while a store is under way: loads that overlap it are not compared
+  std::vector<uint64_t> expected;  ///< content word of each page
+  std::vector<uint32_t> changing;  ///< odd while a store is under way: loads that overlap it are not compared
 };
 
 struct Area {
   VirtAddr start{};
   uint64_t pages = 0;
-  std::vector<uint64_t> expected;   ///< content word; anonymous pages begin at 0
+  std::vector<uint64_t> expected;  ///< content word; anonymous pages begin at 0
   FileModel* file = nullptr;
   uint64_t file_page = 0;
   bool shared = false;
-  std::vector<bool> own;            ///< private file mapping: the page has been written here
+  std::vector<bool> own;  ///< private file mapping: the page has been written here
   bool heap = false;
 };
 
@@ -124,18 +128,21 @@ struct Ended {
 
 class Simulation final : private VerifySink {
  public:
-  Simulation(const Scenario& scenario, const SimOptions& options) : s_(scenario), options_(options), seed_(options.seed.value_or(scenario.seed)) {}
+  Simulation(const Scenario& scenario, const SimOptions& options)
+      : s_(scenario), options_(options), seed_(options.seed.value_or(scenario.seed)) {}
 
   SimResult run();
 
  private:
   void broken(const char* id, const char* what, uint64_t subject, uint64_t expected, uint64_t found) override {
     if (result_.broken.size() < 100)
-      result_.broken.push_back({id, fmt::format("{} (subject {:#x}: expected {:#x}, found {:#x})", what, subject, expected, found)});
+      result_.broken.push_back(
+          {id, fmt::format("{} (subject {:#x}: expected {:#x}, found {:#x})", what, subject, expected, found)});
   }
   void content_broken(const std::string& where, uint64_t expected, std::optional<uint64_t> found) {
     if (result_.broken.size() < 100)
-      result_.broken.push_back({"content", fmt::format("{}: expected {:#x}, found {}", where, expected, found ? fmt::format("{:#x}", *found) : "bytes of no page")});
+      result_.broken.push_back({"content", fmt::format("{}: expected {:#x}, found {}", where, expected,
+                                                       found ? fmt::format("{:#x}", *found) : "bytes of no page")});
   }
 
   void boot();
@@ -164,11 +171,13 @@ class Simulation final : private VerifySink {
 
   template <class T>
   T must(Result<T> r, const Step& step, const char* what) {
-    if (!r) throw Ended{TaskOutcome::Fate::exited, 1, fmt::format("line {}: {}: {}", step.line, what, errno_name(r.error()))};
+    if (!r)
+      throw Ended{TaskOutcome::Fate::exited, 1, fmt::format("line {}: {}: {}", step.line, what, errno_name(r.error()))};
     return std::move(*r);
   }
   void must(Result<void> r, const Step& step, const char* what) {
-    if (!r) throw Ended{TaskOutcome::Fate::exited, 1, fmt::format("line {}: {}: {}", step.line, what, errno_name(r.error()))};
+    if (!r)
+      throw Ended{TaskOutcome::Fate::exited, 1, fmt::format("line {}: {}: {}", step.line, what, errno_name(r.error()))};
   }
   template <class T>
   T boot_must(Result<T> r, const std::string& what) {
@@ -199,7 +208,8 @@ class Simulation final : private VerifySink {
   /// A window of a disk that a swap area lies in.
   class Window final : public BlockDevice {
    public:
-    Window(BlockDevice& below, std::string name, uint64_t first, uint64_t pages) : below_(below), name_(std::move(name)), first_(first), pages_(pages) {}
+    Window(BlockDevice& below, std::string name, uint64_t first, uint64_t pages)
+        : below_(below), name_(std::move(name)), first_(first), pages_(pages) {}
     const char* name() const override { return name_.c_str(); }
     PageCount capacity() const override { return PageCount(static_cast<int64_t>(pages_)); }
     void submit_bio(Bio& bio) override {
@@ -251,7 +261,8 @@ void Simulation::boot() {
   mo.model = s_.mmu == MmuModel::uffd ? SoftMmu::Model::uffd : SoftMmu::Model::hardware;
   mo.cpus = s_.cpus;
   mmu_ = std::make_unique<SoftMmu>(mo);
-  machine_ = boot_must(Machine::create(machine_place_->data(), *world_, *mmu_, arena_->data(), o), "the machine does not boot");
+  machine_ = boot_must(Machine::create(machine_place_->data(), *world_, *mmu_, arena_->data(), o),
+                       "the machine does not boot");
   user_ = std::make_unique<UserAccess>(*mmu_, s_.content);
   mmu_->set_fault_handler(
       [](void* self, Task& task, VirtAddr address, uint32_t error_code) {
@@ -300,8 +311,9 @@ void Simulation::make_swaps() {
       const auto capacity = static_cast<uint64_t>(disk.device->capacity().v);
       const uint64_t pages = w.size.v != 0 ? static_cast<uint64_t>(pages_in(w.size).v) : capacity - disk.used_pages;
       if (disk.used_pages + pages > capacity)
-        throw ScenarioError(fmt::format("{}:{}: swap on {}: {} pages do not fit, {} of {} are taken: give the disk a larger size", s_.path, w.line, w.disk,
-                                        pages, disk.used_pages, capacity));
+        throw ScenarioError(
+            fmt::format("{}:{}: swap on {}: {} pages do not fit, {} of {} are taken: give the disk a larger size",
+                        s_.path, w.line, w.disk, pages, disk.used_pages, capacity));
       windows_.push_back(std::make_unique<Window>(*disk.device, w.disk + "-swap", disk.used_pages, pages));
       disk.used_pages += pages;
       device = windows_.back().get();
@@ -320,7 +332,9 @@ void Simulation::make_swaps() {
       zrams_.push_back(std::move(z));
     }
     const Result<void> made = machine_->swapon.mkswap(*device);
-    if (!made) throw ScenarioError(fmt::format("{}:{}: mkswap {}: {}", s_.path, w.line, device->name(), errno_name(made.error())));
+    if (!made)
+      throw ScenarioError(
+          fmt::format("{}:{}: mkswap {}: {}", s_.path, w.line, device->name(), errno_name(made.error())));
     boot_must(machine_->swapon.swapon(*device, priority), fmt::format("line {}: swapon {}", w.line, device->name()));
   }
 }
@@ -330,9 +344,11 @@ void Simulation::make_files() {
     Disk& disk = disks_.at(f.disk);
     const uint64_t max_pages = page_align_up(f.max_size.v) >> PAGE_SHIFT;
     if (disk.used_pages + max_pages > static_cast<uint64_t>(disk.device->capacity().v))
-      throw ScenarioError(fmt::format("{}:{}: file {}: does not fit on disk {}: give the disk a larger size", s_.path, f.line, f.name, f.disk));
+      throw ScenarioError(fmt::format("{}:{}: file {}: does not fit on disk {}: give the disk a larger size", s_.path,
+                                      f.line, f.name, f.disk));
     FileModel model;
-    model.inode = boot_must(machine_->files.create_inode(f.name.c_str(), *disk.device, disk.used_pages, Bytes(0), Bytes(max_pages << PAGE_SHIFT)),
+    model.inode = boot_must(machine_->files.create_inode(f.name.c_str(), *disk.device, disk.used_pages, Bytes(0),
+                                                         Bytes(max_pages << PAGE_SHIFT)),
                             "file " + f.name);
     model.file = boot_must(machine_->files.open(*model.inode), "file " + f.name);
     disk.used_pages += max_pages;
@@ -370,7 +386,8 @@ FileModel& Simulation::file_of(const std::string& name) {
 Area& Simulation::area_of(Program& program, const Step& step) {
   const auto it = program.areas.find(step.area);
   if (it == program.areas.end())
-    throw Ended{TaskOutcome::Fate::exited, 1, fmt::format("line {}: the task has no area \"{}\"", step.line, step.area)};
+    throw Ended{TaskOutcome::Fate::exited, 1,
+                fmt::format("line {}: the task has no area \"{}\"", step.line, step.area)};
   return it->second;
 }
 
@@ -407,7 +424,8 @@ void Simulation::run_program(Program& program, const std::vector<Step>& steps) {
     code = e.code;
     message = e.message;
   }
-  // What is still mapped goes into the digest: the final memory. A killed task's contents are not looked at: it may not fault any more.
+  // What is still mapped goes into the digest: the final memory. A killed task's contents are not looked at: it may not
+  // fault any more.
   if (fate == TaskOutcome::Fate::exited) {
     try {
       for (auto& [name, area] : program.areas)
@@ -503,7 +521,8 @@ void Simulation::run_step(Program& program, const Step& step) {
       Area& area = area_of(program, step);
       uint64_t first = 0, pages = 0;
       whole(area, first, pages);
-      must(machine_->spaces.madvise(mm, area.start + (first << PAGE_SHIFT), pages << PAGE_SHIFT, Advice::dontneed), step, "madvise");
+      must(machine_->spaces.madvise(mm, area.start + (first << PAGE_SHIFT), pages << PAGE_SHIFT, Advice::dontneed),
+           step, "madvise");
       for (uint64_t i = first; i < first + pages; ++i) {
         area.expected[i] = 0;
         if (area.file != nullptr) area.own[i] = false;
@@ -525,9 +544,7 @@ void Simulation::run_step(Program& program, const Step& step) {
     case Op::write: file_io(program, step); break;
     case Op::fsync: must(machine_->files.fsync(*file_of(step.area).file), step, "fsync"); break;
     case Op::fork: fork(program, step); break;
-    case Op::sleep:
-      world_->schedule_timeout(step.time);
-      break;
+    case Op::sleep: world_->schedule_timeout(step.time); break;
     case Op::exit: throw Ended{TaskOutcome::Fate::exited, step.code, ""};
     case Op::repeat:
       for (uint64_t i = 0; i < step.count; ++i) run_steps(program, step.body);
@@ -546,7 +563,9 @@ void Simulation::run_step(Program& program, const Step& step) {
       kernel_objects_.erase(step.area);
       break;
     }
-    case Op::vmalloc: kernel_objects_[step.area].vm = must(machine_->vmalloc.vmalloc(step.size), step, "vmalloc"); break;
+    case Op::vmalloc:
+      kernel_objects_[step.area].vm = must(machine_->vmalloc.vmalloc(step.size), step, "vmalloc");
+      break;
     case Op::vfree:
       machine_->vmalloc.vfree(kernel_objects_[step.area].vm);
       kernel_objects_.erase(step.area);
@@ -575,7 +594,8 @@ void Simulation::touch_page(Program& program, const std::string& name, Area& are
     if (file != nullptr && area.shared) ++file->changing[at];
     r = user_->store(*program.task, address, content);
     if (r == FaultResult::done) {
-      if (file != nullptr && area.shared) file->expected[at] = content;
+      if (file != nullptr && area.shared)
+        file->expected[at] = content;
       else {
         area.expected[page] = content;
         if (file != nullptr) area.own[page] = true;
@@ -592,12 +612,16 @@ void Simulation::touch_page(Program& program, const std::string& name, Area& are
   switch (r) {
     case FaultResult::done: break;
     case FaultResult::killed: throw Ended{TaskOutcome::Fate::killed, 137, "killed"};
-    case FaultResult::sigsegv: throw Ended{TaskOutcome::Fate::segv, 139, fmt::format("SIGSEGV at {:#x} ({} page {})", address.v, name, page)};
-    case FaultResult::sigbus: throw Ended{TaskOutcome::Fate::bus, 135, fmt::format("SIGBUS at {:#x} ({} page {})", address.v, name, page)};
+    case FaultResult::sigsegv:
+      throw Ended{TaskOutcome::Fate::segv, 139, fmt::format("SIGSEGV at {:#x} ({} page {})", address.v, name, page)};
+    case FaultResult::sigbus:
+      throw Ended{TaskOutcome::Fate::bus, 135, fmt::format("SIGBUS at {:#x} ({} page {})", address.v, name, page)};
   }
   if (!write && compare) {
     ++result_.contents_checked;
-    if (!found || *found != expected) content_broken(fmt::format("task {} area {} page {}", result_.tasks[program.outcome].name, name, page), expected, found);
+    if (!found || *found != expected)
+      content_broken(fmt::format("task {} area {} page {}", result_.tasks[program.outcome].name, name, page), expected,
+                     found);
     contents_digest_ = XXH64(&expected, sizeof expected, contents_digest_ + page);
   }
   world_->cond_resched();
@@ -606,7 +630,8 @@ void Simulation::touch_page(Program& program, const std::string& name, Area& are
 void Simulation::touch(Program& program, const Step& step) {
   Area& area = area_of(program, step);
   const uint64_t first = step.from.v >> PAGE_SHIFT;
-  const uint64_t pages = step.size.v != 0 ? page_align_up(step.size.v) >> PAGE_SHIFT : area.pages - std::min(first, area.pages);
+  const uint64_t pages =
+      step.size.v != 0 ? page_align_up(step.size.v) >> PAGE_SHIFT : area.pages - std::min(first, area.pages);
   if (pages == 0 || first + pages > area.pages)
     throw Ended{TaskOutcome::Fate::exited, 1, fmt::format("line {}: behind the end of \"{}\"", step.line, step.area)};
   const uint64_t count = step.count != 0 ? step.count : pages;
@@ -620,7 +645,9 @@ void Simulation::touch(Program& program, const Step& step) {
       case Pattern::sequential: page = i % pages; break;
       case Pattern::random: page = program.next() % pages; break;
       case Pattern::zipf: page = (*zipf)(program.real()); break;
-      case Pattern::hot: page = program.real() < step.hot_probability ? program.next() % hot_pages : program.next() % pages; break;
+      case Pattern::hot:
+        page = program.real() < step.hot_probability ? program.next() % hot_pages : program.next() % pages;
+        break;
     }
     touch_page(program, step.area, area, first + page, step.write);
     if (step.time.v != 0) world_->schedule_timeout(step.time);
@@ -653,7 +680,8 @@ void Simulation::file_io(Program& program, const Step& step) {
   FileModel& file = file_of(step.area);
   const uint64_t first = step.from.v >> PAGE_SHIFT, pages = page_align_up(step.size.v) >> PAGE_SHIFT;
   if (first + pages > file.expected.size())
-    throw Ended{TaskOutcome::Fate::exited, 1, fmt::format("line {}: behind the end of file \"{}\"", step.line, step.area)};
+    throw Ended{TaskOutcome::Fate::exited, 1,
+                fmt::format("line {}: behind the end of file \"{}\"", step.line, step.area)};
   for (uint64_t n = 0; n < step.count; ++n) {
     for (uint64_t page = first; page < first + pages; ++page) {
       survive(program);
@@ -673,7 +701,8 @@ void Simulation::file_io(Program& program, const Step& step) {
         const std::optional<uint64_t> found = must(std::move(r), step, "read");
         if ((before & 1) == 0 && file.changing[page] == before) {
           ++result_.contents_checked;
-          if (!found || *found != expected) content_broken(fmt::format("file {} page {}", step.area, page), expected, found);
+          if (!found || *found != expected)
+            content_broken(fmt::format("file {} page {}", step.area, page), expected, found);
         }
       }
       world_->spend(TOUCH_COST);
@@ -698,11 +727,14 @@ void Simulation::fork(Program& program, const Step& step) {
   if (recorder_) recorder_->task(thread->tid, task->pid, step.name);
 }
 
-/// Waits until no request is under way and no kthread has anything in its hands: verify() wants that. No task may run meanwhile.
+/// Waits until no request is under way and no kthread has anything in its hands: verify() wants that. No task may run
+/// meanwhile.
 void Simulation::come_to_rest() {
   const auto gauge = [&](NodeStat s) { return machine_->vmstat.node_page_state(s); };
   const auto busy = [&] {
-    if (gauge(NodeStat::nr_writeback) != 0 || gauge(NodeStat::nr_isolated_anon) != 0 || gauge(NodeStat::nr_isolated_file) != 0) return true;
+    if (gauge(NodeStat::nr_writeback) != 0 || gauge(NodeStat::nr_isolated_anon) != 0 ||
+        gauge(NodeStat::nr_isolated_file) != 0)
+      return true;
     for (const auto& [name, disk] : disks_)
       if (disk.sim->sim_stats().waiting + disk.sim->sim_stats().in_service != 0) return true;
     return false;
@@ -719,22 +751,29 @@ void Simulation::verify() {
 
 void Simulation::collect() {
   for (unsigned i = 0; i < static_cast<unsigned>(NodeStat::count); ++i)
-    result_.vmstat[stat_name(static_cast<NodeStat>(i))] = static_cast<uint64_t>(machine_->vmstat.node_page_state(static_cast<NodeStat>(i)));
+    result_.vmstat[stat_name(static_cast<NodeStat>(i))] =
+        static_cast<uint64_t>(machine_->vmstat.node_page_state(static_cast<NodeStat>(i)));
   for (unsigned i = 0; i < static_cast<unsigned>(VmEvent::count); ++i)
     result_.vmstat[event_name(static_cast<VmEvent>(i))] = machine_->vmstat.event(static_cast<VmEvent>(i));
   result_.vmstat["nr_free_pages"] = static_cast<uint64_t>(machine_->pages.nr_free_pages().v);
   for (const auto& z : zrams_) {
     const ZramMmStat m = z->zram->mm_stat();
     const ZramIoStat io = z->zram->io_stat();
-    result_.zram[z->name] = {{"orig_data_size", m.orig_data_size.v}, {"compr_data_size", m.compr_data_size.v}, {"mem_used_total", m.mem_used_total.v},
-                             {"mem_limit", m.mem_limit.v},           {"mem_used_max", m.mem_used_max.v},       {"same_pages", m.same_pages},
-                             {"huge_pages", m.huge_pages},           {"num_reads", io.num_reads},              {"num_writes", io.num_writes},
-                             {"failed_writes", io.failed_writes}};
+    result_.zram[z->name] = {{"orig_data_size", m.orig_data_size.v}, {"compr_data_size", m.compr_data_size.v},
+                             {"mem_used_total", m.mem_used_total.v}, {"mem_limit", m.mem_limit.v},
+                             {"mem_used_max", m.mem_used_max.v},     {"same_pages", m.same_pages},
+                             {"huge_pages", m.huge_pages},           {"num_reads", io.num_reads},
+                             {"num_writes", io.num_writes},          {"failed_writes", io.failed_writes}};
   }
   XXH64_hash_t h = XXH64(&contents_digest_, sizeof contents_digest_, seed_);
   for (const auto& [name, value] : result_.vmstat) h = XXH64(&value, sizeof value, XXH64(name.data(), name.size(), h));
   for (const TaskOutcome& t : result_.tasks) {
-    const uint64_t v[] = {static_cast<uint64_t>(t.pid), static_cast<uint64_t>(t.fate), static_cast<uint64_t>(t.code), t.ended.v, t.min_flt, t.maj_flt};
+    const uint64_t v[] = {static_cast<uint64_t>(t.pid),
+                          static_cast<uint64_t>(t.fate),
+                          static_cast<uint64_t>(t.code),
+                          t.ended.v,
+                          t.min_flt,
+                          t.maj_flt};
     h = XXH64(v, sizeof v, h);
   }
   const uint64_t end[] = {result_.time.v, world_->switches(), recorder_ ? recorder_->recorded() : 0};
@@ -813,15 +852,18 @@ SimResult Simulation::run() {
   }
   result_.time = world_->now();
 
-  // Stopped in the middle of things, the machine is left as it is: its threads run no further, and only rest can be verified.
+  // Stopped in the middle of things, the machine is left as it is: its threads run no further, and only rest can be
+  // verified.
   const bool stopped = state == VirtualWorld::RunState::time_reached;
-  if (stopped) collect();
-  else world_->spawn("shutdown", [&] {
-    if (state == VirtualWorld::RunState::finished) come_to_rest();
-    machine_->shutdown();
-    if (state == VirtualWorld::RunState::finished) verify();
+  if (stopped)
     collect();
-  });
+  else
+    world_->spawn("shutdown", [&] {
+      if (state == VirtualWorld::RunState::finished) come_to_rest();
+      machine_->shutdown();
+      if (state == VirtualWorld::RunState::finished) verify();
+      collect();
+    });
   if (!stopped && world_->run() == VirtualWorld::RunState::deadlock && !result_.deadlock) {
     result_.deadlock = true;
     result_.deadlock_report = world_->report();
@@ -851,21 +893,26 @@ const char* fate_name(TaskOutcome::Fate fate) {
 
 }  // namespace
 
-SimResult run_scenario(const Scenario& scenario, const SimOptions& options) { return Simulation(scenario, options).run(); }
+SimResult run_scenario(const Scenario& scenario, const SimOptions& options) {
+  return Simulation(scenario, options).run();
+}
 
 std::string summary(const SimResult& r) {
   std::string out;
-  out += fmt::format("{}\nseed {}  virtual time {:.6f} s  digest {}\n\n", r.title.empty() ? r.scenario : r.title, r.seed, static_cast<double>(r.time.v) / 1e9, r.digest);
-  out += fmt::format("{:<16} {:>5} {:<9} {:>4} {:>12} {:>10} {:>10}  {}\n", "task", "pid", "fate", "code", "ended (s)", "min_flt", "maj_flt", "");
+  out += fmt::format("{}\nseed {}  virtual time {:.6f} s  digest {}\n\n", r.title.empty() ? r.scenario : r.title,
+                     r.seed, static_cast<double>(r.time.v) / 1e9, r.digest);
+  out += fmt::format("{:<16} {:>5} {:<9} {:>4} {:>12} {:>10} {:>10}  {}\n", "task", "pid", "fate", "code", "ended (s)",
+                     "min_flt", "maj_flt", "");
   for (const TaskOutcome& t : r.tasks)
-    out += fmt::format("{:<16} {:>5} {:<9} {:>4} {:>12.6f} {:>10} {:>10}  {}\n", t.name, t.pid, fate_name(t.fate), t.code, static_cast<double>(t.ended.v) / 1e9,
-                       t.min_flt, t.maj_flt, t.message);
+    out += fmt::format("{:<16} {:>5} {:<9} {:>4} {:>12.6f} {:>10} {:>10}  {}\n", t.name, t.pid, fate_name(t.fate),
+                       t.code, static_cast<double>(t.ended.v) / 1e9, t.min_flt, t.maj_flt, t.message);
   out += "\n";
   for (const auto& [name, value] : r.vmstat)
     if (value != 0) out += fmt::format("{:<32} {:>14}\n", name, static_cast<int64_t>(value));
   for (const auto& [device, stats] : r.zram)
     for (const auto& [name, value] : stats) out += fmt::format("{:<32} {:>14}\n", device + "." + name, value);
-  out += fmt::format("\ncontents compared {}, machine verified {} time{}\n", r.contents_checked, r.verified, r.verified == 1 ? "" : "s");
+  out += fmt::format("\ncontents compared {}, machine verified {} time{}\n", r.contents_checked, r.verified,
+                     r.verified == 1 ? "" : "s");
   if (r.deadlock) out += "\nDEADLOCK\n" + r.deadlock_report + "\n";
   for (const Broken& b : r.broken) out += fmt::format("BROKEN {}: {}\n", b.id, b.text);
   return out;
@@ -880,8 +927,14 @@ std::string to_json(const SimResult& r) {
   j["digest"] = r.digest;
   j["tasks"] = nlohmann::ordered_json::array();
   for (const TaskOutcome& t : r.tasks)
-    j["tasks"].push_back({{"name", t.name}, {"pid", t.pid}, {"fate", fate_name(t.fate)}, {"code", t.code}, {"ended_ns", t.ended.v}, {"min_flt", t.min_flt},
-                          {"maj_flt", t.maj_flt}, {"message", t.message}});
+    j["tasks"].push_back({{"name", t.name},
+                          {"pid", t.pid},
+                          {"fate", fate_name(t.fate)},
+                          {"code", t.code},
+                          {"ended_ns", t.ended.v},
+                          {"min_flt", t.min_flt},
+                          {"maj_flt", t.maj_flt},
+                          {"message", t.message}});
   for (const auto& [name, value] : r.vmstat) j["vmstat"][name] = static_cast<int64_t>(value);
   for (const auto& [device, stats] : r.zram)
     for (const auto& [name, value] : stats) j["zram"][device][name] = value;

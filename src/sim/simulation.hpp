@@ -1,10 +1,10 @@
 // src/sim/simulation.hpp
 //
-// A scenario, run: a machine on virtual time, its disks, files and tasks. Same scenario and seed: the same counters, recording and
-// final memory, bit for bit.
+// A scenario, run: a machine on virtual time, its disks, files and tasks. Same scenario and seed: the same counters,
+// recording and final memory, bit for bit.
 //
-// Every page that a task writes gets a content of its own, remembered outside the machine; every load is compared with it. So a
-// lost, stale or mixed-up page shows as a broken "content".
+// Every page that a task writes gets a content of its own, remembered outside the machine; every load is compared with
+// it. So a lost, stale or mixed-up page shows as a broken "content".
 #pragma once
 
 #include <map>
@@ -29,7 +29,7 @@ struct TaskOutcome {
   int code = 0;
   Nanos ended{};
   uint64_t min_flt = 0, maj_flt = 0;
-  std::string message;   ///< why, where a step failed
+  std::string message;  ///< why, where a step failed
 };
 
 struct SimResult {
@@ -39,19 +39,19 @@ struct SimResult {
   bool deadlock = false;
   std::string deadlock_report;
   std::vector<TaskOutcome> tasks;
-  std::vector<Broken> broken;             ///< invariants and contents; empty on a good run
-  std::map<std::string, uint64_t> vmstat; ///< /proc/vmstat names: gauges and events
-  std::map<std::string, std::map<std::string, uint64_t>> zram;   ///< by device
-  std::vector<std::string> log;           ///< the kernel's log, with times
-  uint64_t verified = 0;                  ///< how often verify() ran
+  std::vector<Broken> broken;                                   ///< invariants and contents; empty on a good run
+  std::map<std::string, uint64_t> vmstat;                       ///< /proc/vmstat names: gauges and events
+  std::map<std::string, std::map<std::string, uint64_t>> zram;  ///< by device
+  std::vector<std::string> log;                                 ///< the kernel's log, with times
+  uint64_t verified = 0;                                        ///< how often verify() ran
   uint64_t contents_checked = 0;
-  std::string digest;                     ///< of counters, contents, fates, and how many switches and events there were
+  std::string digest;  ///< of counters, contents, fates, and how many switches and events there were
 };
 
 struct SimOptions {
-  std::optional<uint64_t> seed;           ///< in place of the scenario's
-  std::string record;                     ///< file for the whole recording; empty: none
-  FlowSink* sink = nullptr;               ///< who hears every event where there is no file
+  std::optional<uint64_t> seed;  ///< in place of the scenario's
+  std::string record;            ///< file for the whole recording; empty: none
+  FlowSink* sink = nullptr;      ///< who hears every event where there is no file
 };
 
 /// Runs it to the end. Throws ScenarioError for what cannot be set up (a swap area larger than its disk, say).

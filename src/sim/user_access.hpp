@@ -1,6 +1,7 @@
 // src/sim/user_access.hpp
 //
-// A simulated task's loads and stores: one word of content a page, whatever the machine keeps (tags, or bytes made from the word).
+// A simulated task's loads and stores: one word of content a page, whatever the machine keeps (tags, or bytes made from
+// the word).
 #pragma once
 
 #include <optional>
@@ -10,8 +11,8 @@
 
 namespace weir::sim {
 
-/// A page's bytes for a content word: half random, half one repeated word, so that they compress about as programs' pages do.
-/// 0 is the zero page.
+/// A page's bytes for a content word: half random, half one repeated word, so that they compress about as programs'
+/// pages do. 0 is the zero page.
 void fill_page(uint64_t content, std::byte* page);
 /// The word that a page of bytes was made from; nothing if the bytes are not such a page.
 [[nodiscard]] std::optional<uint64_t> content_of(const std::byte* page);
@@ -20,7 +21,8 @@ class UserAccess {
  public:
   UserAccess(SoftMmu& mmu, ContentMode mode) : mmu_(mmu), mode_(mode) {}
 
-  /// One store: the page's content becomes `content`. One load: what it is. The fault handler runs as often as it takes.
+  /// One store: the page's content becomes `content`. One load: what it is. The fault handler runs as often as it
+  /// takes.
   FaultResult store(Task& task, VirtAddr page, uint64_t content);
   FaultResult load(Task& task, VirtAddr page, std::optional<uint64_t>& content);
 

@@ -1,7 +1,7 @@
 // tests/model/child.hpp
 //
-// Runs a script in a process of its own, so that a broken assertion, a crash or a hang is a result like others; and makes a
-// script that fails smaller.
+// Runs a script in a process of its own, so that a broken assertion, a crash or a hang is a result like others; and
+// makes a script that fails smaller.
 #pragma once
 
 #include <poll.h>
@@ -17,7 +17,7 @@ namespace weir::model {
 
 struct Outcome {
   bool good = false;
-  std::string text;   ///< what went wrong
+  std::string text;  ///< what went wrong
   Totals totals;
 };
 
@@ -35,7 +35,8 @@ inline Outcome run_in_child(const Script& script, unsigned seconds = 120) {
     const int failures_before = result.total_part_count();
     Run run(script);
     std::string failure = run.run();
-    if (failure.empty() && result.total_part_count() != failures_before) failure = "the machine is not clean at the end";
+    if (failure.empty() && result.total_part_count() != failures_before)
+      failure = "the machine is not clean at the end";
     const char verdict = failure.empty() ? 'y' : 'n';
     (void)!write(results[1], &verdict, 1);
     (void)!write(results[1], &run.totals, sizeof run.totals);
@@ -78,8 +79,8 @@ inline Outcome run_in_child(const Script& script, unsigned seconds = 120) {
   return out;
 }
 
-/// A smaller script that fails too: rounds, then runs of lines, then single lines are left out; then the machine is made simpler.
-/// Stops after about `seconds`.
+/// A smaller script that fails too: rounds, then runs of lines, then single lines are left out; then the machine is
+/// made simpler. Stops after about `seconds`.
 inline Script shrink(Script script, unsigned seconds) {
   const time_t end = time(nullptr) + seconds;
   const auto fails = [&](const Script& s) { return time(nullptr) < end && !run_in_child(s, 20).good; };
@@ -88,8 +89,10 @@ inline Script shrink(Script script, unsigned seconds) {
       Script less = script;
       const auto from = less.ops.begin() + static_cast<ptrdiff_t>(at);
       less.ops.erase(from, from + static_cast<ptrdiff_t>(std::min(chunk, less.ops.size() - at)));
-      if (fails(less)) script = std::move(less);
-      else at += chunk;
+      if (fails(less))
+        script = std::move(less);
+      else
+        at += chunk;
     }
   const auto simpler = [&](uint64_t Config::*field, uint64_t value) {
     if (script.config.*field == value) return;
@@ -115,6 +118,8 @@ inline Script shrink(Script script, unsigned seconds) {
 }
 
 /// Is there a uffd model in the software MMU?
-[[nodiscard]] inline bool uffd_model_is_there() { return !std::make_unique<SoftMmu>(SoftMmu::Options{.model = SoftMmu::Model::uffd})->caps().has_write_protect; }
+[[nodiscard]] inline bool uffd_model_is_there() {
+  return !std::make_unique<SoftMmu>(SoftMmu::Options{.model = SoftMmu::Model::uffd})->caps().has_write_protect;
+}
 
 }  // namespace weir::model

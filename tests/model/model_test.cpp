@@ -16,8 +16,8 @@ namespace {
 void report(const char* what, const Script& script, const Outcome& outcome) {
   const Script small = shrink(script, 90);
   const Outcome again = run_in_child(small);
-  ADD_FAILURE() << what << ", seed " << script.config.seed << ": " << outcome.text << "\n\nmade smaller (save it, WEIR_SCRIPT=FILE runs it): "
-                << again.text << "\n"
+  ADD_FAILURE() << what << ", seed " << script.config.seed << ": " << outcome.text
+                << "\n\nmade smaller (save it, WEIR_SCRIPT=FILE runs it): " << again.text << "\n"
                 << print(small);
 }
 
@@ -37,10 +37,12 @@ void run_seeds(Mode mode, const char* what, uint64_t seeds) {
     ++failed;
     report(what, script, outcome);
   }
-  std::printf("model, %s: seeds %lu-%lu (%lu ran, uffd model %s): %lu operations, %lu touches, %lu compared, verified %lu times; "
-              "faults %lu cow %lu pswpin %lu pswpout %lu pgpgin %lu pgpgout %lu scanned %lu; killed %lu oom %lu errors %lu\n",
-              what, first, last, ran, uffd ? "too" : "not there", all.ops, all.touches, all.compared, all.verified, all.faults, all.cow, all.pswpin,
-              all.pswpout, all.pgpgin, all.pgpgout, all.scans, all.kills, all.oom, all.errors);
+  std::printf(
+      "model, %s: seeds %lu-%lu (%lu ran, uffd model %s): %lu operations, %lu touches, %lu compared, verified %lu "
+      "times; "
+      "faults %lu cow %lu pswpin %lu pswpout %lu pgpgin %lu pgpgout %lu scanned %lu; killed %lu oom %lu errors %lu\n",
+      what, first, last, ran, uffd ? "too" : "not there", all.ops, all.touches, all.compared, all.verified, all.faults,
+      all.cow, all.pswpin, all.pswpout, all.pgpgin, all.pgpgout, all.scans, all.kills, all.oom, all.errors);
   if (ran < 20) return;
   // A run that tests nothing must not pass.
   EXPECT_GT(all.pswpin, 1000u);

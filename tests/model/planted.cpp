@@ -1,6 +1,7 @@
 // tests/model/planted.cpp
 //
-// The model test, linked with a room in which one line was changed for the worse (CMakeLists.txt says which): it must notice.
+// The model test, linked with a room in which one line was changed for the worse (CMakeLists.txt says which): it must
+// notice.
 #include "model/child.hpp"
 
 namespace weir::model {

@@ -1,12 +1,13 @@
 // tests/model/run.hpp
 //
-// A script, run on a machine and, step by step, on a plain reference: maps from page to content and rights. What tasks read, and
-// which errors they get, must agree; at each round's end verify() must find nothing.
+// A script, run on a machine and, step by step, on a plain reference: maps from page to content and rights. What tasks
+// read, and which errors they get, must agree; at each round's end verify() must find nothing.
 //
-//   reference:   task --> {page number --> rights, file and offset (or none), own content}      file --> {content of each page}
+//   reference:   task --> {page number --> rights, file and offset (or none), own content}      file --> {content of
+//   each page}
 //
-// Where two tasks change one file page at the same time the reference keeps out of the way: pages that somebody is changing are
-// not written by others, and what is read meanwhile is not compared.
+// Where two tasks change one file page at the same time the reference keeps out of the way: pages that somebody is
+// changing are not written by others, and what is read meanwhile is not compared.
 #pragma once
 
 #include <xxhash.h>
@@ -40,27 +41,28 @@ inline void fill_part(uint64_t word, std::byte* to) {
 /// One mapped page, as the reference sees it.
 struct RefPage {
   uint64_t prot = 0;
-  int file = -1;         ///< -1: anonymous
+  int file = -1;  ///< -1: anonymous
   uint64_t pgoff = 0;
   bool shared = false;
-  bool own = false;      ///< of a private file mapping: has content of its own
+  bool own = false;  ///< of a private file mapping: has content of its own
   bool locked = false;
-  uint8_t unknown = 0;   ///< parts whose content is learnt at the next look
-  bool vague = false;    ///< whether it is the file's or its own is not known
+  uint8_t unknown = 0;  ///< parts whose content is learnt at the next look
+  bool vague = false;   ///< whether it is the file's or its own is not known
   Words words{};
   [[nodiscard]] bool files() const { return file >= 0 && !own; }
 };
 
 struct RefFile {
   File* file = nullptr;
-  uint64_t size = 0;       ///< in parts
+  uint64_t size = 0;  ///< in parts
   uint64_t max_pages = 0;
-  uint32_t resizing = 0;   ///< odd while somebody may be moving the end
+  uint32_t resizing = 0;  ///< odd while somebody may be moving the end
   std::vector<Words> pages;
   std::vector<uint32_t> changing;  ///< odd while somebody changes the page
   std::vector<uint8_t> unknown;
   [[nodiscard]] uint64_t size_pages() const { return (size + PARTS - 1) / PARTS; }
-  /// Parts of a page that lie behind the end of the file: a mapping may write them, and nobody says what they are later.
+  /// Parts of a page that lie behind the end of the file: a mapping may write them, and nobody says what they are
+  /// later.
   [[nodiscard]] uint8_t behind_end(uint64_t page) const {
     if (size >= (page + 1) * PARTS) return 0;
     return size <= page * PARTS ? 0xff : static_cast<uint8_t>(0xff << (size - page * PARTS));
@@ -70,9 +72,9 @@ struct RefFile {
 struct RefTask {
   Task* task = nullptr;
   std::string name;
-  std::map<uint64_t, RefPage> pages;   // by page number
-  uint64_t brk = 0, start_brk = 0;     // page numbers
-  bool may_die = false;                // somebody sent it a kill
+  std::map<uint64_t, RefPage> pages;  // by page number
+  uint64_t brk = 0, start_brk = 0;    // page numbers
+  bool may_die = false;               // somebody sent it a kill
   bool gone = false;
 };
 
@@ -80,8 +82,10 @@ struct Totals {
   uint64_t ops = 0, touches = 0, compared = 0, verified = 0, kills = 0, errors = 0;
   uint64_t pswpin = 0, pswpout = 0, pgpgin = 0, pgpgout = 0, cow = 0, faults = 0, oom = 0, scans = 0;
   void add(const Totals& o) {
-    ops += o.ops, touches += o.touches, compared += o.compared, verified += o.verified, kills += o.kills, errors += o.errors;
-    pswpin += o.pswpin, pswpout += o.pswpout, pgpgin += o.pgpgin, pgpgout += o.pgpgout, cow += o.cow, faults += o.faults, oom += o.oom, scans += o.scans;
+    ops += o.ops, touches += o.touches, compared += o.compared, verified += o.verified, kills += o.kills,
+        errors += o.errors;
+    pswpin += o.pswpin, pswpout += o.pswpout, pgpgin += o.pgpgin, pgpgout += o.pgpgout, cow += o.cow,
+        faults += o.faults, oom += o.oom, scans += o.scans;
   }
 };
 
@@ -95,7 +99,9 @@ class LazyPressure final : public Pressure {
   void wakeup_kswapd(ZoneType classzone, Order order) override {
     if (!lazy()) real_.wakeup_kswapd(classzone, order);
   }
-  bool out_of_memory(const OomControl& control) override { return random_.below(16) == 0 && real_.out_of_memory(control); }
+  bool out_of_memory(const OomControl& control) override {
+    return random_.below(16) == 0 && real_.out_of_memory(control);
+  }
   [[nodiscard]] PageCount zone_reclaimable_pages() const override { return real_.zone_reclaimable_pages(); }
   bool active = true;
 
@@ -158,7 +164,9 @@ class Run {
     o.content = tagged() ? ContentKind::tags : ContentKind::bytes;
     o.model = c_.uffd != 0 ? SoftMmu::Model::uffd : SoftMmu::Model::hardware;
     if (c_.refusals != 0)
-      o.uffd_failures = {.again_one_in = static_cast<uint32_t>(c_.refusals), .nomem_one_in = static_cast<uint32_t>(c_.refusals * 500), .seed = c_.seed};
+      o.uffd_failures = {.again_one_in = static_cast<uint32_t>(c_.refusals),
+                         .nomem_one_in = static_cast<uint32_t>(c_.refusals * 500),
+                         .seed = c_.seed};
     o.swappiness = static_cast<int>(c_.swappiness);
     o.page_cluster = static_cast<unsigned>(c_.cluster);
     const Bytes ram = o.ram;
@@ -296,14 +304,17 @@ class Run {
     const VmStat& v = m_->machine->vmstat;
     totals.pswpin = v.event(VmEvent::pswpin), totals.pswpout = v.event(VmEvent::pswpout);
     totals.pgpgin = v.event(VmEvent::pgpgin), totals.pgpgout = v.event(VmEvent::pgpgout);
-    totals.cow = v.event(VmEvent::pgcow), totals.faults = v.event(VmEvent::pgfault), totals.oom = v.event(VmEvent::oom_kill);
+    totals.cow = v.event(VmEvent::pgcow), totals.faults = v.event(VmEvent::pgfault),
+    totals.oom = v.event(VmEvent::oom_kill);
     totals.scans = v.event(VmEvent::pgscan_direct) + v.event(VmEvent::pgscan_kswapd);
   }
 
   /// A task that was killed dies. One that nobody may have killed is a failure.
   bool reap(RefTask& t) {
     if (!t.task->sigkill.load()) return false;
-    if (!t.may_die && !failures()) fail("%s was killed; there was memory for all: %ld free, %ld slots", t.name.c_str(), m_->machine->pages.nr_free_pages().v, m_->machine->swap_files.nr_swap_pages());
+    if (!t.may_die && !failures())
+      fail("%s was killed; there was memory for all: %ld free, %ld slots", t.name.c_str(),
+           m_->machine->pages.nr_free_pages().v, m_->machine->swap_files.nr_swap_pages());
     ++totals.kills;
     leave(t);
     return true;
@@ -361,7 +372,9 @@ class Run {
     const auto it = t.pages.lower_bound(start);
     return it == t.pages.end() || it->first >= start + pages;
   }
-  static void erase(RefTask& t, uint64_t start, uint64_t pages) { t.pages.erase(t.pages.lower_bound(start), t.pages.lower_bound(start + pages)); }
+  static void erase(RefTask& t, uint64_t start, uint64_t pages) {
+    t.pages.erase(t.pages.lower_bound(start), t.pages.lower_bound(start + pages));
+  }
   /// What did not succeed may have been done in part: the reference takes over rights and what is mapped at all.
   void learn(RefTask& t, uint64_t start, uint64_t pages) {
     for (auto it = t.pages.lower_bound(start); it != t.pages.end() && it->first < start + pages;) {
@@ -385,7 +398,8 @@ class Run {
       learn(t, r.start, r.pages);
       return false;
     }
-    fail("%s %s [%#lx, +%lu pages): %s instead of %s", t.name.c_str(), what, r.start, r.pages, errno_name(found), errno_name(expected));
+    fail("%s %s [%#lx, +%lu pages): %s instead of %s", t.name.c_str(), what, r.start, r.pages, errno_name(found),
+         errno_name(expected));
     return false;
   }
   template <class T>
@@ -401,7 +415,8 @@ class Run {
         uint64_t pages = 1 + op.a % (op.b % 3 == 0 ? 1000 : 60);
         if (promised() + pages > budget_) return;
         Reserve hold(reserved_, pages);
-        MmapRequest request{.length = pages << PAGE_SHIFT, .prot = op.b % 8 == 1 ? prot_of(op.b / 8) : VM_READ | VM_WRITE};
+        MmapRequest request{.length = pages << PAGE_SHIFT,
+                            .prot = op.b % 8 == 1 ? prot_of(op.b / 8) : VM_READ | VM_WRITE};
         if (op.c % 5 == 0)
           if (const auto r = range_of(t, op, 40)) {
             request.addr = r->address();
@@ -418,15 +433,21 @@ class Run {
         const uint64_t prot = prot_of(op.c >> 1);
         if (!shared && promised() + pages > budget_) return;
         Reserve hold(reserved_, pages);
-        MmapRequest request{.length = pages << PAGE_SHIFT, .prot = prot, .sharing = shared ? MmapRequest::Sharing::shared : MmapRequest::Sharing::private_,
-                            .file = f.file, .pgoff = pgoff};
-        put_mapping(t, request, RefPage{.prot = prot, .file = static_cast<int>(op.a % files_.size()), .pgoff = pgoff, .shared = shared});
+        MmapRequest request{.length = pages << PAGE_SHIFT,
+                            .prot = prot,
+                            .sharing = shared ? MmapRequest::Sharing::shared : MmapRequest::Sharing::private_,
+                            .file = f.file,
+                            .pgoff = pgoff};
+        put_mapping(
+            t, request,
+            RefPage{.prot = prot, .file = static_cast<int>(op.a % files_.size()), .pgoff = pgoff, .shared = shared});
         return;
       }
       case Kind::munmap: {
         const auto r = range_of(t, op, 50);
         if (!r) return;
-        if (as_expected(t, "munmap", Errno::ok, error_of(spaces.munmap(mm, r->address(), r->bytes())), *r)) erase(t, r->start, r->pages);
+        if (as_expected(t, "munmap", Errno::ok, error_of(spaces.munmap(mm, r->address(), r->bytes())), *r))
+          erase(t, r->start, r->pages);
         return;
       }
       case Kind::mremap: return mremap(t, op);
@@ -435,12 +456,14 @@ class Run {
         if (!r) return;
         const uint64_t prot = prot_of(op.c >> 4);
         uint64_t more = 0;
-        for (auto it = t.pages.lower_bound(r->start); it != t.pages.end() && it->first < r->start + r->pages; ++it) more += it->second.file >= 0 ? 1 : 0;
+        for (auto it = t.pages.lower_bound(r->start); it != t.pages.end() && it->first < r->start + r->pages; ++it)
+          more += it->second.file >= 0 ? 1 : 0;
         if ((prot & VM_WRITE) != 0 && promised() + more > budget_) return;
         Reserve hold(reserved_, more);
         const uint64_t end = first_hole(t, *r);
         const Errno expected = end < r->start + r->pages ? Errno::nomem : Errno::ok;
-        const bool lucky = as_expected(t, "mprotect", expected, error_of(spaces.mprotect(mm, r->address(), r->bytes(), prot)), *r);
+        const bool lucky =
+            as_expected(t, "mprotect", expected, error_of(spaces.mprotect(mm, r->address(), r->bytes(), prot)), *r);
         if (!lucky) return;
         if (expected == Errno::nomem && failures()) return learn(t, r->start, r->pages);
         for (uint64_t vpn = r->start; vpn < end; ++vpn) t.pages[vpn].prot = prot;
@@ -473,7 +496,9 @@ class Run {
             gone.push_back(vpn);
           }
         }
-        if (!as_expected(t, "madvise", expected, error_of(spaces.madvise(mm, r->address(), r->bytes(), Advice::dontneed)), *r)) return;
+        if (!as_expected(t, "madvise", expected,
+                         error_of(spaces.madvise(mm, r->address(), r->bytes(), Advice::dontneed)), *r))
+          return;
         for (const uint64_t vpn : gone) {
           RefPage& page = t.pages[vpn];
           page.own = page.vague = false;
@@ -488,7 +513,9 @@ class Run {
         if (!r) return;
         const uint64_t end = first_hole(t, *r);
         const Errno expected = end < r->start + r->pages ? Errno::nomem : Errno::ok;
-        if (!as_expected(t, "munlock", expected, error_of(spaces.mlock(*t.task, r->address(), r->bytes(), AddressSpaces::Lock::no)), *r)) return;
+        if (!as_expected(t, "munlock", expected,
+                         error_of(spaces.mlock(*t.task, r->address(), r->bytes(), AddressSpaces::Lock::no)), *r))
+          return;
         if (expected == Errno::nomem && failures()) return learn(t, r->start, r->pages);
         for (uint64_t vpn = r->start; vpn < end; ++vpn) t.pages[vpn].locked = false;
         return;
@@ -504,7 +531,8 @@ class Run {
       case Kind::file_write: return write_file(t, op);
       case Kind::fsync: {
         const Result<void> r = m_->machine->files.fsync(*files_[op.a % files_.size()].file);
-        if (!r && !dying(t) && !(c_.io_errors != 0 && r.error() == Errno::io) && !(failures() && r.error() == Errno::nomem))
+        if (!r && !dying(t) && !(c_.io_errors != 0 && r.error() == Errno::io) &&
+            !(failures() && r.error() == Errno::nomem))
           fail("%s fsync: %s", t.name.c_str(), errno_name(r.error()));
         return;
       }
@@ -514,8 +542,10 @@ class Run {
         ++births_;
         Result<Task*> made = m_->machine->task_create("t", nullptr);
         --births_;
-        if (made) adopt_task(m_->own(**made), "t" + std::to_string(tasks_.size() + 1));
-        else if (!failures() && !dying(t)) fail("no memory for a task");
+        if (made)
+          adopt_task(m_->own(**made), "t" + std::to_string(tasks_.size() + 1));
+        else if (!failures() && !dying(t))
+          fail("no memory for a task");
         return;
       }
       case Kind::exit:
@@ -549,7 +579,8 @@ class Run {
           auto [p, size] = objects_.back();
           objects_.pop_back();
           for (size_t k = 0; k < size; ++k)
-            if (p[k] != static_cast<std::byte>(size & 0xff)) return fail("an object of %zu bytes was overwritten at %zu", size, k);
+            if (p[k] != static_cast<std::byte>(size & 0xff))
+              return fail("an object of %zu bytes was overwritten at %zu", size, k);
           kernel_bytes_ -= size;
           m_->machine->slab.kfree(p);
         }
@@ -562,8 +593,10 @@ class Run {
           return;
         }
         Result<VirtAddr> area = m_->machine->vmalloc.vmalloc(Bytes(1 + op.a % 40000));
-        if (area) areas_.push_back(*area);
-        else if (!failures() && !dying(t)) fail("vmalloc: %s", errno_name(area.error()));
+        if (area)
+          areas_.push_back(*area);
+        else if (!failures() && !dying(t))
+          fail("vmalloc: %s", errno_name(area.error()));
         return;
       }
       case Kind::sleep: m_->world.schedule_timeout(Nanos(op.a % 16 == 0 ? 6'000'000'000 : op.a % 3'000'000)); return;
@@ -629,29 +662,38 @@ class Run {
     const VmArea* vma = machine.vmas.vma_lookup(mm, r->address());
     const bool in_one = vma != nullptr && vma->vm_end >= r->address() + r->bytes();
     Errno expected = Errno::ok;
-    if (first == t.pages.end()) expected = Errno::fault;
-    else if (extra != 0 && !in_one) expected = Errno::fault;
-    else if (extra != 0 && !may_move && !all_free(t, r->start + r->pages, extra)) expected = Errno::nomem;
+    if (first == t.pages.end())
+      expected = Errno::fault;
+    else if (extra != 0 && !in_one)
+      expected = Errno::fault;
+    else if (extra != 0 && !may_move && !all_free(t, r->start + r->pages, extra))
+      expected = Errno::nomem;
     // The reference knows no VMAs, but that one of the machine's covers only pages that are alike.
     if (in_one && first != t.pages.end()) {
       const RefPage& like = first->second;
       for (uint64_t i = 1; i < r->pages; ++i) {
         const auto it = t.pages.find(r->start + i);
-        if (it == t.pages.end() || it->second.prot != like.prot || it->second.file != like.file || it->second.locked != like.locked ||
-            it->second.shared != like.shared || (like.file >= 0 && it->second.pgoff != like.pgoff + i))
+        if (it == t.pages.end() || it->second.prot != like.prot || it->second.file != like.file ||
+            it->second.locked != like.locked || it->second.shared != like.shared ||
+            (like.file >= 0 && it->second.pgoff != like.pgoff + i))
           return fail("%s: a VMA covers pages %#lx and %#lx, which differ", t.name.c_str(), r->start, r->start + i);
       }
     }
-    Result<VirtAddr> at = machine.spaces.mremap(mm, r->address(), r->bytes(), pages << PAGE_SHIFT, may_move ? AddressSpaces::MayMove::yes : AddressSpaces::MayMove::no);
-    if (!as_expected(t, "mremap", expected, error_of(at), {r->start, std::max(r->pages, pages)}) || expected != Errno::ok) return;
+    Result<VirtAddr> at = machine.spaces.mremap(mm, r->address(), r->bytes(), pages << PAGE_SHIFT,
+                                                may_move ? AddressSpaces::MayMove::yes : AddressSpaces::MayMove::no);
+    if (!as_expected(t, "mremap", expected, error_of(at), {r->start, std::max(r->pages, pages)}) ||
+        expected != Errno::ok)
+      return;
     const uint64_t start = at->v >> PAGE_SHIFT;
     if (extra == 0) {
-      if (start != r->start) return fail("%s mremap to fewer pages moved %#lx to %#lx", t.name.c_str(), r->start, start);
+      if (start != r->start)
+        return fail("%s mremap to fewer pages moved %#lx to %#lx", t.name.c_str(), r->start, start);
       return erase(t, r->start + pages, r->pages - pages);
     }
     const bool room = all_free(t, r->start + r->pages, extra);
     if (start == r->start ? !room : !may_move || !all_free(t, start, pages))
-      return fail("%s mremap of %#lx to %lu pages gave %#lx, where something is", t.name.c_str(), r->start, pages, start);
+      return fail("%s mremap of %#lx to %lu pages gave %#lx, where something is", t.name.c_str(), r->start, pages,
+                  start);
     std::vector<RefPage> moved;
     for (uint64_t i = 0; i < r->pages; ++i) moved.push_back(t.pages[r->start + i]);
     RefPage fresh = moved.front();
@@ -685,12 +727,14 @@ class Run {
         }
         if (expected != Errno::ok) break;
         // A private page that may be written is copied now.
-        if (page.file >= 0 && !page.shared && ((page.prot & VM_WRITE) != 0 || c_.uffd != 0) && !page.own) page.vague = true;
+        if (page.file >= 0 && !page.shared && ((page.prot & VM_WRITE) != 0 || c_.uffd != 0) && !page.own)
+          page.vague = true;
       }
     }
     std::vector<uint32_t> sizes;
     for (RefFile& f : files_) sizes.push_back(f.resizing);
-    const Errno found = error_of(m_->machine->spaces.mlock(*t.task, r->address(), r->bytes(), AddressSpaces::Lock::yes));
+    const Errno found =
+        error_of(m_->machine->spaces.mlock(*t.task, r->address(), r->bytes(), AddressSpaces::Lock::yes));
     for (size_t i = 0; i < files_.size(); ++i) moving |= files_[i].resizing != sizes[i];
     if (dying(t)) return;
     if (moving && (found == Errno::nomem || found == Errno::ok)) {
@@ -734,7 +778,8 @@ class Run {
     const uint64_t expected = !grows || all_free(t, t.brk, n + 1) ? want : t.brk;
     const uint64_t found = m_->machine->spaces.brk(mm, VirtAddr(want << PAGE_SHIFT)).v >> PAGE_SHIFT;
     if (dying(t)) return;
-    if (found != expected && !(failures() && found == t.brk)) return fail("%s brk(%#lx): %#lx instead of %#lx", t.name.c_str(), want, found, expected);
+    if (found != expected && !(failures() && found == t.brk))
+      return fail("%s brk(%#lx): %#lx instead of %#lx", t.name.c_str(), want, found, expected);
     if (found > t.brk)
       for (uint64_t vpn = t.brk; vpn < found; ++vpn) t.pages.emplace(vpn, RefPage{.prot = VM_READ | VM_WRITE});
     else
@@ -774,7 +819,8 @@ class Run {
     return std::memcmp(bytes, expected, PART_BYTES) == 0;
   }
   /// Compares what was read with the words; learns unknown parts.
-  void compare(const char* who, uint64_t where, const Words& found, const std::byte* bytes, Words& words, uint8_t& unknown, uint8_t skip = 0) {
+  void compare(const char* who, uint64_t where, const Words& found, const std::byte* bytes, Words& words,
+               uint8_t& unknown, uint8_t skip = 0) {
     ++totals.compared;
     for (unsigned p = 0; p < parts(); ++p) {
       if ((skip >> p & 1) != 0 && !tagged()) continue;
@@ -800,8 +846,10 @@ class Run {
     const bool in_file = f != nullptr && at < f->max_pages;
     uint32_t before = 0, resizing = 0;
     FaultResult expected = FaultResult::done;
-    if (page == nullptr || (write ? (page->prot & VM_WRITE) == 0 : page->prot == 0)) expected = FaultResult::sigsegv;
-    else if (of_file && at >= f->size_pages()) expected = FaultResult::sigbus;
+    if (page == nullptr || (write ? (page->prot & VM_WRITE) == 0 : page->prot == 0))
+      expected = FaultResult::sigsegv;
+    else if (of_file && at >= f->size_pages())
+      expected = FaultResult::sigbus;
     if (of_file) {
       resizing = f->resizing;
       if (in_file) before = f->changing[at];
@@ -821,7 +869,8 @@ class Run {
         while ((mask >> first & 1) == 0) ++first;
       if (mask != 0xff) last = first;
       for (unsigned p = first; p <= last; ++p) fill_part(word, bytes + p * PART_BYTES);
-      r = m_->mmu->copy_to_user(*t.task, address + first * PART_BYTES, bytes + first * PART_BYTES, (last - first + 1) * PART_BYTES);
+      r = m_->mmu->copy_to_user(*t.task, address + first * PART_BYTES, bytes + first * PART_BYTES,
+                                (last - first + 1) * PART_BYTES);
     } else {
       r = m_->mmu->copy_from_user(*t.task, bytes, address, PAGE_SIZE);
       for (unsigned p = 0; p < PARTS; ++p) std::memcpy(&found[p], bytes + p * PART_BYTES, sizeof found[p]);
@@ -848,7 +897,8 @@ class Run {
         ++totals.errors;
         return;
       }
-      return fail("%s %s of %#lx: %s instead of %s", t.name.c_str(), write ? "store" : "load", address.v, name(r), name(expected));
+      return fail("%s %s of %#lx: %s instead of %s", t.name.c_str(), write ? "store" : "load", address.v, name(r),
+                  name(expected));
     }
     if (r != FaultResult::done) return;
     if (write) {
@@ -906,7 +956,8 @@ class Run {
     const auto resized = [&] { return (resizing & 1) != 0 || f.resizing != resizing; };
     const auto excused = [&](Errno e) {
       const Task* me = current().task;
-      return (me != nullptr && me->sigkill.load()) || (c_.io_errors != 0 && e == Errno::io) || (failures() && e == Errno::nomem);
+      return (me != nullptr && me->sigkill.load()) || (c_.io_errors != 0 && e == Errno::io) ||
+             (failures() && e == Errno::nomem);
     };
     if (tagged()) {
       for (uint64_t page = from / PARTS; page * PARTS < end; ++page) {
@@ -932,19 +983,22 @@ class Run {
       return;
     }
     const uint64_t expected = from >= size ? 0 : std::min(end, size) - from;
-    if (*got != expected * PART_BYTES && !resized() && !(*got < expected * PART_BYTES && excused(Errno::io)) && !(*got < expected * PART_BYTES && excused(Errno::nomem)))
+    if (*got != expected * PART_BYTES && !resized() && !(*got < expected * PART_BYTES && excused(Errno::io)) &&
+        !(*got < expected * PART_BYTES && excused(Errno::nomem)))
       return fail("read of file part %lu: %lu bytes instead of %lu", from, *got, expected * PART_BYTES);
     for (uint64_t p = 0; p < *got / PART_BYTES; ++p) {
       const uint64_t page = (from + p) / PARTS, part = (from + p) % PARTS;
       if (!quiet(page)) continue;
       uint64_t word = 0;
       std::memcpy(&word, bytes.data() + p * PART_BYTES, sizeof word);
-      if (!same(bytes.data() + p * PART_BYTES, word)) return fail("file page %lu part %lu: bytes of no content, the first word is %#lx", page, part, word);
+      if (!same(bytes.data() + p * PART_BYTES, word))
+        return fail("file page %lu part %lu: bytes of no content, the first word is %#lx", page, part, word);
       if ((f.unknown[page] >> part & 1) != 0) {
         f.unknown[page] = static_cast<uint8_t>(f.unknown[page] & ~(1u << part));
         f.pages[page][part] = word;
       }
-      if (word != f.pages[page][part]) return fail("file page %lu part %lu: %#lx instead of %#lx", page, part, word, f.pages[page][part]);
+      if (word != f.pages[page][part])
+        return fail("file page %lu part %lu: %#lx instead of %#lx", page, part, word, f.pages[page][part]);
       ++totals.compared;
     }
   }
@@ -989,13 +1043,17 @@ class Run {
       }
     }
     next_word_ += end - from + 64;
-    if (error == Errno::ok) f.size = std::max(f.size, end);
-    else f.size = f.file->f_inode->i_size.load() / PART_BYTES;
+    if (error == Errno::ok)
+      f.size = std::max(f.size, end);
+    else
+      f.size = f.file->f_inode->i_size.load() / PART_BYTES;
     if (grows) ++f.resizing;
     for (uint64_t page = from / PARTS; page * PARTS < end; ++page) ++f.changing[page];
     if (error == Errno::ok || dying(t)) return;
     ++totals.errors;
-    if (!failures()) fail("%s write of file part %lu: %lu of %lu parts, %s", t.name.c_str(), from, done, end - from, errno_name(error));
+    if (!failures())
+      fail("%s write of file part %lu: %lu of %lu parts, %s", t.name.c_str(), from, done, end - from,
+           errno_name(error));
   }
 
   const Script& script_;

@@ -1,11 +1,11 @@
 // tests/model/script.hpp
 //
-// What a run of the model test is: a machine (Config) and what its tasks do (Op, in rounds). Both follow from a seed; both can be
-// printed and read back, so that a run that fails can be made smaller and kept.
+// What a run of the model test is: a machine (Config) and what its tasks do (Op, in rounds). Both follow from a seed;
+// both can be printed and read back, so that a run that fails can be made smaller and kept.
 //
 //   config seed=17 ram=2048 cpus=2 ...
-//   0 mmap 31 2 7          task 0: numbers whose meaning depends on what there is when it runs: so any line may be left out
-//   1 store 9 40 3
+//   0 mmap 31 2 7          task 0: numbers whose meaning depends on what there is when it runs: so any line may be left
+//   out 1 store 9 40 3
 //   - round                all tasks end their part, the machine comes to rest and is verified
 #pragma once
 
@@ -28,9 +28,11 @@ struct Random {
   uint64_t below(uint64_t n) { return next() % n; }
 };
 
-#define WEIR_MODEL_OPS(X)                                                                                                  \
-  X(round) X(mmap) X(mmap_file) X(munmap) X(mremap) X(mprotect) X(store) X(load) X(dontneed) X(mlock) X(munlock) X(brk)      \
-  X(file_read) X(file_write) X(fsync) X(fork) X(birth) X(exit) X(kill) X(kmalloc) X(kfree) X(vmalloc) X(sleep) X(balloon) X(pin)
+#define WEIR_MODEL_OPS(X)                                                                                          \
+  X(round)                                                                                                         \
+  X(mmap) X(mmap_file) X(munmap) X(mremap) X(mprotect) X(store) X(load) X(dontneed) X(mlock) X(munlock) X(brk)     \
+      X(file_read) X(file_write) X(fsync) X(fork) X(birth) X(exit) X(kill) X(kmalloc) X(kfree) X(vmalloc) X(sleep) \
+          X(balloon) X(pin)
 enum class Kind : uint8_t {
 #define X(k) k,
   WEIR_MODEL_OPS(X)
@@ -54,24 +56,25 @@ enum class Swap : uint32_t { none, disk, zram, zram_and_disk };
 /// All of it numbers, so that printing and reading are the same for all.
 struct Config {
   uint64_t seed = 1;
-  uint64_t ram = 2048;      ///< pages
+  uint64_t ram = 2048;  ///< pages
   uint64_t two_zones = 0;
   uint64_t cpus = 1;
-  uint64_t preempt = 0;     ///< one in
-  uint64_t swap = 1;        ///< Swap
-  uint64_t backed = 0;      ///< else tagged
-  uint64_t uffd = 0;        ///< the MMU model
-  uint64_t tasks = 2;       ///< most at a time
-  uint64_t cluster = 3;     ///< vm.page-cluster
+  uint64_t preempt = 0;  ///< one in
+  uint64_t swap = 1;     ///< Swap
+  uint64_t backed = 0;   ///< else tagged
+  uint64_t uffd = 0;     ///< the MMU model
+  uint64_t tasks = 2;    ///< most at a time
+  uint64_t cluster = 3;  ///< vm.page-cluster
   uint64_t swappiness = 60;
-  uint64_t io_errors = 0;   ///< percent of requests
-  uint64_t no_memory = 0;   ///< percent of the times that memory is short nothing is done about it
-  uint64_t pcp = 0;         ///< percpu_pagelist_fraction
-  uint64_t refusals = 0;    ///< uffd: at one call in so many the host says EAGAIN; ENOMEM 500 times less often
+  uint64_t io_errors = 0;  ///< percent of requests
+  uint64_t no_memory = 0;  ///< percent of the times that memory is short nothing is done about it
+  uint64_t pcp = 0;        ///< percpu_pagelist_fraction
+  uint64_t refusals = 0;   ///< uffd: at one call in so many the host says EAGAIN; ENOMEM 500 times less often
 
   template <class Fn>
   void each(Fn fn) {
-    fn("seed", seed), fn("ram", ram), fn("two_zones", two_zones), fn("cpus", cpus), fn("preempt", preempt), fn("swap", swap);
+    fn("seed", seed), fn("ram", ram), fn("two_zones", two_zones), fn("cpus", cpus), fn("preempt", preempt),
+        fn("swap", swap);
     fn("backed", backed), fn("uffd", uffd), fn("tasks", tasks), fn("cluster", cluster), fn("swappiness", swappiness);
     fn("io_errors", io_errors), fn("no_memory", no_memory), fn("pcp", pcp), fn("refusals", refusals);
   }
@@ -109,11 +112,11 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
   }
   // How often each kind is drawn. Each seed leaves some kinds out, so that others meet more often.
   std::vector<std::pair<Kind, unsigned>> weights = {
-      {Kind::mmap, 14},     {Kind::mmap_file, 8}, {Kind::munmap, 5},  {Kind::mremap, 4}, {Kind::mprotect, 6}, {Kind::store, 30},
-      {Kind::load, 25},     {Kind::dontneed, 4},  {Kind::mlock, 3},   {Kind::munlock, 3}, {Kind::brk, 4},     {Kind::file_read, 6},
-      {Kind::file_write, 6}, {Kind::fsync, 2},    {Kind::fork, 4},    {Kind::birth, 2},   {Kind::exit, 2},    {Kind::kill, 1},
-      {Kind::kmalloc, 3},   {Kind::kfree, 2},     {Kind::vmalloc, 1}, {Kind::sleep, 4},   {Kind::balloon, 1},
-      {Kind::pin, 3},
+      {Kind::mmap, 14},   {Kind::mmap_file, 8}, {Kind::munmap, 5},     {Kind::mremap, 4},  {Kind::mprotect, 6},
+      {Kind::store, 30},  {Kind::load, 25},     {Kind::dontneed, 4},   {Kind::mlock, 3},   {Kind::munlock, 3},
+      {Kind::brk, 4},     {Kind::file_read, 6}, {Kind::file_write, 6}, {Kind::fsync, 2},   {Kind::fork, 4},
+      {Kind::birth, 2},   {Kind::exit, 2},      {Kind::kill, 1},       {Kind::kmalloc, 3}, {Kind::kfree, 2},
+      {Kind::vmalloc, 1}, {Kind::sleep, 4},     {Kind::balloon, 1},    {Kind::pin, 3},
   };
   unsigned all = 0;
   for (auto& [kind, weight] : weights) {
@@ -128,8 +131,8 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
       uint64_t at = r.below(all);
       size_t which = 0;
       while (at >= weights[which].second) at -= weights[which++].second;
-      s.ops.push_back({weights[which].first, static_cast<unsigned>(r.below(4)), static_cast<uint32_t>(r.next()), static_cast<uint32_t>(r.next()),
-                       static_cast<uint32_t>(r.next())});
+      s.ops.push_back({weights[which].first, static_cast<unsigned>(r.below(4)), static_cast<uint32_t>(r.next()),
+                       static_cast<uint32_t>(r.next()), static_cast<uint32_t>(r.next())});
     }
     s.ops.push_back({});
   }
@@ -142,8 +145,11 @@ inline std::string print(Script s) {
   s.config.each([&](const char* name, uint64_t value) { out << ' ' << name << '=' << value; });
   out << '\n';
   for (const Op& op : s.ops) {
-    if (op.kind == Kind::round) out << "- round\n";
-    else out << op.task << ' ' << KIND_NAMES[static_cast<unsigned>(op.kind)] << ' ' << op.a << ' ' << op.b << ' ' << op.c << '\n';
+    if (op.kind == Kind::round)
+      out << "- round\n";
+    else
+      out << op.task << ' ' << KIND_NAMES[static_cast<unsigned>(op.kind)] << ' ' << op.a << ' ' << op.b << ' ' << op.c
+          << '\n';
   }
   return out.str();
 }
@@ -159,7 +165,8 @@ inline Script parse(const std::string& text) {
     if (first == "config") {
       std::map<std::string, uint64_t> values;
       for (std::string pair; words >> pair;)
-        if (const size_t eq = pair.find('='); eq != std::string::npos) values[pair.substr(0, eq)] = std::stoull(pair.substr(eq + 1));
+        if (const size_t eq = pair.find('='); eq != std::string::npos)
+          values[pair.substr(0, eq)] = std::stoull(pair.substr(eq + 1));
       s.config.each([&](const char* name, uint64_t& value) {
         if (values.contains(name)) value = values[name];
       });

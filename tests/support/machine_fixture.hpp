@@ -1,7 +1,7 @@
 // tests/support/machine_fixture.hpp
 //
-// A whole machine with what a scenario may give it: disks that can fail, swap on disks and in zram, files, tasks that run at
-// the same time.
+// A whole machine with what a scenario may give it: disks that can fail, swap on disks and in zram, files, tasks that
+// run at the same time.
 //
 //   MachineFixture m({.ram = 16_MiB, .swaps = {{SwapKind::zram, 16_MiB}}});
 //   m.run([&] { const VirtAddr at = m.map(10);  m.store(at, 7); });   // as m.task()
@@ -64,7 +64,8 @@ struct Findings final : VerifySink {
   void broken(const char* id, const char* what, uint64_t subject, uint64_t expected, uint64_t found) override {
     if (std::find(ids.begin(), ids.end(), id) == ids.end()) ids.emplace_back(id);
     char line[320];
-    std::snprintf(line, sizeof line, "%s: %s (subject %#lx, expected %#lx, found %#lx)\n", id, what, subject, expected, found);
+    std::snprintf(line, sizeof line, "%s: %s (subject %#lx, expected %#lx, found %#lx)\n", id, what, subject, expected,
+                  found);
     if (text.size() < 4000) text += line;
   }
   [[nodiscard]] bool has(std::string_view id) const { return std::find(ids.begin(), ids.end(), id) != ids.end(); }
@@ -181,7 +182,8 @@ class MachineFixture {
   VirtAddr map_file(File& file, uint64_t pages, MmapRequest::Sharing sharing, uint64_t prot = VM_READ | VM_WRITE,
                     uint64_t pgoff = 0) {
     Result<VirtAddr> at = machine->spaces.mmap(
-        *current().task->mm, {.length = pages << PAGE_SHIFT, .prot = prot, .sharing = sharing, .file = &file, .pgoff = pgoff});
+        *current().task->mm,
+        {.length = pages << PAGE_SHIFT, .prot = prot, .sharing = sharing, .file = &file, .pgoff = pgoff});
     EXPECT_TRUE(at.ok()) << errno_name(at.error());
     return at ? *at : VirtAddr(0);
   }
@@ -205,7 +207,8 @@ class MachineFixture {
 
   // ---- files: on the file disk, one behind the other. In a thread.
   File& make_file(const char* name, uint64_t pages, uint64_t max_pages) {
-    Result<Inode*> inode = machine->files.create_inode(name, *file_device, file_disk_used_, Bytes(pages << PAGE_SHIFT), Bytes(max_pages << PAGE_SHIFT));
+    Result<Inode*> inode = machine->files.create_inode(name, *file_device, file_disk_used_, Bytes(pages << PAGE_SHIFT),
+                                                       Bytes(max_pages << PAGE_SHIFT));
     WEIR_BUG_ON(!inode);
     file_disk_used_ += max_pages;
     inodes_.push_back(*inode);
@@ -226,13 +229,14 @@ class MachineFixture {
     if (options.model == SoftMmu::Model::uffd) {
       if (const char* rule = mmu->uffd().broken_rule()) findings.broken("uffd", rule, 0, 0, 0);
       if (mmu->uffd().host_pages() > static_cast<uint64_t>(machine->mem.frames.v))
-        findings.broken("uffd-bound", "more host pages than frames", 0, static_cast<uint64_t>(machine->mem.frames.v), mmu->uffd().host_pages());
+        findings.broken("uffd-bound", "more host pages than frames", 0, static_cast<uint64_t>(machine->mem.frames.v),
+                        mmu->uffd().host_pages());
     }
     return findings;
   }
   std::string verify() { return find().text; }
-  /// Runs `fn` when no kthread is anywhere inside the machine and no request is under way. False: that does not happen. In a
-  /// thread; no other may run.
+  /// Runs `fn` when no kthread is anywhere inside the machine and no request is under way. False: that does not happen.
+  /// In a thread; no other may run.
   bool at_rest(const std::function<void()>& fn) {
     freeze_processes(world);
     const bool rests = come_to_rest();
@@ -336,7 +340,8 @@ class MachineFixture {
         const size_t bytes = Zram::metadata_needed(z);
         swap->metadata = std::make_unique<Arena>(PageCount(static_cast<int64_t>(bytes / PAGE_SIZE + 1)));
         swap->place = place_for<Zram>();
-        Result<Zram*> zram = Zram::create(swap->place->base(), machine->pool_frames, z, {swap->metadata->base(), bytes});
+        Result<Zram*> zram =
+            Zram::create(swap->place->base(), machine->pool_frames, z, {swap->metadata->base(), bytes});
         WEIR_BUG_ON(!zram);
         swap->zram.reset(*zram);
         device = *zram;

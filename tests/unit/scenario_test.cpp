@@ -165,26 +165,44 @@ TEST(Scenario, EveryWrongOneIsRefusedWithPlaceAndRemedy) {
       {"[[swap]]\non = \"zram\"\ndisk = \"d\"\n", 3, "disk: is not a key that is known here"},
       {"[[swap]]\non = \"zram\"\nsize = \"20K\"\n", 3, "size: a swap area has at least 10 pages, 40K"},
       {"[[swap]]\non = \"zram\"\npriority = 40000\n", 3, "priority: 40000 is not in -1 … 32767"},
-      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\n", 3, "\"size\" is missing (a size, like \"64M\")"},
-      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\nsize = \"8K\"\nmax-size = \"4K\"\n", 7, "max-size: is smaller than size"},
-      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\nsize = 0\n", 6, "size: a file that is empty and may not grow"},
-      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\nsize = 1\n[[file]]\nname = \"f\"\ndisk = \"d\"\nsize = 1\n", 8, "name: two files are named \"f\""},
-      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"a-name-of-more-than-thirty-one-characters\"\ndisk = \"d\"\nsize = 1\n", 4, "name: wants 1 to 31 characters"},
+      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\n", 3,
+       "\"size\" is missing (a size, like \"64M\")"},
+      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\nsize = \"8K\"\nmax-size = \"4K\"\n", 7,
+       "max-size: is smaller than size"},
+      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\nsize = 0\n", 6,
+       "size: a file that is empty and may not grow"},
+      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\nsize = 1\n[[file]]\nname = \"f\"\ndisk = "
+       "\"d\"\nsize = 1\n",
+       8, "name: two files are named \"f\""},
+      {"[[disk]]\nname = \"d\"\n[[file]]\nname = \"a-name-of-more-than-thirty-one-characters\"\ndisk = \"d\"\nsize = "
+       "1\n",
+       4, "name: wants 1 to 31 characters"},
       {"[[task]]\nname = \"t\"\n", 1, "\"steps\" is missing (an array of steps)"},
       {"[[task]]\nname = \"t\"\noom_score_adj = 2000\nsteps = []\n", 3, "oom_score_adj: 2000 is not in -1000 … 1000"},
       {"[[task]]\nname = \"t\"\nsteps = [ 3 ]\n", 3, "a step is a table, like { op = \"touch\", area = \"heap\" }"},
       {"[[task]]\nname = \"t\"\nsteps = [\n {},\n]\n", 4, "\"op\" is missing"},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"jump\" },\n]\n", 4, "op: \"jump\" is none of: brk, "},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\" },\n]\n", 4, "\"size\" is missing"},
-      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = \"4K\", colour = 1 },\n]\n", 4, "colour: is not a key that is known here"},
-      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"touch\", area = \"a\" },\n]\n", 4, "the task has no area \"a\" yet: mmap, malloc, brk or mmap-file makes one"},
-      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"read\", file = \"f\", size = \"4K\" },\n]\n", 4, "there is no [[file]] named \"f\""},
-      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"fork\", steps = [\n  { op = \"munmap\", area = \"x\" } ] },\n]\n", 5, "the task has no area \"x\" yet"},
-      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"kfree\", area = \"x\" },\n]\n", 4, "nothing makes \"x\": kmalloc or vmalloc does"},
-      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = 1 },\n { op = \"madvise\", area = \"a\", advice = \"free\" },\n]\n", 5, "advice: is one of: dontneed"},
-      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = 1 },\n { op = \"touch\", area = \"a\", pattern = \"spiral\" },\n]\n", 5, "pattern: \"spiral\" is none of: hot, random, sequential, zipf"},
-      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"sleep\" },\n]\n", 4, "\"for\" is missing (a time, like \"200ms\")"},
-      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"repeat\", times = 0, steps = [] },\n]\n", 4, "times: 0 is not in 1 … 1000000"},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = \"4K\", colour = 1 },\n]\n", 4,
+       "colour: is not a key that is known here"},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"touch\", area = \"a\" },\n]\n", 4,
+       "the task has no area \"a\" yet: mmap, malloc, brk or mmap-file makes one"},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"read\", file = \"f\", size = \"4K\" },\n]\n", 4,
+       "there is no [[file]] named \"f\""},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"fork\", steps = [\n  { op = \"munmap\", area = \"x\" } ] },\n]\n",
+       5, "the task has no area \"x\" yet"},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"kfree\", area = \"x\" },\n]\n", 4,
+       "nothing makes \"x\": kmalloc or vmalloc does"},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = 1 },\n { op = \"madvise\", area = "
+       "\"a\", advice = \"free\" },\n]\n",
+       5, "advice: is one of: dontneed"},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = 1 },\n { op = \"touch\", area = "
+       "\"a\", pattern = \"spiral\" },\n]\n",
+       5, "pattern: \"spiral\" is none of: hot, random, sequential, zipf"},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"sleep\" },\n]\n", 4,
+       "\"for\" is missing (a time, like \"200ms\")"},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"repeat\", times = 0, steps = [] },\n]\n", 4,
+       "times: 0 is not in 1 … 1000000"},
   };
   for (const Bad& bad : table) {
     const std::string said = refusal(bad.text);
@@ -192,12 +210,15 @@ TEST(Scenario, EveryWrongOneIsRefusedWithPlaceAndRemedy) {
   }
 }
 
-TEST(Scenario, WithoutATaskNothingWouldHappen) { EXPECT_THAT(refusal("[machine]\nram = \"8M\"\n"), HasSubstr("there is no [[task]]")); }
+TEST(Scenario, WithoutATaskNothingWouldHappen) {
+  EXPECT_THAT(refusal("[machine]\nram = \"8M\"\n"), HasSubstr("there is no [[task]]"));
+}
 
 TEST(Scenario, DeepNestingIsRefused) {
   std::string steps = "{ op = \"exit\" }";
   for (int i = 0; i < 40; ++i) steps = "{ op = \"repeat\", times = 1, steps = [ " + steps + " ] }";
-  EXPECT_THAT(refusal("[[task]]\nname = \"t\"\nsteps = [ " + steps + " ]\n"), HasSubstr("steps are nested more than 16 deep"));
+  EXPECT_THAT(refusal("[[task]]\nname = \"t\"\nsteps = [ " + steps + " ]\n"),
+              HasSubstr("steps are nested more than 16 deep"));
 }
 
 TEST(Scenario, AFileThatIsNotThereIsNamed) {

@@ -1,7 +1,7 @@
 // tests/unit/simulation_test.cpp
 //
-// Scenarios, run: the same seed gives the same run to the last bit, every example is clean, 004.toml passes every box of its
-// document, faulty disks lose nothing.
+// Scenarios, run: the same seed gives the same run to the last bit, every example is clean, 004.toml passes every box
+// of its document, faulty disks lose nothing.
 #include "sim/simulation.hpp"
 
 #include <gmock/gmock.h>
@@ -23,7 +23,7 @@ using testing::HasSubstr;
 struct Ran {
   SimResult result;
   std::string json;
-  std::string recording;   // the file's bytes
+  std::string recording;  // the file's bytes
   Recording read;
 };
 
@@ -60,7 +60,8 @@ const TaskOutcome& task(const SimResult& r, const std::string& name) {
   return none;
 }
 uint64_t lines_with(const SimResult& r, const std::string& text) {
-  return static_cast<uint64_t>(std::count_if(r.log.begin(), r.log.end(), [&](const std::string& l) { return l.find(text) != std::string::npos; }));
+  return static_cast<uint64_t>(std::count_if(r.log.begin(), r.log.end(),
+                                             [&](const std::string& l) { return l.find(text) != std::string::npos; }));
 }
 std::string example(const std::string& name) { return std::string(WEIR_SOURCE_DIR) + "/examples/" + name; }
 
@@ -178,9 +179,11 @@ TEST(Simulation, Document004PassesEachOfItsNineBoxes) {
     for (const char* f : functions) EXPECT_TRUE(ran_functions.contains(f)) << box << ": " << f << " never ran";
   };
   passed("1 requests", {"kmalloc", "vmalloc", "mmap", "brk"});
-  passed("2 page allocation", {"alloc_pages", "__alloc_pages_nodemask", "get_page_from_freelist", "rmqueue", "__alloc_pages_slowpath"});
+  passed("2 page allocation",
+         {"alloc_pages", "__alloc_pages_nodemask", "get_page_from_freelist", "rmqueue", "__alloc_pages_slowpath"});
   passed("3 slab", {"slab_alloc", "cache_alloc_refill", "cache_grow_begin", "kfree"});
-  passed("4 mmap and faults", {"do_mmap", "do_page_fault", "handle_mm_fault", "do_anonymous_page", "do_wp_page", "do_munmap"});
+  passed("4 mmap and faults",
+         {"do_mmap", "do_page_fault", "handle_mm_fault", "do_anonymous_page", "do_wp_page", "do_munmap"});
   passed("5 page cache", {"add_to_page_cache_lru", "filemap_fault", "page_cache_sync_readahead"});
   passed("6 dirty pages", {"balance_dirty_pages", "wb_writeback"});
   passed("7 reclaim", {"kswapd", "balance_pgdat", "try_to_free_pages", "shrink_page_list"});
@@ -197,7 +200,8 @@ TEST(Simulation, Document004PassesEachOfItsNineBoxes) {
   EXPECT_GT(v.at("pswpout"), 1000u);
   EXPECT_GT(v.at("pswpin"), 1000u);
   EXPECT_EQ(v.at("oom_kill"), 1u);
-  for (const char* name : {"driver", "files", "worker", "child"}) EXPECT_EQ(task(r, name).fate, TaskOutcome::Fate::exited) << name;
+  for (const char* name : {"driver", "files", "worker", "child"})
+    EXPECT_EQ(task(r, name).fate, TaskOutcome::Fate::exited) << name;
   EXPECT_EQ(task(r, "hog").fate, TaskOutcome::Fate::killed);
   EXPECT_EQ(task(r, "hog").code, 137);
   EXPECT_EQ(lines_with(r, "hog invoked oom-killer"), 1u);
@@ -218,7 +222,8 @@ std::string faulty(const std::string& errors, const std::string& content) {
          "\n[[swap]]\non = \"disk\"\ndisk = \"d\"\nsize = \"24M\"\n"
          "[[task]]\nname = \"a\"\nsteps = [\n"
          "  { op = \"mmap\", area = \"heap\", size = \"10M\" },\n  { op = \"touch\", area = \"heap\" },\n"
-         "  { op = \"touch\", area = \"heap\", pattern = \"random\", count = 6000 },\n  { op = \"touch\", area = \"heap\", write = false },\n]\n";
+         "  { op = \"touch\", area = \"heap\", pattern = \"random\", count = 6000 },\n  { op = \"touch\", area = "
+         "\"heap\", write = false },\n]\n";
 }
 
 TEST(Simulation, APageThatCannotBeWrittenToSwapStaysInMemory) {
@@ -246,8 +251,10 @@ TEST(Simulation, APageThatCannotBeReadFromSwapIsSigbusForItsToucher) {
   for (const char* content : {"tagged", "backed"}) {
     std::string text = faulty("read-error = 0.1", content);
     // Somebody who never needs swap goes on.
-    text += "[[task]]\nname = \"small\"\nsteps = [ { op = \"mmap\", area = \"s\", size = \"16K\" }, { op = \"mlock\", area = \"s\" },\n"
-            "  { op = \"sleep\", for = \"300ms\" }, { op = \"touch\", area = \"s\" } ]\n";
+    text +=
+        "[[task]]\nname = \"small\"\nsteps = [ { op = \"mmap\", area = \"s\", size = \"16K\" }, { op = \"mlock\", area "
+        "= \"s\" },\n"
+        "  { op = \"sleep\", for = \"300ms\" }, { op = \"touch\", area = \"s\" } ]\n";
     const SimResult r = run(parse_scenario(text, "x.toml")).result;
     EXPECT_EQ(broken(r), "");
     EXPECT_EQ(task(r, "a").fate, TaskOutcome::Fate::bus);
@@ -279,7 +286,8 @@ steps = [
   { op = "read", file = "f", size = "4M" },
 ]
 )",
-                                          "x.toml")).result;
+                                         "x.toml"))
+                          .result;
   EXPECT_EQ(broken(r), "");
   EXPECT_EQ(task(r, "a").fate, TaskOutcome::Fate::exited) << task(r, "a").message;
   EXPECT_EQ(task(r, "a").message, "");
@@ -335,10 +343,12 @@ TEST(Simulation, WhatDoesNotFitIsRefusedWithItsLine) {
     return "ran";
   };
   const std::string task = "[[task]]\nname = \"t\"\nsteps = []\n";
-  EXPECT_THAT(refusal("[[disk]]\nname = \"d\"\nsize = \"1M\"\n[[swap]]\non = \"disk\"\ndisk = \"d\"\nsize = \"2M\"\n" + task),
-              HasSubstr("bad.toml:4: swap on d: 512 pages do not fit, 0 of 256 are taken: give the disk a larger size"));
-  EXPECT_THAT(refusal("[[disk]]\nname = \"d\"\nsize = \"1M\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\nsize = \"2M\"\n" + task),
-              HasSubstr("bad.toml:4: file f: does not fit on disk d: give the disk a larger size"));
+  EXPECT_THAT(
+      refusal("[[disk]]\nname = \"d\"\nsize = \"1M\"\n[[swap]]\non = \"disk\"\ndisk = \"d\"\nsize = \"2M\"\n" + task),
+      HasSubstr("bad.toml:4: swap on d: 512 pages do not fit, 0 of 256 are taken: give the disk a larger size"));
+  EXPECT_THAT(
+      refusal("[[disk]]\nname = \"d\"\nsize = \"1M\"\n[[file]]\nname = \"f\"\ndisk = \"d\"\nsize = \"2M\"\n" + task),
+      HasSubstr("bad.toml:4: file f: does not fit on disk d: give the disk a larger size"));
   EXPECT_THAT(refusal("[machine]\nram = \"4M\"\ndma32 = \"4M\"\n" + task), HasSubstr("ran"));
 }
 

@@ -1,7 +1,7 @@
 // tests/unit/verify_test.cpp
 //
-// For each invariant of Machine::verify() a fault, planted by hand into a machine that is in order: verify() must name that
-// invariant (it may name others too), and find nothing once the fault is taken out again.
+// For each invariant of Machine::verify() a fault, planted by hand into a machine that is in order: verify() must name
+// that invariant (it may name others too), and find nothing once the fault is taken out again.
 #include "support/machine_fixture.hpp"
 
 namespace weir::test {
@@ -71,7 +71,8 @@ struct Populated {
   VirtAddr resident() {
     for (uint64_t i = BIG; i-- > 0;) {
       const Pte* pte = m.pte_of(*parent, m.page_at(big, i));
-      if (pte != nullptr && pte_present(*pte) && machine().mem.page(pte_pfn(*pte)).test(PageFlag::lru)) return m.page_at(big, i);
+      if (pte != nullptr && pte_present(*pte) && machine().mem.page(pte_pfn(*pte)).test(PageFlag::lru))
+        return m.page_at(big, i);
     }
     ADD_FAILURE() << "nothing is resident";
     return big;
@@ -197,12 +198,22 @@ const Plant PLANTS[] = {
        WEIR_BUG_ON(page == nullptr);
        return [&p, page] { p.machine().pages.__free_pages(*page, Order(0)); };
      }},
-    {"buddy", [](Populated& p) { const auto b = p.free_block(); return change(b.zone->free_area[b.order].nr_free, b.zone->free_area[b.order].nr_free + 1); }},
+    {"buddy",
+     [](Populated& p) {
+       const auto b = p.free_block();
+       return change(b.zone->free_area[b.order].nr_free, b.zone->free_area[b.order].nr_free + 1);
+     }},
     {"free_count", [](Populated& p) { return add(p.free_block().zone->nr_free, 1); }},
-    {"buddy-head", [](Populated& p) { const auto b = p.free_block(); return change(b.page->private_, b.order + 1); }},
+    {"buddy-head",
+     [](Populated& p) {
+       const auto b = p.free_block();
+       return change(b.page->private_, b.order + 1);
+     }},
     {"buddy-aligned",
      [](Populated& p) {
-       const auto b = p.free_block([&](const Populated::FreeBlock& x) { return x.order + 1 < MAX_ORDER && (p.machine().mem.pfn(x.page).v >> x.order & 1) != 0; });
+       const auto b = p.free_block([&](const Populated::FreeBlock& x) {
+         return x.order + 1 < MAX_ORDER && (p.machine().mem.pfn(x.page).v >> x.order & 1) != 0;
+       });
        return move(*b.page, b.list(), b.zone->free_area[b.order + 1].free_list[b.type]);
      }},
     {"buddy-zone",
@@ -227,7 +238,11 @@ const Plant PLANTS[] = {
          lower_back();
        };
      }},
-    {"buddy-count", [](Populated& p) { const auto b = p.free_block(); return change(b.zone->free_area[b.order].nr_free, b.zone->free_area[b.order].nr_free - 1); }},
+    {"buddy-count",
+     [](Populated& p) {
+       const auto b = p.free_block();
+       return change(b.zone->free_area[b.order].nr_free, b.zone->free_area[b.order].nr_free - 1);
+     }},
     {"zone-nr-free", [](Populated& p) { return add(p.zone(ZoneType::DMA32).nr_free, -1); }},
     {"pcp-page", [](Populated& p) { return change(p.pcp_page().page->private_, 3); }},
     {"pcp-zone",
@@ -236,9 +251,17 @@ const Plant PLANTS[] = {
        Zone& other = p.zone(pcp.zone->type == ZoneType::NORMAL ? ZoneType::DMA32 : ZoneType::NORMAL);
        return move(*pcp.page, *pcp.list, other.pcp[0].lists[0]);
      }},
-    {"pcp-count", [](Populated& p) { PerCpuPages& pcp = p.pcp_page().zone->pcp[0]; return change(pcp.count, pcp.count + 1); }},
+    {"pcp-count",
+     [](Populated& p) {
+       PerCpuPages& pcp = p.pcp_page().zone->pcp[0];
+       return change(pcp.count, pcp.count + 1);
+     }},
     {"vmstat-nr-free", [](Populated& p) { return gauge(p, NodeStat::nr_free_pages); }},
-    {"balloon-page", [](Populated& p) { Page& page = p.balloon_page(); return change(page.private_, page.private_ ^ 1); }},
+    {"balloon-page",
+     [](Populated& p) {
+       Page& page = p.balloon_page();
+       return change(page.private_, page.private_ ^ 1);
+     }},
     {"balloon-count",
      [](Populated& p) -> Undo {
        using Links = PageList::node_algorithms;
@@ -257,12 +280,29 @@ const Plant PLANTS[] = {
     // ---- pages, PTEs, VMAs
     {"mapcount", [](Populated& p) { return add(p.own_page()._mapcount, 1); }},
     {"refcount", [](Populated& p) { return add(p.own_page()._refcount, 1); }},
-    {"anon_mapping", [](Populated& p) { Page& page = p.own_page(); return change(page.index, page.index + 1); }},
+    {"anon_mapping",
+     [](Populated& p) {
+       Page& page = p.own_page();
+       return change(page.index, page.index + 1);
+     }},
     {"file_mapping", [](Populated& p) { return change(p.vma(p.shared).vm_pgoff, 1); }},
-    {"pte_target", [](Populated& p) { return change(*p.m.pte_of(*p.parent, p.resident()), pfn_pte(Pfn(uint64_t{1} << 30))); }},
-    {"pte_in_vma", [](Populated& p) { VmArea& v = p.vma(p.heap); return change(v.vm_end, v.vm_end - PAGE_SIZE); }},
-    {"pte_rights", [](Populated& p) { VmArea& v = p.vma(p.shared); return change(v.vm_flags, v.vm_flags & ~uint64_t{VM_WRITE}); }},
-    {"writable_shared", [](Populated& p) { Pte& pte = *p.m.pte_of(*p.parent, p.m.page_at(p.heap, 8)); return change(pte, pte_mkwrite(pte)); }},
+    {"pte_target",
+     [](Populated& p) { return change(*p.m.pte_of(*p.parent, p.resident()), pfn_pte(Pfn(uint64_t{1} << 30))); }},
+    {"pte_in_vma",
+     [](Populated& p) {
+       VmArea& v = p.vma(p.heap);
+       return change(v.vm_end, v.vm_end - PAGE_SIZE);
+     }},
+    {"pte_rights",
+     [](Populated& p) {
+       VmArea& v = p.vma(p.shared);
+       return change(v.vm_flags, v.vm_flags & ~uint64_t{VM_WRITE});
+     }},
+    {"writable_shared",
+     [](Populated& p) {
+       Pte& pte = *p.m.pte_of(*p.parent, p.m.page_at(p.heap, 8));
+       return change(pte, pte_mkwrite(pte));
+     }},
     {"page_lock", [](Populated& p) { return flag_on(p.own_page(), PageFlag::locked); }},
     {"rss", [](Populated& p) { return add(p.parent->mm->rss_stat[static_cast<unsigned>(RssKind::anon)], 1); }},
     {"table_pages", [](Populated& p) { return add(p.child->mm->nr_table_pages, 1); }},
@@ -271,19 +311,43 @@ const Plant PLANTS[] = {
     {"isolated", [](Populated& p) { return gauge(p, NodeStat::nr_isolated_anon); }},
 
     // ---- the LRU, files
-    {"lru_size", [](Populated& p) { PageCount& n = p.machine().node.lruvec.size[0]; return change(n, n + PageCount(1)); }},
+    {"lru_size",
+     [](Populated& p) {
+       PageCount& n = p.machine().node.lruvec.size[0];
+       return change(n, n + PageCount(1));
+     }},
     {"lru_flags", [](Populated& p) { return flag_off(p.own_page(), PageFlag::lru); }},
-    {"page_cache_page", [](Populated& p) { uint64_t& n = p.file->f_inode->i_data.nrpages; return change(n, n + 1); }},
+    {"page_cache_page",
+     [](Populated& p) {
+       uint64_t& n = p.file->f_inode->i_data.nrpages;
+       return change(n, n + 1);
+     }},
     {"dirty_tags", [](Populated& p) { return flag_on(p.file_page(), PageFlag::dirty); }},
 
     // ---- swap
-    {"swap_users", [](Populated& p) { uint8_t& map = p.map_of(p.swapped()); return change(map, map + 1); }},
-    {"swap_has_cache", [](Populated& p) { uint8_t& map = p.map_of(p.swapped(1)); return change(map, map | SWAP_HAS_CACHE); }},
+    {"swap_users",
+     [](Populated& p) {
+       uint8_t& map = p.map_of(p.swapped());
+       return change(map, map + 1);
+     }},
+    {"swap_has_cache",
+     [](Populated& p) {
+       uint8_t& map = p.map_of(p.swapped(1));
+       return change(map, map | SWAP_HAS_CACHE);
+     }},
     {"swap_inuse", [](Populated& p) { return change(p.disk_area().inuse_pages, p.disk_area().inuse_pages + 1); }},
     {"swap_cache_page", [](Populated& p) { return flag_off(p.swap_cache_page(), PageFlag::swapcache); }},
     {"swap_bits", [](Populated& p) { return change(p.disk_area().lowest_bit, p.disk_area().highest_bit + 1); }},
-    {"swap_map", [](Populated& p) { uint8_t& map = p.map_of(p.swapped()); return change(map, map | COUNT_CONTINUED); }},
-    {"swap_cluster", [](Populated& p) { SwapCluster& c = p.disk_area().cluster_info[0]; return change(c.count, static_cast<uint16_t>(c.count + 1)); }},
+    {"swap_map",
+     [](Populated& p) {
+       uint8_t& map = p.map_of(p.swapped());
+       return change(map, map | COUNT_CONTINUED);
+     }},
+    {"swap_cluster",
+     [](Populated& p) {
+       SwapCluster& c = p.disk_area().cluster_info[0];
+       return change(c.count, static_cast<uint16_t>(c.count + 1));
+     }},
     {"swap_pages", [](Populated& p) { return change(p.disk_area().pages, p.disk_area().pages + 1); }},
     {"nr_swap_pages", [](Populated& p) { return change(p.disk_area().pages, p.disk_area().pages - 1); }},
     {"total_swap_pages", [](Populated& p) { return change(p.disk_area().pages, p.disk_area().pages - 1); }},
@@ -328,7 +392,8 @@ TEST(Verify, EveryInvariantHasAPlantedFaultThatTripsIt) {
 
 /// At rest in the middle of things too, not only when all is over.
 TEST(Verify, FindsNothingInAMachineThatWorks) {
-  MachineFixture m({.ram = 8_MiB, .cpus = 2, .seed = 5, .preempt_one_in = 32, .swaps = {{SwapKind::disk, 16_MiB}}, .disk = 4_MiB});
+  MachineFixture m(
+      {.ram = 8_MiB, .cpus = 2, .seed = 5, .preempt_one_in = 32, .swaps = {{SwapKind::disk, 16_MiB}}, .disk = 4_MiB});
   File* file = nullptr;
   m.in_a_thread("file", [&] { file = &m.make_file("file", 256, 256); });
   VirtAddr heap, window;
