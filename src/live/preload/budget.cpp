@@ -83,6 +83,11 @@ void set_share(int64_t frames) {
   }
 }
 
+void shrink(int64_t mine, int64_t goal, int64_t floor) {
+  if (goal < floor) goal = floor;
+  if (goal < mine) set_share(goal);
+}
+
 }  // namespace
 
 void budget_start() {
@@ -141,17 +146,21 @@ void budget_tick() {
 
   const int64_t fair = total() / (others.living > 0 ? others.living : 1) > MIN_FRAMES ? total() / (others.living > 0 ? others.living : 1) : MIN_FRAMES;
   const int64_t idle = free - mine / 8 > 0 ? free - mine / 8 : 0;
+  // What zram holds cannot leave, and something must be left to work with.
+  const int64_t pool = stats.node[static_cast<unsigned>(NodeStat::nr_zspages)];
+  const int64_t floor = MIN_FRAMES + pool + pool / 2;
   if (run->frames_left.load() < 0) {
     // In debt, by a fork or by a start when nobody gave.
     note_overrun();
-    if (now_ns() >= grace_until && mine > fair) set_share(mine - idle > fair ? fair : (mine - idle > MIN_FRAMES ? mine - idle : MIN_FRAMES));
+    const int64_t goal = mine - idle < fair ? mine - idle : fair;
+    if (now_ns() >= grace_until) shrink(mine, goal, floor);
     return;
   }
-  if (others.want && idle > 0 && mine - idle >= MIN_FRAMES) {
+  if (others.want && idle > 0 && mine - idle >= floor) {
     set_share(mine - idle);
   } else if (others.want && mine > fair) {
-    const int64_t less = mine - (mine - fair + 1) / 2;
-    set_share(less > fair ? less : fair);
+    // Half of the way at a time: it costs swapping.
+    shrink(mine, mine - (mine - fair + 1) / 2, floor);
   } else if (mine < total() && swaps && free < mine / 8) {
     slot->wants.store(1);
     const int64_t more = take(mine / 2 > MIN_FRAMES ? mine / 2 : MIN_FRAMES);
