@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-SIZE_MIB, RAM_MIB, REGION_RAM_MIB = 512, 256, 440
+SIZE_MIB, RAM_MIB, REGION_RAM_MIB = 512, 256, 424
 GROUP = pathlib.Path("/sys/fs/cgroup/memory/weir-bench")
 ZRAM = pathlib.Path("/sys/block/zram0")
 FIELDS = ["us_per_access", "us_per_fault", "fault_mean", "fault_p50", "fault_p99", "cpu_us_per_fault"]
