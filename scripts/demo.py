@@ -131,11 +131,11 @@ def host_line(weir):
 
 
 def first_whole_tree(text, name):
-    """The shortest tree that reads the page from the area: a swap-in from beginning to end."""
+    """The shortest tree that reads its page from the swap area: a swap-in from beginning to end."""
     best = None
     for tree in re.split(r"\n(?=\|-->)", "\n" + text):
         tree = tree.strip("\n")
-        if name in tree and "swap_map" in tree and "pte" in tree and (best is None or len(tree) < len(best)):
+        if all(part in tree for part in (name, "swap_readpage", "swap_map", "pte ")) and (best is None or len(tree) < len(best)):
             best = tree
     return best
 
@@ -189,7 +189,7 @@ def live_half(weir, folder, cgroups):
     failed |= not same
 
     say("\n4. One swap-in of that run, as its recording has it:\n")
-    flow = subprocess.run([weir, "flow", "--from", recording, "--function", "do_swap_page", "--arguments"], capture_output=True, text=True)
+    flow = subprocess.run([weir, "flow", "--from", recording, "--function", "do_swap_page"], capture_output=True, text=True)
     tree = first_whole_tree(flow.stdout, "do_swap_page") if flow.returncode in (0, 1) else None
     if tree:
         say(tree)
