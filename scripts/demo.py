@@ -134,7 +134,9 @@ def first_whole_tree(text, name):
     """The shortest tree that reads its page from the swap area: a swap-in from beginning to end."""
     best = None
     for tree in re.split(r"\n(?=\|-->)", "\n" + text):
-        tree = tree.strip("\n")
+        tree = "\n".join(line for line in tree.splitlines() if line and not line.startswith("task "))
+        if "running when it ended" in tree:
+            continue
         if all(part in tree for part in (name, "swap_readpage", "swap_map", "pte ")) and (best is None or len(tree) < len(best)):
             best = tree
     return best
