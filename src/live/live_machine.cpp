@@ -231,12 +231,14 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
     LiveError& error;
     bool ok = false;
   } call{*this, error};
+  p.world->mute(options.quiet_boot);
   p.world->enter(
       [](void* arg) {
         auto& c = *static_cast<Call*>(arg);
         c.ok = c.live.boot(c.error);
       },
       &call);
+  p.world->mute(false);
   if (!call.ok) return false;
   if (!start_fault_threads()) {
     explain(error, "the engine's threads cannot be started", "raise the limit on threads (ulimit -u)");

@@ -555,6 +555,7 @@ uint64_t HostWorld::random() {
 }
 
 void HostWorld::printk(const char* text) {
+  if (muted_.load(std::memory_order_relaxed)) return;
   // One write, so that lines of several threads and processes do not mix.
   char line[1024];
   size_t n = 0;

@@ -90,6 +90,8 @@ class HostWorld final : public World {
   [[nodiscard]] unsigned nr_cpus() const override { return nr_cpus_; }
   uint64_t random() override;
   void printk(const char* text) override;
+  /// What printk says is kept back, while a machine boots in a program that nobody asked about its swap areas.
+  void mute(bool on) { muted_.store(on, std::memory_order_relaxed); }
 
  private:
   enum class Gate : uint8_t { shared, exclusive };
@@ -125,6 +127,7 @@ class HostWorld final : public World {
   std::atomic<uint32_t> nr_kthreads_{0};
   std::atomic<FlowSink*> sink_{nullptr};
   unsigned nr_cpus_ = 1;
+  std::atomic<bool> muted_{false};
 
   SpinLock timer_lock_{LockRank::kernel};
   Timer* timers_ WEIR_GUARDED_BY(timer_lock_) = nullptr;  // by time, then by arming

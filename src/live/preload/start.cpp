@@ -105,6 +105,7 @@ LiveMachine* create_machine(LiveError& error) {
   options.ram = Bytes(run->ram_bytes);
   options.swap = areas;
   options.delivery = Delivery::thread;
+  options.quiet_boot = true;
   options.before_kill = before_kill;
   if (run->record_events != 0) options.recorder_ring = Recorder::bytes_for(run->record_events);
   return LiveMachine::create(options, error);
