@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <fstream>
 #include <set>
+#include <span>
 
 #include "record/reader.hpp"
 
@@ -24,7 +25,6 @@ struct Ran {
   SimResult result;
   std::string json;
   std::string recording;  // the file's bytes
-  Recording read;
 };
 
 std::string bytes_of(const std::string& path) {
@@ -42,7 +42,7 @@ Ran run(const Scenario& scenario, std::optional<uint64_t> seed = {}, Keep keep =
   ran.json = to_json(ran.result);
   if (keep == Keep::recording) {
     ran.recording = bytes_of(options.record);
-    ran.read = read_recording(options.record);
+    EXPECT_GT(ran.recording.size(), 1000u);
     std::remove(options.record.c_str());
   }
   return ran;
@@ -110,12 +110,13 @@ TEST(Simulation, TheSameSeedIsTheSameRunToTheLastBit) {
   for (const char* content : {"content = \"tagged\"", "content = \"backed\""}) {
     const Scenario s = busy(content);
     const Ran first = run(s, 7, Keep::recording);
+    const Recording read = parse(std::as_bytes(std::span(first.recording)));
+    EXPECT_EQ(read.status, Recording::Status::whole) << read.problem;
     const Ran second = run(s, 7, Keep::recording);
     EXPECT_EQ(broken(first.result), "");
     EXPECT_EQ(first.json, second.json);
     EXPECT_EQ(first.result.digest, second.result.digest);
     EXPECT_TRUE(first.recording == second.recording) << "recordings of one seed differ";
-    EXPECT_EQ(first.read.status, Recording::Status::whole) << first.read.problem;
     EXPECT_GT(first.result.contents_checked, 1000u);
     EXPECT_GT(first.result.vmstat.at("pswpin"), 0u);
   }
