@@ -122,8 +122,15 @@ TEST(Run, ARecordingShowsReclaimAndSwapIn) {
   WEIR_NEEDS_LIVE();
   Folder folder;
   const std::string record = folder / "r.weir";
-  const WeirOutcome managed =
-      weir_run("24M", {program("first_touch"), "48", "1"}, {}, {"--swap", "file:/tmp:256M", "--record", record, "--record-events", "128K"});
+  // Takes fresh memory and looks at old to its last moment: the ring holds both.
+  const Command python{"/usr/bin/python3", "-c",
+                       "import os\n"
+                       "a = []\n"
+                       "for i in range(6000):\n"
+                       "    a.append(bytes([i % 251 + 1]) * 9000)\n"
+                       "    assert a[i * 7 % len(a)][5] == i * 7 % len(a) % 251 + 1\n"
+                       "os._exit(0)\n"};
+  const WeirOutcome managed = weir_run("24M", python, {}, {"--swap", "file:/tmp:256M", "--record", record, "--record-events", "128K"});
   ASSERT_EQ(managed.status, 0) << managed.err;
   for (const char* name : {"shrink_page_list", "add_to_swap", "do_swap_page"}) {
     const Outcome flow = run({weir_command(), "flow", "--from", record, "--function", name});
