@@ -64,7 +64,7 @@ class Memory {
   /// Those of a list that left the tree (munmap): one flush for all.
   void unmap_vmas(Mm& mm, VmaList& vmas);
   /// Moves PTEs (mremap): from old to new addresses of the same pages. mmap_sem for writing. Errors: ENOMEM, nothing
-  /// moved.
+  /// moved; also for a page that hardware cannot let go of now (it is pinned).
   Result<void> move_page_tables(VmArea& from, VirtAddr old_addr, VmArea& to, VirtAddr new_addr, uint64_t length);
   /// Rights changed (mprotect): PTEs lose what the VMA no longer grants. mmap_sem for writing.
   void change_protection(VmArea& vma, VirtAddr start, VirtAddr end);
@@ -121,7 +121,7 @@ class Memory {
   void zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtAddr end);
   void zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte);
   Result<void> copy_one_pte(VmArea& dst, VmArea& src, VirtAddr address, Pte* dst_pte, Pte* src_pte);
-  void make_absent(Mm& mm, VirtAddr start, VirtAddr end);
+  [[nodiscard]] bool make_absent(Mm& mm, VirtAddr start, VirtAddr end);
   void move_ptes(VmArea& from, VirtAddr old_addr, VirtAddr old_end, VirtAddr new_addr);
 
   PageTables& tables_;

@@ -157,29 +157,45 @@ Result<void> Memory::copy_page_range(VmArea& dst, VmArea& src) {
 // -------------------------------------------------------------------------------------------------------
 
 /// Only where hardware has mappings of its own: takes [start, end) out of it. PTEs are old afterwards, and the pages'
-/// bytes are where they can be mapped in again at any address. mmap_sem for writing: nobody faults meanwhile.
-void Memory::make_absent(Mm& mm, VirtAddr start, VirtAddr end) {
+/// bytes are where they can be mapped in again at any address. Behind an old PTE or a swap entry there may be a page
+/// too that hardware could not let go of at the time (Mmu::captured). False: there is one that it still holds. mmap_sem
+/// for writing: nobody faults meanwhile.
+bool Memory::make_absent(Mm& mm, VirtAddr start, VirtAddr end) {
   for (VirtAddr a = tables_.next_table(mm, start, end); a < end; a = tables_.next_table(mm, a, end)) {
     const VirtAddr stop = PageTables::pmd_addr_end(a, end);
     for (; a < stop; a = a + PAGE_SIZE) {
       Page* page = nullptr;
+      SwpEntry entry{};
       {
         PteLock pte = tables_.pte_offset_map_lock(mm, a);
-        if (!pte_present(*pte) || !pte_young(*pte)) continue;
-        page = vm_normal_page(*pte);
-        if (page == nullptr) continue;
-        PageAllocator::get_page(*page);
+        if (is_swap_pte(*pte)) {
+          entry = decode_swap_pte(*pte);
+        } else {
+          page = vm_normal_page(*pte);
+          if (page == nullptr) continue;
+          PageAllocator::get_page(*page);
+        }
       }
+      if (entry) page = filemap_.find_get_page(cache_.swap_address_space(entry), swp_offset(entry));
+      if (page == nullptr) continue;
       filemap_.lock_page(*page);
       FlushBatch batch;
       {
         PteLock pte = tables_.pte_offset_map_lock(mm, a);
-        if (vm_normal_page(*pte) == page && tables_.ptep_test_and_clear_young(mm, a, pte.get())) batch.add(mm, a, page);
+        const bool here = entry ? is_swap_pte(*pte) && decode_swap_pte(*pte) == entry && PageSwapCache(*page) &&
+                                      page->private_ == entry.val
+                                : vm_normal_page(*pte) == page;
+        if (here && !entry) (void)tables_.ptep_test_and_clear_young(mm, a, pte.get());
+        if (here) batch.add(mm, a, page);
       }
-      if (batch.count > 0) mmu_.flush_batch(batch);
+      const bool here = batch.count > 0;
+      if (here) mmu_.flush_batch(batch);
+      const bool gone = !here || mmu_.captured(*page);
       unlock_put(*page);
+      if (!gone) return false;
     }
   }
+  return true;
 }
 
 /// Both tables are there.
@@ -210,7 +226,7 @@ Result<void> Memory::move_page_tables(VmArea& from, VirtAddr old_addr, VmArea& t
     WEIR_TRY_VOID(tables_.pte_alloc(mm, new_addr + (stop - PAGE_SIZE - old_addr)));
     a = stop;
   }
-  if (!caps_.has_accessed) make_absent(mm, old_addr, old_end);
+  if (!caps_.has_accessed && !make_absent(mm, old_addr, old_end)) return Errno::nomem;
 
   // A walk that has passed the new place must not find the old one empty: it would miss the page.
   rmap_.take_rmap_locks(from);
