@@ -297,7 +297,9 @@ const char* UffdModel::broken_rule() const {
     const Page& page = mem_->page(Pfn(slot.pfn));
     if (kind(page) != Kind::mapped) return "uffd: hardware maps a frame that is not mapped";
     if (page_mapcount(page) > 1) return "uffd: a frame is mapped twice";
-    if (slot.pins == 0 && !page_mapped(page)) return "uffd: hardware maps a frame that no PTE maps";
+    // Pinned when it was to leave, it stays in the swap cache until somebody wants it: the pin may be gone by now.
+    if (slot.pins == 0 && !page_mapped(page) && !PageSwapCache(page))
+      return "uffd: hardware maps a frame that no PTE maps";
   }
   for (uint64_t i = 0; i < static_cast<uint64_t>(mem_->frames.v); ++i) {
     const Page& page = mem_->page(Pfn(i));
