@@ -143,7 +143,7 @@ class Run {
  private:
   [[nodiscard]] bool tagged() const { return c_.backed == 0; }
   [[nodiscard]] unsigned parts() const { return tagged() ? 1 : PARTS; }
-  [[nodiscard]] bool failures() const { return c_.io_errors != 0 || c_.no_memory != 0; }
+  [[nodiscard]] bool failures() const { return c_.io_errors != 0 || c_.no_memory != 0 || c_.refusals != 0; }
   [[nodiscard]] Swap swap() const { return static_cast<Swap>(c_.swap); }
 
   template <class... Args>
@@ -889,8 +889,10 @@ class Run {
     }
     if (r != expected) {
       const bool resized = of_file && ((resizing & 1) != 0 || f->resizing != resizing);
+      // A private copy stays when the file shrinks to before it: truncation takes only the file's own pages.
+      if (page != nullptr && page->vague && r == FaultResult::done && expected == FaultResult::sigbus) return;
       if (resized && (r == FaultResult::sigbus || r == FaultResult::done)) {
-        if (write && !page->shared) page->vague = true;
+        if (!page->shared && (write || c_.uffd != 0)) page->vague = true;
         return;
       }
       if (c_.io_errors != 0 && expected == FaultResult::done && r == FaultResult::sigbus) {
@@ -1043,10 +1045,13 @@ class Run {
       }
     }
     next_word_ += end - from + 64;
-    if (error == Errno::ok)
+    if (error == Errno::ok) {
       f.size = std::max(f.size, end);
-    else
+    } else {
+      // The file is as long as it was. What others stored behind that end meanwhile is gone.
       f.size = f.file->f_inode->i_size.load() / PART_BYTES;
+      for (uint64_t page = f.size_pages(); page < f.max_pages; ++page) f.pages[page] = {}, f.unknown[page] = 0;
+    }
     if (grows) ++f.resizing;
     for (uint64_t page = from / PARTS; page * PARTS < end; ++page) ++f.changing[page];
     if (error == Errno::ok || dying(t)) return;
