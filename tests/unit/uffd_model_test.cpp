@@ -141,6 +141,33 @@ TEST(UffdModel, APinnedPageStaysWhereItIsAndKeepsItsBytes) {
   });
 }
 
+/// Its PTE holds a swap entry, hardware still has it: the move must take it along, or the old address goes on leading
+/// to it.
+TEST(UffdModel, WhatWasPinnedOnItsWayOutMovesWithItsMapping) {
+  run_vm(uffd(), [](Vm& vm) {
+    Task& task = vm.task();
+    AddressSpaces& spaces = vm.machine->spaces;
+    const VirtAddr at = vm.map(task, 1);
+    (void)vm.map(task, 1, VM_READ | VM_WRITE, at + PAGE_SIZE);  // no room to grow in place
+    EXPECT_TRUE(spaces.mprotect(*task.mm, at + PAGE_SIZE, PAGE_SIZE, VM_READ).ok());
+    vm.write(task, at, 5);
+    vm.mmu->uffd().pin(*task.mm, at);
+    EXPECT_FALSE(vm.swap_out(task, at));
+    EXPECT_TRUE(is_swap_pte(vm.pte(task, at)));
+    const auto move = [&] {
+      return spaces.mremap(*task.mm, at, PAGE_SIZE, 2 * PAGE_SIZE, AddressSpaces::MayMove::yes);
+    };
+    EXPECT_EQ(move().error(), Errno::nomem) << "a device works on it where it is";
+    vm.write(task, at, 6);
+    vm.mmu->uffd().unpin(*task.mm, at);
+    Result<VirtAddr> moved = move();
+    ASSERT_TRUE(moved.ok());
+    EXPECT_EQ(vm.mmu->uffd().lookup(*task.mm, at), nullptr);
+    EXPECT_EQ(vm.read(task, *moved), 6u);
+    EXPECT_EQ(vm.mmu->uffd().broken_rule(), nullptr);
+  });
+}
+
 TEST(UffdModel, SharedMappingsAndForksAreRefused) {
   run_vm(uffd({.disk = Bytes(uint64_t{1} << 20)}), [](Vm& vm) {
     Inode* inode = *vm.machine->files.create_inode("f", *vm.file_disk, 0, Bytes(PAGE_SIZE), Bytes(PAGE_SIZE));
