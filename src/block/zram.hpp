@@ -34,6 +34,7 @@ struct ZramOptions {
   const char* name = "zram0";      ///< kept by reference
   PageCount capacity{};            ///< disksize
   PageCount mem_limit{};           ///< frames that the pool may hold; 0 = no limit
+  PageCount full_at{};             ///< has_room() says no from so many frames on; 0 = from mem_limit on
   ZcompOptions comp{};
 };
 
@@ -80,14 +81,18 @@ class Zram final : public BlockDevice {
   /// kind of content; ENOMEM at the limit or without a frame; EINVAL behind the end.
   Result<void> rw_page(BioOp op, uint64_t index, Content content) override { return zram_rw_page(op, index, content); }
   void slot_free_notify(uint64_t index) override { zram_slot_free_notify(index); }
-  /// False when the next zspage would not fit below the limit. Some small objects may then still go in.
+  /// False when the next zspage would not fit below full_at (or the limit). What has a slot already may still be written, up to the
+  /// limit: pages that come from here keep their slot, and where else should they go?
   [[nodiscard]] bool has_room() const override;
   [[nodiscard]] bool can_discard() const override { return true; }
 
   [[nodiscard]] ZramMmStat mm_stat() const;
   [[nodiscard]] ZramIoStat io_stat() const;
   [[nodiscard]] Compressor comp_algorithm() const { return comp_.options().algorithm; }
-  void set_mem_limit(PageCount pages) { pool_.set_limit(pages); }
+  void set_mem_limit(PageCount pages, PageCount full_at = {}) {
+    pool_.set_limit(pages);
+    full_at_.store(full_at.v, std::memory_order_relaxed);
+  }
   /// mem_used_max starts anew from what is used now.
   void mem_used_max_reset();
   /// Frees every slot. Counters of I/O stay.
@@ -143,6 +148,7 @@ class Zram final : public BlockDevice {
   // [0, capacity): guarded by slot_lock(index). A state may be read without, as a hint.
   uint64_t* values_;
   std::atomic<uint16_t>* states_;
+  std::atomic<int64_t> full_at_{0};
   std::atomic<uint64_t> pages_stored_{0}, compr_data_size_{0}, same_pages_{0}, huge_pages_{0};
   std::atomic<int64_t> max_used_pages_{0};
   std::atomic<uint64_t> invalid_io_{0}, notify_free_{0};

@@ -69,7 +69,7 @@ Zram::Zram(FrameSource& frames, const ZramOptions& options, std::span<std::byte>
       comp_(options.comp, metadata.subspan(table_bytes(options.capacity))),
       values_(reinterpret_cast<uint64_t*>(metadata.data())),
       states_(reinterpret_cast<std::atomic<uint16_t>*>(values_ + options.capacity.v)) {
-  pool_.set_limit(options.mem_limit);
+  set_mem_limit(options.mem_limit, options.full_at);
 }
 
 Zram::~Zram() { zram_reset_device(); }
@@ -268,7 +268,8 @@ void Zram::zram_reset_device() {
 // ---- Figures --------------------------------------------------------------------------------------------------------
 
 bool Zram::has_room() const {
-  const PageCount limit = pool_.limit();
+  const PageCount full_at(full_at_.load(std::memory_order_relaxed));
+  const PageCount limit = full_at != PageCount(0) ? full_at : pool_.limit();
   return limit == PageCount(0) || pool_.zs_get_total_pages() + ROOM <= limit;
 }
 

@@ -25,6 +25,16 @@ constexpr size_t WINDOW = size_t{1} << UffdMmu::WINDOW_SHIFT;
 /// Of what the machine has to give, for compressed pages at most: so that the working set keeps frames while there is
 /// another place for pages, and reclaim keeps some where there is not.
 constexpr int64_t ZRAM_PERCENT = 60, ZRAM_PERCENT_ALONE = 85;
+struct PoolLimits {
+  PageCount all{}, steer{};   ///< of one pool: what it may hold; from where on pages go elsewhere (0: nowhere else to go)
+};
+PoolLimits pool_limits(const LiveOptions& options, PageCount managed) {
+  int64_t zrams = 0;
+  for (const SwapSpec& spec : options.swap) zrams += spec.kind == SwapSpec::Kind::zram ? 1 : 0;
+  if (zrams == 0) return {};
+  const PageCount all(managed.v * ZRAM_PERCENT_ALONE / 100 / zrams);
+  return {all, static_cast<size_t>(zrams) == options.swap.size() ? PageCount(0) : PageCount(managed.v * ZRAM_PERCENT / 100 / zrams)};
+}
 /// Of the budget, for what is not in the arena: engine stacks, this object, descriptors of the host's.
 constexpr size_t ENGINE_OVERHEAD = 768 << 10;
 
@@ -290,8 +300,6 @@ bool LiveMachine::boot(LiveError& error) {
 bool LiveMachine::start_swap(LiveError& error) {
   Parts& p = *parts_;
   std::byte* metadata = p.mmu->reserve().data();
-  unsigned nr_zram = 0;
-  for (const SwapSpec& spec : options_.swap) nr_zram += spec.kind == SwapSpec::Kind::zram ? 1 : 0;
   for (size_t i = 0; i < options_.swap.size(); ++i) {
     const SwapSpec& spec = options_.swap[i];
     Parts::Area& area = p.areas[p.nr_areas];
@@ -299,9 +307,9 @@ bool LiveMachine::start_swap(LiveError& error) {
     if (spec.kind == SwapSpec::Kind::zram) {
       std::snprintf(area.name, sizeof area.name, "zram%u", p.nr_areas);
       p.zram_options[i].name = area.name;
-      // What the pools may not have, the working set and reclaim need.
-      p.zram_options[i].mem_limit = PageCount(
-          p.boot_managed.v * (nr_zram == options_.swap.size() ? ZRAM_PERCENT_ALONE : ZRAM_PERCENT) / 100 / nr_zram);
+      const PoolLimits limits = pool_limits(options_, p.boot_managed);
+      p.zram_options[i].mem_limit = limits.all;
+      p.zram_options[i].full_at = limits.steer;
       const size_t bytes = Zram::metadata_needed(p.zram_options[i]);
       if (bytes == 0) {
         explain(error, area.name, "its size is out of range");
@@ -765,10 +773,9 @@ Bytes LiveMachine::set_ram(Bytes ram) {
     // What boot keeps is part of the budget.
     const PageCount boot = p.frames - p.boot_managed;
     // The pools' part goes with it: what they hold cannot be squeezed out later.
-    unsigned zrams = 0;
-    for (unsigned i = 0; i < p.nr_areas; ++i) zrams += p.areas[i].zram != nullptr ? 1 : 0;
+    const PoolLimits limits = pool_limits(options_, pages_in(ram) - boot);
     for (unsigned i = 0; i < p.nr_areas; ++i)
-      if (p.areas[i].zram != nullptr) p.areas[i].zram->set_mem_limit(pages_in(Bytes(ram.v / 10 * 6 / zrams)));
+      if (p.areas[i].zram != nullptr) p.areas[i].zram->set_mem_limit(limits.all, limits.steer);
     return p.machine->set_ram(pages_in(ram) - boot) + boot;
   });
   return bytes_of(reached);
