@@ -250,7 +250,9 @@ Result<void> PageIo::swap_readpage(Page& page) {
   }
   const Result<void> got = bdev_read_page(*si->bdev, swp_offset(entry), page);
   if (got) {
-    if (!mmu_.caps().has_dirty) mmu_.mark_clean(page);
+    if (!swap_slot_free_notify(*si->bdev, page)) {
+      if (!mmu_.caps().has_dirty) mmu_.mark_clean(page);
+    }
     page.set(PageFlag::uptodate);
   } else {
     read_failed(page, entry);
@@ -258,6 +260,15 @@ Result<void> PageIo::swap_readpage(Page& page) {
   filemap_.unlock_page(page);
   if (!got) return got.error();
   return {};
+}
+
+// A slot on a disk is kept for a page that may leave again unchanged. In memory that is a second copy: when room is short
+// it goes, and the page is the only one. Linux 4.14 does so always.
+bool PageIo::swap_slot_free_notify(BlockDevice& device, Page& page) {
+  if (device.has_room()) return false;
+  device.slot_free_notify(swp_offset(SwpEntry{page.private_}));
+  page.set(PageFlag::dirty);
+  return true;
 }
 
 }  // namespace weir

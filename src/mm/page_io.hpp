@@ -68,6 +68,8 @@ class PageIo {
   [[nodiscard]] PageBio& prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&));
   void submit(BlockDevice& device, PageBio& bio);
   Result<void> bdev_write_page(BlockDevice& device, uint64_t index, Page& page);
+  /// True: the device's copy of a page that was just read is gone, and the page dirty.
+  bool swap_slot_free_notify(BlockDevice& device, Page& page);
   Result<void> bdev_read_page(BlockDevice& device, uint64_t index, Page& page);
   void write_failed(Page& page, SwpEntry entry);
   void read_failed(Page& page, SwpEntry entry);

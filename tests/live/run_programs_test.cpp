@@ -84,21 +84,21 @@ TEST_P(RunPrograms, Gcc) {
   {
     std::ofstream out(folder / "big.cpp");
     out << "#include <map>\n#include <string>\n#include <vector>\n";
-    for (int i = 0; i < (long_run() ? 600 : 120); ++i)
+    for (int i = 0; i < (long_run() ? 600 : 160); ++i)
       out << "struct S" << i << " { std::map<std::string, std::vector<int>> m; int f(int x) { for (auto& [k, v] : m) for (int& e : v) x = x * " << i + 3
           << " + e + (int)k.size(); return x; } };\nint g" << i << "(S" << i << "& s, int x) { return s.f(x) + s.f(x + " << i << "); }\n";
   }
   const std::string object = folder / "big.o";
-  compare({"sh", "-c", "g++ -O1 -fno-ident -c -o " + object + " " + (folder / "big.cpp") + " && sha256sum < " + object}, long_run() ? 280 : 120);
+  compare({"sh", "-c", "g++ -O1 -fno-ident -c -o " + object + " " + (folder / "big.cpp") + " && sha256sum < " + object}, long_run() ? 260 : 84);
 }
 
 TEST_P(RunPrograms, StressNgVerifiesWhatItWrote) {
   if (access("/usr/bin/stress-ng", X_OK) != 0) GTEST_SKIP() << "stress-ng is not installed";
   WEIR_NEEDS_LIVE();
-  const uint64_t need = 48, ram = need / GetParam().parts;
+  const uint64_t need = 160, ram = need / GetParam().parts;
   Folder folder;
-  const Command stress{"stress-ng", "--vm", "2", "--vm-bytes", "48m", "--vm-method", "all", "--verify", "--vm-ops", long_run() ? "4000" : "400", "--vm-keep",
-                       "--oomable", "--temp-path", folder.path(), "--timeout", long_run() ? "600" : "60"};
+  const Command stress{"stress-ng", "--vm", "2", "--vm-bytes", "160m", "--vm-method", "all", "--verify", "--vm-ops", long_run() ? "2000" : "60", "--vm-keep",
+                       "--oomable", "--temp-path", folder.path(), "--timeout", "600"};
   const Outcome native = run(stress);
   ASSERT_EQ(native.status, 0) << native.err;
   const Cgroup group((ram + 32) * MIB);

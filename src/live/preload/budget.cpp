@@ -12,7 +12,7 @@ namespace weir::live::preload {
 
 namespace {
 
-constexpr int64_t MIN_FRAMES = (4 << 20) / 4096;   // what a machine needs to work
+constexpr int64_t MIN_FRAMES = (8 << 20) / 4096;   // with less a machine has little beside its own tables; 4 MiB is the least it starts with
 constexpr uint64_t FORK_GRACE_NS = 50'000'000, START_WAIT_NS = 100'000'000;
 
 uint64_t grace_until = 0;
@@ -106,9 +106,10 @@ void budget_start() {
       got += take(enough - got);
     }
     slot->wants.store(0);
-    if (got < MIN_FRAMES) {
-      run->frames_left.fetch_sub(MIN_FRAMES - got);
-      got = MIN_FRAMES;
+    const int64_t least = total() < MIN_FRAMES ? total() : MIN_FRAMES;
+    if (got < least) {
+      run->frames_left.fetch_sub(least - got);
+      got = least;
       note_overrun();
     }
   }
@@ -148,7 +149,7 @@ void budget_tick() {
   const int64_t idle = free - mine / 8 > 0 ? free - mine / 8 : 0;
   // What zram holds cannot leave, and something must be left to work with.
   const int64_t pool = stats.node[static_cast<unsigned>(NodeStat::nr_zspages)];
-  const int64_t floor = MIN_FRAMES + pool + pool / 2;
+  const int64_t floor = MIN_FRAMES + 2 * pool;
   if (run->frames_left.load() < 0) {
     // In debt, by a fork or by a start when nobody gave.
     note_overrun();
