@@ -1,6 +1,7 @@
 // src/cli/run.cpp
 //
-// weir run: starts a program with the preload, stays as its parent, passes signals and the exit status through, and reports.
+// weir run: starts a program with the preload, stays as its parent, passes signals and the exit status through, and
+// reports.
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/magic.h>
@@ -45,7 +46,7 @@ struct RunError : std::runtime_error {
 
 struct RunOptions {
   Bytes ram{0};
-  std::string ram_from;               ///< where the limit came from, for the report
+  std::string ram_from;  ///< where the limit came from, for the report
   std::vector<std::string> swaps;
   std::string stats, record;
   uint64_t record_events = 0;
@@ -68,7 +69,8 @@ std::vector<std::string> default_swaps() {
   const char* tmp = std::getenv("TMPDIR");
   const std::string folder = tmp != nullptr && *tmp != 0 ? tmp : "/tmp";
   struct statfs fs {};
-  if (statfs(folder.c_str(), &fs) == 0 && fs.f_type != TMPFS_MAGIC && fs.f_type != RAMFS_MAGIC && access(folder.c_str(), W_OK) == 0)
+  if (statfs(folder.c_str(), &fs) == 0 && fs.f_type != TMPFS_MAGIC && fs.f_type != RAMFS_MAGIC &&
+      access(folder.c_str(), W_OK) == 0)
     swaps.push_back("file:" + folder);
   return swaps;
 }
@@ -94,18 +96,23 @@ std::string preload_library() {
 
 RunOptions parse(int argc, char** argv, int& exit_code) {
   RunOptions o;
-  CLI::App app{"Runs a program with a memory manager of its own: real page faults, reclaim and swap inside the process.", "weir run"};
+  CLI::App app{
+      "Runs a program with a memory manager of its own: real page faults, reclaim and swap inside the process.",
+      "weir run"};
   app.footer(
       "SPEC is zram[:lz4|zstd[:SIZE]], file:PATH[:SIZE] or none; several are used in the order given.\n"
       "SIZE is bytes or 64K, 256M, 4G; for --ram also 50% (of the machine).\n"
-      "Without --ram the limit is that of the memory cgroup, less head-room; without --swap it is zram, then a file where the\n"
+      "Without --ram the limit is that of the memory cgroup, less head-room; without --swap it is zram, then a file "
+      "where the\n"
       "temporary folder is a disk.\n\n"
       "Examples\n"
       "  weir run --ram 256M --swap zram -- python3 train.py\n"
       "  weir run --ram 1G --swap zram:zstd --swap file:/var/tmp/swap:8G -- ./solve big.in\n"
       "  weir run -- sort huge.txt                      (in a container: its limit, no swap needed)\n"
-      "  weir run --ram 64M --stats s.json --record r.weir -- ./prog && weir flow --from r.weir --function do_swap_page\n\n"
-      "Exit status: the program's, or 128 + the signal that ended it (137 when the budget and all swap were full); 2 when it was not\n"
+      "  weir run --ram 64M --stats s.json --record r.weir -- ./prog && weir flow --from r.weir --function "
+      "do_swap_page\n\n"
+      "Exit status: the program's, or 128 + the signal that ended it (137 when the budget and all swap were full); 2 "
+      "when it was not\n"
       "started.");
   std::string ram;
   std::string events = "64K";
@@ -134,18 +141,23 @@ RunOptions parse(int argc, char** argv, int& exit_code) {
     o.ram_from = "--ram";
   } else {
     const std::optional<live::CgroupLimit> limit = live::memory_limit();
-    if (!limit) throw RunError("no --ram given, and there is no memory cgroup limit to take it from; say how much, like --ram 256M");
+    if (!limit)
+      throw RunError(
+          "no --ram given, and there is no memory cgroup limit to take it from; say how much, like --ram 256M");
     const Bytes room = head_room(limit->limit);
-    if (limit->limit < room + 8_MiB) throw RunError(fmt::format("the limit in {} is {}: too little to work in", limit->file, human(limit->limit.v)));
+    if (limit->limit < room + 8_MiB)
+      throw RunError(fmt::format("the limit in {} is {}: too little to work in", limit->file, human(limit->limit.v)));
     o.ram = limit->limit - room;
     o.ram_from = limit->file;
   }
   if (o.ram < 4_MiB) throw RunError(fmt::format("--ram {}: at least 4M are needed", human(o.ram.v)));
   const std::optional<Bytes> n = parse_size(events);
-  if (!n || n->v < 1024 || n->v > (uint64_t{1} << 26)) throw RunError(fmt::format("--record-events {}: wants 1K to 64M", events));
+  if (!n || n->v < 1024 || n->v > (uint64_t{1} << 26))
+    throw RunError(fmt::format("--record-events {}: wants 1K to 64M", events));
   if (!o.record.empty()) o.record_events = n->v;
   if (o.swaps.empty()) o.swaps = default_swaps();
-  if (o.swaps.size() > live::MAX_SWAP_SPECS) throw RunError(fmt::format("--swap: at most {} areas", live::MAX_SWAP_SPECS));
+  if (o.swaps.size() > live::MAX_SWAP_SPECS)
+    throw RunError(fmt::format("--swap: at most {} areas", live::MAX_SWAP_SPECS));
   const std::vector<std::string_view> specs(o.swaps.begin(), o.swaps.end());
   const auto checked = parse_swap_specs(specs, o.ram);
   if (const auto* wrong = std::get_if<SwapSpecError>(&checked)) throw RunError("--swap: " + wrong->text);
@@ -154,7 +166,8 @@ RunOptions parse(int argc, char** argv, int& exit_code) {
 
 SharedRun& share(const RunOptions& o, int& fd) {
   fd = static_cast<int>(memfd_create("weir-run", MFD_CLOEXEC));
-  if (fd < 0 || ftruncate(fd, sizeof(SharedRun)) != 0) throw RunError(fmt::format("memfd_create: {}", std::strerror(errno)));
+  if (fd < 0 || ftruncate(fd, sizeof(SharedRun)) != 0)
+    throw RunError(fmt::format("memfd_create: {}", std::strerror(errno)));
   void* p = mmap(nullptr, sizeof(SharedRun), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (p == MAP_FAILED) throw RunError(fmt::format("mmap: {}", std::strerror(errno)));
   auto* run = static_cast<SharedRun*>(p);  // fresh file: all zero, which is every atomic's start
@@ -194,7 +207,8 @@ void forward(int signal) {
   errno = e;
 }
 
-/// Signals sent to the launcher alone go on to the program; those of the terminal reach it anyway, and must not end the launcher first.
+/// Signals sent to the launcher alone go on to the program; those of the terminal reach it anyway, and must not end the
+/// launcher first.
 void pass_signals() {
   struct sigaction sa {};
   sa.sa_handler = forward;
@@ -262,8 +276,9 @@ nlohmann::ordered_json vmstat_of(const live::ProcessStats& s) {
 }
 
 nlohmann::ordered_json zram_of(const live::ProcessStats& s) {
-  return {{"orig_data_size", s.orig_data_size.load()}, {"compr_data_size", s.compr_data_size.load()}, {"mem_used_total", s.mem_used_total.load()},
-          {"mem_used_max", s.mem_used_max.load()},     {"same_pages", s.same_pages.load()},           {"huge_pages", s.huge_pages.load()}};
+  return {{"orig_data_size", s.orig_data_size.load()}, {"compr_data_size", s.compr_data_size.load()},
+          {"mem_used_total", s.mem_used_total.load()}, {"mem_used_max", s.mem_used_max.load()},
+          {"same_pages", s.same_pages.load()},         {"huge_pages", s.huge_pages.load()}};
 }
 
 void write_stats(const RunOptions& o, SharedRun& run, int status) {
@@ -279,7 +294,8 @@ void write_stats(const RunOptions& o, SharedRun& run, int status) {
     nlohmann::ordered_json p;
     p["pid"] = slot.pid.load();
     p["comm"] = std::string(slot.comm, strnlen(slot.comm, sizeof slot.comm));
-    p["managed"] = slot.state.load() == static_cast<uint32_t>(ProcessState::managed) || slot.state.load() == static_cast<uint32_t>(ProcessState::oom_killed);
+    p["managed"] = slot.state.load() == static_cast<uint32_t>(ProcessState::managed) ||
+                   slot.state.load() == static_cast<uint32_t>(ProcessState::oom_killed);
     p["oom_killed"] = slot.state.load() == static_cast<uint32_t>(ProcessState::oom_killed);
     p["vmstat"] = vmstat_of(slot.stats);
     p["zram"] = zram_of(slot.stats);
@@ -290,7 +306,8 @@ void write_stats(const RunOptions& o, SharedRun& run, int status) {
     p["unmanaged_anon_peak_kb"] = slot.stats.unmanaged_peak_kb.load();
     anon += slot.stats.rss_anon_kb.load();
     unmanaged += slot.stats.unmanaged_kb.load();
-    for (auto& [name, value] : p["vmstat"].items()) vmstat[name] = vmstat.value(name, int64_t{0}) + value.get<int64_t>();
+    for (auto& [name, value] : p["vmstat"].items())
+      vmstat[name] = vmstat.value(name, int64_t{0}) + value.get<int64_t>();
     for (auto& [name, value] : p["zram"].items()) zram[name] = zram.value(name, uint64_t{0}) + value.get<uint64_t>();
     j["processes"].push_back(std::move(p));
   });
@@ -332,15 +349,18 @@ void report(const RunOptions& o, SharedRun& run, int status) {
   });
   add(run.retired);
   fmt::print(stderr, "weir: {} {} · RAM {} ({})\n", o.program[0],
-             killed ? "was killed: RAM and swap were full" : status < 128 ? fmt::format("exited {}", status) : fmt::format("ended by signal {}", status - 128),
+             killed         ? "was killed: RAM and swap were full"
+             : status < 128 ? fmt::format("exited {}", status)
+                            : fmt::format("ended by signal {}", status - 128),
              human(run.ram_bytes), o.ram_from);
-  fmt::print(stderr, "weir: faults {} minor, {} major · pages out {} ({}), in {} ({})\n", faults - std::min(major, faults), major, out, human(out * PAGE_SIZE), in,
-             human(in * PAGE_SIZE));
+  fmt::print(stderr, "weir: faults {} minor, {} major · pages out {} ({}), in {} ({})\n",
+             faults - std::min(major, faults), major, out, human(out * PAGE_SIZE), in, human(in * PAGE_SIZE));
   if (used != 0) fmt::print(stderr, "weir: zram took at most {} · held {} at the end\n", human(used), human(orig));
-  fmt::print(stderr, "weir: {} process{} · private memory outside management at most {}{}\n", processes, processes == 1 ? "" : "es", human(unmanaged << 10),
-             processes == 1 ? "" : " in one");
+  fmt::print(stderr, "weir: {} process{} · private memory outside management at most {}{}\n", processes,
+             processes == 1 ? "" : "es", human(unmanaged << 10), processes == 1 ? "" : " in one");
   if (const int64_t over = run.frames_over.load(); over > 0)
-    fmt::print(stderr, "weir: forks and starts went over the budget, by {} at most, until shares had shrunk\n", human(static_cast<uint64_t>(over) * PAGE_SIZE));
+    fmt::print(stderr, "weir: forks and starts went over the budget, by {} at most, until shares had shrunk\n",
+               human(static_cast<uint64_t>(over) * PAGE_SIZE));
 }
 
 }  // namespace

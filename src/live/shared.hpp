@@ -23,18 +23,19 @@ inline constexpr unsigned MAX_SWAP_SPECS = 4;
 inline constexpr unsigned NR_EVENTS = static_cast<unsigned>(VmEvent::count);
 inline constexpr unsigned NR_GAUGES = static_cast<unsigned>(NodeStat::count);
 
-/// One process's counters, as its machine has them. Written by that process alone, read when it is gone (or at any time: each number
-/// by itself is whole).
+/// One process's counters, as its machine has them. Written by that process alone, read when it is gone (or at any
+/// time: each number by itself is whole).
 struct ProcessStats {
   std::atomic<int64_t> gauges[NR_GAUGES];
   std::atomic<uint64_t> events[NR_EVENTS];
   std::atomic<uint64_t> nr_free_pages, managed_pages, swap_total_pages, swap_free_pages;
   // zram mm_stat, summed over the process's zram areas
   std::atomic<uint64_t> orig_data_size, compr_data_size, mem_used_total, mem_used_max, same_pages, huge_pages;
-  std::atomic<uint64_t> file_swap_bytes;       ///< bytes in file areas now
-  std::atomic<uint64_t> managed_bytes;         ///< address space under management
-  std::atomic<uint64_t> resident_peak;         ///< most frames in use at once, in pages
-  std::atomic<uint64_t> rss_anon_kb, unmanaged_kb, unmanaged_peak_kb;  ///< private anonymous memory; that outside management
+  std::atomic<uint64_t> file_swap_bytes;  ///< bytes in file areas now
+  std::atomic<uint64_t> managed_bytes;    ///< address space under management
+  std::atomic<uint64_t> resident_peak;    ///< most frames in use at once, in pages
+  std::atomic<uint64_t> rss_anon_kb, unmanaged_kb,
+      unmanaged_peak_kb;  ///< private anonymous memory; that outside management
 };
 
 enum class ProcessState : uint32_t { none, starting, managed, unmanaged, oom_killed };
@@ -43,36 +44,37 @@ enum class ProcessState : uint32_t { none, starting, managed, unmanaged, oom_kil
 ///
 ///   frames of all slots + SharedRun::frames_left = the budget
 struct ProcessSlot {
-  std::atomic<int32_t> pid;       ///< 0: free
-  std::atomic<uint32_t> state;    ///< ProcessState
+  std::atomic<int32_t> pid;     ///< 0: free
+  std::atomic<uint32_t> state;  ///< ProcessState
   char comm[16];
-  std::atomic<int64_t> frames;    ///< of the run's budget, held by this process
-  std::atomic<uint32_t> wants;    ///< 1: it could use more frames than it holds
-  std::atomic<uint32_t> ended;    ///< 1: the process, or its program (exec), is over; its counters are final
+  std::atomic<int64_t> frames;  ///< of the run's budget, held by this process
+  std::atomic<uint32_t> wants;  ///< 1: it could use more frames than it holds
+  std::atomic<uint32_t> ended;  ///< 1: the process, or its program (exec), is over; its counters are final
   ProcessStats stats;
 };
 
 struct SharedRun {
   uint64_t magic;
   uint32_t version;
-  uint32_t size;                 ///< sizeof(SharedRun): both sides must agree
+  uint32_t size;  ///< sizeof(SharedRun): both sides must agree
   int32_t launcher_pid;
   // ---- options
   uint64_t ram_bytes;
   uint32_t nr_swaps;
-  char swaps[MAX_SWAP_SPECS][512];   ///< as on the command line, checked by the launcher
+  char swaps[MAX_SWAP_SPECS][512];  ///< as on the command line, checked by the launcher
   uint32_t allow_unmanaged;
   uint32_t quiet;
-  uint64_t record_events;            ///< events of the ring; 0: no recording
-  char record_path[512];             ///< of the first process; others append ".PID"
+  uint64_t record_events;  ///< events of the ring; 0: no recording
+  char record_path[512];   ///< of the first process; others append ".PID"
   // ---- the run
-  std::atomic<int64_t> frames_left;  ///< of the budget, held by nobody; below zero after a fork, until shares have shrunk
+  std::atomic<int64_t>
+      frames_left;  ///< of the budget, held by nobody; below zero after a fork, until shares have shrunk
   std::atomic<int64_t> frames_over;  ///< the most that frames_left was below zero
   std::atomic<uint32_t> bell;        ///< futex: counts up when a process wants frames; all helper threads sleep on it
   std::atomic<uint32_t> processes;   ///< that ever had a machine
   std::atomic<uint32_t> failed;      ///< a process could not be managed; why: message
   char message[1024];
-  ProcessStats retired;              ///< counters of processes whose slots have been used again: events only
+  ProcessStats retired;  ///< counters of processes whose slots have been used again: events only
   std::atomic<uint32_t> nr_retired;
   ProcessSlot slots[MAX_PROCESSES];
 };

@@ -1,7 +1,7 @@
 // What cannot work ends with a message that says what, where and how to mend it; and what happens when swap is full.
-#include "programs/run_support.hpp"
-
 #include <sys/mount.h>
+
+#include "programs/run_support.hpp"
 
 namespace weir::test {
 namespace {
@@ -23,11 +23,13 @@ void expect_refused(const Command& arguments, const std::string& part) {
 }
 
 TEST(RunErrors, BadSizesAreRefused) {
-  for (const char* ram : {"", "x", "-5M", "12Q", "0", "1K", "3M", "99999999999999999999G"}) expect_refused({"--ram", ram, "--", "/bin/echo", "no"}, "--ram");
+  for (const char* ram : {"", "x", "-5M", "12Q", "0", "1K", "3M", "99999999999999999999G"})
+    expect_refused({"--ram", ram, "--", "/bin/echo", "no"}, "--ram");
 }
 
 TEST(RunErrors, BadSwapSpecsAreRefused) {
-  for (const char* swap : {"", "zran", "zram:lz5", "zram:lz4:x", "file:", "file:/tmp:0", "file:/no/such/folder/swap:1M", "disk:/dev/sda"})
+  for (const char* swap :
+       {"", "zran", "zram:lz5", "zram:lz4:x", "file:", "file:/tmp:0", "file:/no/such/folder/swap:1M", "disk:/dev/sda"})
     expect_refused({"--ram", "16M", "--swap", swap, "--", "/bin/echo", "no"}, "swap");
   expect_refused({"--ram", "16M", "--swap", "none", "--swap", "zram", "--", "/bin/echo", "no"}, "none");
 }
@@ -71,7 +73,8 @@ TEST(RunErrors, WhenRamAndSwapAreFullItIsKilledWithAReport) {
   const WeirOutcome o = weir_run("12M", {program("first_touch"), "128", "2"}, {}, {"--swap", "file:/tmp:16M"});
   EXPECT_EQ(o.status, 137) << o.err;
   EXPECT_EQ(o.out, "");
-  for (const char* part : {"invoked oom-killer", "Mem-Info", "Free swap", "Out of memory: Kill", "was killed: RAM and swap were full"})
+  for (const char* part :
+       {"invoked oom-killer", "Mem-Info", "Free swap", "Out of memory: Kill", "was killed: RAM and swap were full"})
     EXPECT_NE(o.err.find(part), std::string::npos) << part << " in: " << o.err;
   ASSERT_TRUE(o.stats.is_object());
   EXPECT_TRUE(o.stats["processes"][0].value("oom_killed", false));
@@ -95,7 +98,8 @@ std::vector<std::string> nameless_files(pid_t pid, const std::string& folder) {
       const std::string target = std::filesystem::read_symlink(fd.path(), e).string();
       if (target.rfind(folder, 0) != 0 || target.find("(deleted)") == std::string::npos) continue;
       struct stat st {};
-      if (stat(fd.path().c_str(), &st) == 0 && S_ISREG(st.st_mode)) found.push_back(target + " " + std::to_string(st.st_mode & 0777));
+      if (stat(fd.path().c_str(), &st) == 0 && S_ISREG(st.st_mode))
+        found.push_back(target + " " + std::to_string(st.st_mode & 0777));
     }
   return found;
 }
@@ -109,7 +113,8 @@ TEST(RunErrors, ASwapFileIsPrivateNamelessAndGoneAfterKill9) {
     dup2(open(out.c_str(), O_WRONLY | O_CREAT, 0600), 1);
     dup2(open("/dev/null", O_WRONLY), 2);
     const std::string weir = weir_command();
-    execl(weir.c_str(), weir.c_str(), "run", "--ram", "16M", "--swap", spec.c_str(), "--", p.c_str(), "wait", static_cast<char*>(nullptr));
+    execl(weir.c_str(), weir.c_str(), "run", "--ram", "16M", "--swap", spec.c_str(), "--", p.c_str(), "wait",
+          static_cast<char*>(nullptr));
     _exit(127);
   }
   for (int i = 0; i < 1000 && slurp(out) != "ready\n"; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(20));

@@ -44,7 +44,9 @@ TEST(RunFork, PythonForksWithItsHeapSwappedOut) {
 
 TEST(RunFork, AShellPipelineOfManagedProcesses) {
   WEIR_NEEDS_LIVE();
-  const Command shell{"sh", "-c", "seq 200000 | sort -r | (read a; echo $a; tail -n 1); (exit 3); echo $?; x=$(echo sub; exit 4); echo $x $?"};
+  const Command shell{
+      "sh", "-c",
+      "seq 200000 | sort -r | (read a; echo $a; tail -n 1); (exit 3); echo $?; x=$(echo sub; exit 4); echo $x $?"};
   const Outcome native = run(shell);
   const WeirOutcome managed = weir_run("24M", shell);
   EXPECT_EQ(managed.out, native.out) << managed.err;
@@ -56,8 +58,8 @@ TEST(RunFork, ProcessesShareTheBudget) {
   const Cgroup group;
   WEIR_NEEDS_CGROUP(group);
   const std::string touch = program("first_touch");
-  const WeirOutcome managed =
-      weir_run("32M", {"sh", "-c", touch + " 48 1 & " + touch + " 48 1 & wait"}, {.cgroup = &group}, {"--swap", "file:/tmp:256M"});
+  const WeirOutcome managed = weir_run("32M", {"sh", "-c", touch + " 48 1 & " + touch + " 48 1 & wait"},
+                                       {.cgroup = &group}, {"--swap", "file:/tmp:256M"});
   const Outcome native = run({"sh", "-c", touch + " 48 1; " + touch + " 48 1"});
   EXPECT_EQ(managed.out, native.out) << managed.err;
   EXPECT_EQ(managed.status, 0);

@@ -1,7 +1,7 @@
 // Programs under `weir run`, from outside: what they print, how they end, what passes through.
-#include "programs/run_support.hpp"
-
 #include <future>
+
+#include "programs/run_support.hpp"
 
 namespace weir::test {
 namespace {
@@ -18,7 +18,8 @@ TEST(Run, PythonPrintsTheSameWithMoreThanItsRamSwappedOut) {
   const Outcome native = run(python);
   ASSERT_EQ(native.status, 0) << native.err;
   const Cgroup group((16 + 24) * MIB);
-  const WeirOutcome managed = weir_run("16M", python, {.cgroup = group.made() ? &group : nullptr}, {"--swap", "file:/tmp:256M"});
+  const WeirOutcome managed =
+      weir_run("16M", python, {.cgroup = group.made() ? &group : nullptr}, {"--swap", "file:/tmp:256M"});
   EXPECT_EQ(managed.status, 0) << managed.err;
   EXPECT_EQ(managed.out, native.out);
   EXPECT_GE(managed.event("pswpout"), frames(16)) << managed.err;
@@ -89,10 +90,12 @@ TEST(Run, ASignalToTheLauncherReachesTheProgram) {
       dup2(o, 1);
       dup2(open("/dev/null", O_WRONLY), 2);
       const std::string weir = weir_command();
-      execl(weir.c_str(), weir.c_str(), "run", "--ram", "16M", "--swap", "zram", "--", p.c_str(), "wait", static_cast<char*>(nullptr));
+      execl(weir.c_str(), weir.c_str(), "run", "--ram", "16M", "--swap", "zram", "--", p.c_str(), "wait",
+            static_cast<char*>(nullptr));
       _exit(127);
     }
-    for (int i = 0; i < 1000 && slurp(out) != "ready\n"; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    for (int i = 0; i < 1000 && slurp(out) != "ready\n"; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(20));
     kill(pid, signal);
     int got = 0;
     waitpid(pid, &got, 0);
@@ -105,7 +108,8 @@ TEST(Run, StandardStreamsPassThrough) {
   WEIR_NEEDS_LIVE();
   Folder folder;
   std::ofstream(folder / "in") << "one\ntwo\nthree\n";
-  const WeirOutcome managed = weir_run("16M", {"sh", "-c", "cat; echo aside >&2; cat /dev/null | wc -c"}, {.input = folder / "in"});
+  const WeirOutcome managed =
+      weir_run("16M", {"sh", "-c", "cat; echo aside >&2; cat /dev/null | wc -c"}, {.input = folder / "in"});
   EXPECT_EQ(managed.out, "one\ntwo\nthree\n0\n");
   EXPECT_NE(managed.err.find("aside\n"), std::string::npos);
   EXPECT_NE(managed.err.find("weir: sh exited 0"), std::string::npos) << managed.err;
@@ -130,7 +134,8 @@ TEST(Run, ARecordingShowsReclaimAndSwapIn) {
                        "    a.append(bytes([i % 251 + 1]) * 9000)\n"
                        "    assert a[i * 7 % len(a)][5] == i * 7 % len(a) % 251 + 1\n"
                        "os._exit(0)\n"};
-  const WeirOutcome managed = weir_run("24M", python, {}, {"--swap", "file:/tmp:256M", "--record", record, "--record-events", "128K"});
+  const WeirOutcome managed =
+      weir_run("24M", python, {}, {"--swap", "file:/tmp:256M", "--record", record, "--record-events", "128K"});
   ASSERT_EQ(managed.status, 0) << managed.err;
   for (const char* name : {"shrink_page_list", "add_to_swap", "do_swap_page"}) {
     const Outcome flow = run({weir_command(), "flow", "--from", record, "--function", name});

@@ -2,17 +2,19 @@
 //
 //   frames_left + frames of all slots = the budget
 //
-// The first process takes all. One that starts later takes what is left, and asks (SharedRun::bell) when that is too little: others then
-// give what they do not use, and, when that is not enough, what they hold beyond an equal share. A forked child begins with a copy of its
-// parent's share: the pages are shared too. That puts frames_left below zero until both have shrunk, which they do when the child is
-// still there after FORK_GRACE: most children exec or exit before.
+// The first process takes all. One that starts later takes what is left, and asks (SharedRun::bell) when that is too
+// little: others then give what they do not use, and, when that is not enough, what they hold beyond an equal share. A
+// forked child begins with a copy of its parent's share: the pages are shared too. That puts frames_left below zero
+// until both have shrunk, which they do when the child is still there after FORK_GRACE: most children exec or exit
+// before.
 #include "live/preload/preload.hpp"
 
 namespace weir::live::preload {
 
 namespace {
 
-constexpr int64_t MIN_FRAMES = (8 << 20) / 4096;   // with less a machine has little beside its own tables; 4 MiB is the least it starts with
+constexpr int64_t MIN_FRAMES =
+    (8 << 20) / 4096;  // with less a machine has little beside its own tables; 4 MiB is the least it starts with
 constexpr uint64_t FORK_GRACE_NS = 50'000'000, START_WAIT_NS = 100'000'000;
 
 uint64_t grace_until = 0;
@@ -50,7 +52,7 @@ void ring() {
 }
 
 struct Others {
-  int64_t living = 0;   // managed processes, this one too
+  int64_t living = 0;  // managed processes, this one too
   bool want = false;
 };
 
@@ -71,7 +73,8 @@ Others look() {
   return o;
 }
 
-/// The share becomes `frames`, or what can be reached; the difference goes to or comes from what is left (already taken by the caller).
+/// The share becomes `frames`, or what can be reached; the difference goes to or comes from what is left (already taken
+/// by the caller).
 void set_share(int64_t frames) {
   const int64_t before = slot->frames.load();
   const auto reached = static_cast<int64_t>(machine->set_ram(Bytes(static_cast<uint64_t>(frames) * 4096)).v / 4096);
@@ -118,7 +121,7 @@ void budget_start() {
 }
 
 void budget_forked() {
-  const int64_t share = slot->frames.load();   // still the parent's slot
+  const int64_t share = slot->frames.load();  // still the parent's slot
   slot = claim_slot();
   if (slot == nullptr) {
     say("too many processes at a time: a run holds at most 256");
@@ -145,7 +148,9 @@ void budget_tick() {
   const bool swaps = out != last_out;
   last_out = out;
 
-  const int64_t fair = total() / (others.living > 0 ? others.living : 1) > MIN_FRAMES ? total() / (others.living > 0 ? others.living : 1) : MIN_FRAMES;
+  const int64_t fair = total() / (others.living > 0 ? others.living : 1) > MIN_FRAMES
+                           ? total() / (others.living > 0 ? others.living : 1)
+                           : MIN_FRAMES;
   const int64_t idle = free - mine / 8 > 0 ? free - mine / 8 : 0;
   // What zram holds cannot leave, and something must be left to work with.
   const int64_t pool = stats.node[static_cast<unsigned>(NodeStat::nr_zspages)];

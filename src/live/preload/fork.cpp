@@ -1,16 +1,16 @@
 // src/live/preload/fork.cpp: fork, with the child managed before it touches anything.
 //
-// A child inherits its parent's pages but not the userfaultfd registration: whatever is swapped out would read as zeros. libc's
-// fork touches malloc'ed memory in the child (the locks of open FILEs) before any handler of pthread_atfork runs, so its place is
-// taken by one that does the same in an order that works:
+// A child inherits its parent's pages but not the userfaultfd registration: whatever is swapped out would read as
+// zeros. libc's fork touches malloc'ed memory in the child (the locks of open FILEs) before any handler of
+// pthread_atfork runs, so its place is taken by one that does the same in an order that works:
 //
-//   prepare handlers, last first -> lists of FILEs locked -> LiveMachine::fork(_Fork): the child is registered and has its kthreads
-//   child:  locks of FILEs are made new -> a slot of its own, the helper thread -> child handlers, first first
-//   parent: unlock -> parent handlers
+//   prepare handlers, last first -> lists of FILEs locked -> LiveMachine::fork(_Fork): the child is registered and has
+//   its kthreads child:  locks of FILEs are made new -> a slot of its own, the helper thread -> child handlers, first
+//   first parent: unlock -> parent handlers
 //
-// What libc's fork does beyond that and this one cannot: stacks of the parent's other threads are not used again in the child, and a
-// child of a thread that forks while another is inside dlopen cannot dlopen. Raw clone() or syscall(SYS_fork) without CLONE_VM stay
-// outside: their child is not managed.
+// What libc's fork does beyond that and this one cannot: stacks of the parent's other threads are not used again in the
+// child, and a child of a thread that forks while another is inside dlopen cannot dlopen. Raw clone() or
+// syscall(SYS_fork) without CLONE_VM stay outside: their child is not managed.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <pty.h>

@@ -1,7 +1,7 @@
 // src/live/preload/helper.cpp: one thread that looks at the process now and then.
 //
-// It keeps the counters in the slot fresh (a killed process leaves them there) and the share of RAM right. A raw clone with its own TLS
-// block and descriptor table, no signals: the program does not see it but in /proc.
+// It keeps the counters in the slot fresh (a killed process leaves them there) and the share of RAM right. A raw clone
+// with its own TLS block and descriptor table, no signals: the program does not see it but in /proc.
 #include <dirent.h>
 #include <fcntl.h>
 #include <linux/sched.h>
@@ -12,15 +12,16 @@
 #include "live/preload/preload.hpp"
 
 // kernel/host's: a clone that calls fn(arg) on the new stack and ends with it.
-extern "C" [[gnu::visibility("hidden")]] long weir_host_clone(uint64_t flags, void* stack, int32_t* parent_tid, std::atomic<uint32_t>* child_tid,
-                                                              void* tls, void (*fn)(void*), void* arg);
+extern "C" [[gnu::visibility("hidden")]] long weir_host_clone(uint64_t flags, void* stack, int32_t* parent_tid,
+                                                              std::atomic<uint32_t>* child_tid, void* tls,
+                                                              void (*fn)(void*), void* arg);
 
 namespace weir::live::preload {
 
 namespace {
 
 constexpr size_t STACK = 128 << 10, TLS_BELOW = 56 << 10, TLS_ABOVE = 8 << 10;
-char* area = nullptr;   // stack, then TLS; a forked child's helper uses it again
+char* area = nullptr;  // stack, then TLS; a forked child's helper uses it again
 
 LiveStats publish_stats;
 std::atomic<uint32_t> publish_lock{0};
@@ -43,10 +44,11 @@ uint64_t rss_anon_kb() {
   return kb;
 }
 
-/// The program's pipes are not to stay open because of a copy in this thread's table. What the engine reclaims with stays:
-/// shrinking the share means moving pages out.
+/// The program's pipes are not to stay open because of a copy in this thread's table. What the engine reclaims with
+/// stays: shrinking the share means moving pages out.
 void close_what_is_the_programs() {
-  const long list = sys::call(SYS_openat, AT_FDCWD, sys::arg("/proc/thread-self/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const long list =
+      sys::call(SYS_openat, AT_FDCWD, sys::arg("/proc/thread-self/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (list < 0) return;
   char entries[2048];
   for (long n; (n = sys::call(SYS_getdents64, list, sys::arg(entries), sizeof entries)) > 0;) {
@@ -81,11 +83,13 @@ void helper_main(void*) {
 }  // namespace
 
 void publish() {
-  if (publish_lock.exchange(1) != 0) return;   // somebody is at it
+  if (publish_lock.exchange(1) != 0) return;  // somebody is at it
   LiveStats& s = publish_stats;
   machine->stats(s);
   ProcessStats& out = slot->stats;
-  auto put = [](auto& to, uint64_t v) { to.store(static_cast<std::remove_cvref_t<decltype(to.load())>>(v), std::memory_order_relaxed); };
+  auto put = [](auto& to, uint64_t v) {
+    to.store(static_cast<std::remove_cvref_t<decltype(to.load())>>(v), std::memory_order_relaxed);
+  };
   for (unsigned i = 0; i < NR_GAUGES; ++i) put(out.gauges[i], static_cast<uint64_t>(s.node[i]));
   for (unsigned i = 0; i < NR_EVENTS; ++i) put(out.events[i], s.event[i]);
   const auto free = static_cast<uint64_t>(s.node[static_cast<unsigned>(NodeStat::nr_free_pages)]);
@@ -129,8 +133,9 @@ void publish() {
 void start_helper() {
   publish_lock.store(0);
   if (area == nullptr) {
-    const long p = sys::call(SYS_mmap, 0, STACK + TLS_BELOW + TLS_ABOVE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (p < 0 && p > -4096) return;   // then counters come at the end only, and the share of RAM stays what it is
+    const long p = sys::call(SYS_mmap, 0, STACK + TLS_BELOW + TLS_ABOVE, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p < 0 && p > -4096) return;  // then counters come at the end only, and the share of RAM stays what it is
     area = reinterpret_cast<char*>(p);
   }
   // The head of a thread descriptor, as libc's code expects it: itself at 0 and 16, guards at 40 and 48.
@@ -144,7 +149,8 @@ void start_helper() {
   memcpy(tp + 48, &pointer_guard, 8);
   static int32_t tid;
   static std::atomic<uint32_t> alive;
-  const uint64_t flags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID;
+  const uint64_t flags =
+      CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM | CLONE_SETTLS | CLONE_PARENT_SETTID;
   const sys::SignalMask mask = sys::set_signal_mask(sys::ALL_SIGNALS);
   (void)weir_host_clone(flags, area + STACK, &tid, &alive, tp, helper_main, nullptr);
   sys::set_signal_mask(mask);

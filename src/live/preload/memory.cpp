@@ -1,7 +1,7 @@
 // src/live/preload/memory.cpp: the calls that make, change and unmake mappings.
 //
-// Managed is private anonymous memory that the program maps without naming a place outside the managed range. A range that a
-// call names may consist of pieces:
+// Managed is private anonymous memory that the program maps without naming a place outside the managed range. A range
+// that a call names may consist of pieces:
 //
 //   | host's | managed | host's: was managed, the program put a file there | managed | host's |
 //
@@ -43,7 +43,8 @@ Piece first_piece(uintptr_t start, uintptr_t end) {
   uintptr_t limit = end < to ? end : to;
   const unsigned n = nr_host_parts.load(std::memory_order_acquire);
   for (unsigned i = 0; i < n; ++i) {
-    const uintptr_t a = host_parts[i].start.load(std::memory_order_relaxed), b = host_parts[i].end.load(std::memory_order_acquire);
+    const uintptr_t a = host_parts[i].start.load(std::memory_order_relaxed),
+                    b = host_parts[i].end.load(std::memory_order_acquire);
     if (start >= a && start < b) return {start, limit < b ? limit : b, false};
     if (a > start && a < limit) limit = a;
   }
@@ -66,11 +67,12 @@ bool all_managed(uintptr_t start, uintptr_t end) {
 
 /// A named range that a call may be about: page aligned at its start, not empty, not past the end of the address space.
 bool is_range(uintptr_t start, size_t length) {
-  return (start & (PAGE_BYTES - 1)) == 0 && length != 0 && length <= (uintptr_t{1} << 47) && start <= (uintptr_t{1} << 47);
+  return (start & (PAGE_BYTES - 1)) == 0 && length != 0 && length <= (uintptr_t{1} << 47) &&
+         start <= (uintptr_t{1} << 47);
 }
 
-/// Runs `managed(address, length)` or `host(address, length)` on every piece; both return 0 or -errno. The first error is the
-/// result, but all pieces are served.
+/// Runs `managed(address, length)` or `host(address, length)` on every piece; both return 0 or -errno. The first error
+/// is the result, but all pieces are served.
 template <class Managed, class Host>
 long each_piece(uintptr_t start, uintptr_t end, Managed managed, Host host) {
   long result = 0;
@@ -137,7 +139,8 @@ bool can_manage(int prot, int flags) {
 }
 
 long do_mmap(uintptr_t address, size_t length, int prot, int flags, int fd, int64_t offset) {
-  if (machine == nullptr || length == 0 || length > (uintptr_t{1} << 47)) return host_mmap(address, length, prot, flags, fd, offset);
+  if (machine == nullptr || length == 0 || length > (uintptr_t{1} << 47))
+    return host_mmap(address, length, prot, flags, fd, offset);
   const uintptr_t end = address + round_up(length);
   const bool manage = can_manage(prot, flags);
   if ((flags & MAP_FIXED_KINDS) == 0) {
@@ -146,15 +149,18 @@ long do_mmap(uintptr_t address, size_t length, int prot, int flags, int fd, int6
       return host_mmap(address, length, prot, flags, fd, offset);
     }
     const bool hint = address != 0 && machine->contains(reinterpret_cast<void*>(address));
-    Result<void*> r = machine->map(length, machine_prot(prot), hint ? LiveMachine::Place::hint : LiveMachine::Place::anywhere,
-                                         reinterpret_cast<void*>(address & ~(PAGE_BYTES - 1)));
+    Result<void*> r =
+        machine->map(length, machine_prot(prot), hint ? LiveMachine::Place::hint : LiveMachine::Place::anywhere,
+                     reinterpret_cast<void*>(address & ~(PAGE_BYTES - 1)));
     return r ? static_cast<long>(reinterpret_cast<uintptr_t>(*r)) : errno_of(r);
   }
-  if (!is_range(address, length) || !touches_managed(address, end)) return host_mmap(address, length, prot, flags, fd, offset);
+  if (!is_range(address, length) || !touches_managed(address, end))
+    return host_mmap(address, length, prot, flags, fd, offset);
   const bool replace = (flags & MAP_FIXED_NOREPLACE) == 0;
   if (manage && all_managed(address, end)) {
-    Result<void*> r = machine->map(length, machine_prot(prot), replace ? LiveMachine::Place::fixed : LiveMachine::Place::fixed_noreplace,
-                                         reinterpret_cast<void*>(address));
+    Result<void*> r = machine->map(length, machine_prot(prot),
+                                   replace ? LiveMachine::Place::fixed : LiveMachine::Place::fixed_noreplace,
+                                   reinterpret_cast<void*>(address));
     return r ? static_cast<long>(address) : errno_of(r);
   }
   if (!replace) return -EEXIST;
@@ -162,7 +168,9 @@ long do_mmap(uintptr_t address, size_t length, int prot, int flags, int fd, int6
     // Half in the range, half out of it.
     const long r = each_piece(
         address, end,
-        [&](void* at, size_t n) { return errno_of(machine->map(n, machine_prot(prot), LiveMachine::Place::fixed, at)); },
+        [&](void* at, size_t n) {
+          return errno_of(machine->map(n, machine_prot(prot), LiveMachine::Place::fixed, at));
+        },
         [&](long at, long n) {
           const long m = host_mmap(static_cast<uintptr_t>(at), static_cast<size_t>(n), prot, flags, -1, 0);
           return m == at ? 0 : m;
@@ -174,11 +182,15 @@ long do_mmap(uintptr_t address, size_t length, int prot, int flags, int fd, int6
 }
 
 long do_mremap(uintptr_t old, size_t old_length, size_t length, int flags, uintptr_t fixed) {
-  auto host = [&] { return sys::call(SYS_mremap, static_cast<long>(old), static_cast<long>(old_length), static_cast<long>(length), flags, static_cast<long>(fixed)); };
+  auto host = [&] {
+    return sys::call(SYS_mremap, static_cast<long>(old), static_cast<long>(old_length), static_cast<long>(length),
+                     flags, static_cast<long>(fixed));
+  };
   if (machine == nullptr || !is_range(old, length)) return host();
   const bool to_fixed = (flags & MREMAP_FIXED) != 0;
   const uintptr_t old_end = old + round_up(old_length);
-  const bool from_managed = old_length != 0 ? touches_managed(old, old_end) : machine->contains(reinterpret_cast<void*>(old));
+  const bool from_managed =
+      old_length != 0 ? touches_managed(old, old_end) : machine->contains(reinterpret_cast<void*>(old));
   if (to_fixed && (!is_range(fixed, length) || (flags & MREMAP_MAYMOVE) == 0)) return -EINVAL;
   const uintptr_t fixed_end = to_fixed ? fixed + round_up(length) : 0;
   if (!from_managed) {
@@ -191,13 +203,15 @@ long do_mremap(uintptr_t old, size_t old_length, size_t length, int flags, uintp
   if (old_length == 0 || (flags & ~(MREMAP_MAYMOVE | MREMAP_FIXED)) != 0) return -EINVAL;
   if (!all_managed(old, old_end)) return -EFAULT;
   if (!to_fixed || all_managed(fixed, fixed_end)) {
-    Result<void*> r = machine->remap(reinterpret_cast<void*>(old), old_length, length, flags, reinterpret_cast<void*>(fixed));
+    Result<void*> r =
+        machine->remap(reinterpret_cast<void*>(old), old_length, length, flags, reinterpret_cast<void*>(fixed));
     return r ? static_cast<long>(reinterpret_cast<uintptr_t>(*r)) : errno_of(r);
   }
   // Out of the range: the bytes go, the mapping cannot.
   const long at = do_mmap(fixed, length, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
   if (at < 0 && at > -4096) return at;
-  __builtin_memcpy(reinterpret_cast<void*>(fixed), reinterpret_cast<void*>(old), old_length < length ? old_length : length);
+  __builtin_memcpy(reinterpret_cast<void*>(fixed), reinterpret_cast<void*>(old),
+                   old_length < length ? old_length : length);
   (void)machine->unmap(reinterpret_cast<void*>(old), old_length);
   return at;
 }
@@ -220,9 +234,10 @@ long do_mprotect(uintptr_t address, size_t length, int prot) {
       host);
 }
 
-/// Advice that Linux knows for private anonymous memory; others are EINVAL, also where the machine would not listen to them.
+/// Advice that Linux knows for private anonymous memory; others are EINVAL, also where the machine would not listen to
+/// them.
 bool is_advice(int advice) {
-  constexpr int LAST = 25;   // MADV_COLLAPSE
+  constexpr int LAST = 25;  // MADV_COLLAPSE
   return (advice >= MADV_NORMAL && advice <= MADV_DONTNEED) || (advice >= MADV_FREE && advice <= LAST);
 }
 
@@ -269,11 +284,13 @@ using namespace weir::live::preload;
 using weir::sys::call;
 
 WEIR_EXPORT void* mmap(void* address, size_t length, int prot, int flags, int fd, off_t offset) noexcept {
-  return reinterpret_cast<void*>(libc_result(do_mmap(reinterpret_cast<uintptr_t>(address), length, prot, flags, fd, offset)));
+  return reinterpret_cast<void*>(
+      libc_result(do_mmap(reinterpret_cast<uintptr_t>(address), length, prot, flags, fd, offset)));
 }
 
 WEIR_EXPORT void* mmap64(void* address, size_t length, int prot, int flags, int fd, off64_t offset) noexcept {
-  return reinterpret_cast<void*>(libc_result(do_mmap(reinterpret_cast<uintptr_t>(address), length, prot, flags, fd, offset)));
+  return reinterpret_cast<void*>(
+      libc_result(do_mmap(reinterpret_cast<uintptr_t>(address), length, prot, flags, fd, offset)));
 }
 
 WEIR_EXPORT int munmap(void* address, size_t length) noexcept {
@@ -282,7 +299,8 @@ WEIR_EXPORT int munmap(void* address, size_t length) noexcept {
   const uintptr_t end = start + round_up(length);
   if (machine == nullptr || !is_range(start, length) || !touches_managed(start, end))
     return static_cast<int>(libc_result(host(static_cast<long>(start), static_cast<long>(length))));
-  return static_cast<int>(libc_result(each_piece(start, end, [](void* at, size_t n) { return errno_of(machine->unmap(at, n)); }, host)));
+  return static_cast<int>(libc_result(each_piece(
+      start, end, [](void* at, size_t n) { return errno_of(machine->unmap(at, n)); }, host)));
 }
 
 WEIR_EXPORT void* mremap(void* old, size_t old_length, size_t length, int flags, ...) noexcept {
@@ -293,7 +311,8 @@ WEIR_EXPORT void* mremap(void* old, size_t old_length, size_t length, int flags,
     fixed = reinterpret_cast<uintptr_t>(va_arg(arguments, void*));
     va_end(arguments);
   }
-  return reinterpret_cast<void*>(libc_result(do_mremap(reinterpret_cast<uintptr_t>(old), old_length, length, flags, fixed)));
+  return reinterpret_cast<void*>(
+      libc_result(do_mremap(reinterpret_cast<uintptr_t>(old), old_length, length, flags, fixed)));
 }
 
 WEIR_EXPORT int mprotect(void* address, size_t length, int prot) noexcept {
@@ -306,7 +325,8 @@ WEIR_EXPORT int madvise(void* address, size_t length, int advice) noexcept {
 
 WEIR_EXPORT int mlock(const void* address, size_t length) noexcept {
   return static_cast<int>(libc_result(do_mlock(
-      address, length, [](void* at, size_t n) { return errno_of(machine->lock(at, n)); }, [](long at, long n) { return call(SYS_mlock, at, n); })));
+      address, length, [](void* at, size_t n) { return errno_of(machine->lock(at, n)); },
+      [](long at, long n) { return call(SYS_mlock, at, n); })));
 }
 
 WEIR_EXPORT int mlock2(const void* address, size_t length, unsigned flags) noexcept {
@@ -318,11 +338,13 @@ WEIR_EXPORT int mlock2(const void* address, size_t length, unsigned flags) noexc
 
 WEIR_EXPORT int munlock(const void* address, size_t length) noexcept {
   return static_cast<int>(libc_result(do_mlock(
-      address, length, [](void* at, size_t n) { return errno_of(machine->unlock(at, n)); }, [](long at, long n) { return call(SYS_munlock, at, n); })));
+      address, length, [](void* at, size_t n) { return errno_of(machine->unlock(at, n)); },
+      [](long at, long n) { return call(SYS_munlock, at, n); })));
 }
 
 WEIR_EXPORT int mlockall(int flags) noexcept {
-  // The host would fill the whole managed range with pages. Refused as it is to who has not the right, which programs expect.
+  // The host would fill the whole managed range with pages. Refused as it is to who has not the right, which programs
+  // expect.
   if (machine != nullptr) return static_cast<int>(libc_result(-EPERM));
   return static_cast<int>(libc_result(call(SYS_mlockall, flags)));
 }

@@ -7,10 +7,11 @@
 //           --> fork --> fork.cpp --> LiveMachine::fork          exec --> the new program starts here again
 //   helper thread (helper.cpp): counters to the slot, the process's share of the run's RAM
 //
-// Without WEIR_RUN everything here passes through. The library is marked initfirst: its constructor runs before all others,
-// so what they allocate is managed already.
+// Without WEIR_RUN everything here passes through. The library is marked initfirst: its constructor runs before all
+// others, so what they allocate is managed already.
 //
-// Calls come from the program's threads, under any lock of libc or malloc: nothing here allocates but what start() does.
+// Calls come from the program's threads, under any lock of libc or malloc: nothing here allocates but what start()
+// does.
 #pragma once
 
 #include <atomic>

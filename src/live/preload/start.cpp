@@ -45,7 +45,10 @@ void refuse(const char* why) {
 bool open_run(const char* place) {
   const long fd = sys::call(SYS_openat, AT_FDCWD, sys::arg(place), O_RDWR | O_CLOEXEC);
   if (fd < 0) {
-    sayf("%s cannot be opened (error %ld): the `weir run` that this process belongs to has ended, or it runs as another user now", place, -fd);
+    sayf(
+        "%s cannot be opened (error %ld): the `weir run` that this process belongs to has ended, or it runs as another "
+        "user now",
+        place, -fd);
     return false;
   }
   struct stat st {};
@@ -54,12 +57,14 @@ bool open_run(const char* place) {
     p = mmap(nullptr, sizeof(SharedRun), PROT_READ | PROT_WRITE, MAP_SHARED, static_cast<int>(fd), 0);
   sys::call(SYS_close, fd);
   if (p == MAP_FAILED) {
-    sayf("%s is not the shared file of a `weir run` of this version: command and preload are of different builds", place);
+    sayf("%s is not the shared file of a `weir run` of this version: command and preload are of different builds",
+         place);
     return false;
   }
   auto* r = static_cast<SharedRun*>(p);
   if (r->magic != RUN_MAGIC || r->version != RUN_VERSION || r->size != sizeof(SharedRun)) {
-    sayf("%s is not the shared file of a `weir run` of this version: command and preload are of different builds", place);
+    sayf("%s is not the shared file of a `weir run` of this version: command and preload are of different builds",
+         place);
     munmap(p, sizeof(SharedRun));
     return false;
   }

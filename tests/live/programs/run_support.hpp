@@ -1,7 +1,7 @@
 // tests/live/programs/run_support.hpp
 //
-// For tests that run real programs under `weir run` and look from outside: a memory cgroup around the run, its peak, the counters that
-// the run left, the output against a native run.
+// For tests that run real programs under `weir run` and look from outside: a memory cgroup around the run, its peak,
+// the counters that the run left, the output against a native run.
 #pragma once
 
 #include <fcntl.h>
@@ -68,7 +68,8 @@ class Cgroup {
   explicit Cgroup(uint64_t limit = 0) {
     static int n = 0;
     const std::string name = "weir-test-" + std::to_string(getpid()) + "-" + std::to_string(n++);
-    for (const auto& [root, v2] : {std::pair<std::string, bool>{"/sys/fs/cgroup/memory/", false}, {"/sys/fs/cgroup/", true}}) {
+    for (const auto& [root, v2] :
+         {std::pair<std::string, bool>{"/sys/fs/cgroup/memory/", false}, {"/sys/fs/cgroup/", true}}) {
       const std::string probe = v2 ? root + "cgroup.controllers" : root + "memory.limit_in_bytes";
       if (access(probe.c_str(), F_OK) != 0 || mkdir((root + name).c_str(), 0755) != 0) continue;
       path_ = root + name;
@@ -80,7 +81,7 @@ class Cgroup {
       } else if (!limited) {
         drop();
       } else if (limit != 0) {
-        put("memory.memsw.limit_in_bytes", std::to_string(limit));   // where the kernel counts swap
+        put("memory.memsw.limit_in_bytes", std::to_string(limit));  // where the kernel counts swap
         put("memory.swappiness", "0");
       }
       if (made()) return;
@@ -120,15 +121,15 @@ class Cgroup {
 };
 
 struct Outcome {
-  int status = -1;   ///< as the shell shows it: 128 + signal
+  int status = -1;  ///< as the shell shows it: 128 + signal
   std::string out, err;
   double seconds = 0;
 };
 
 struct RunWith {
   const Cgroup* cgroup = nullptr;
-  std::string input;               ///< file for standard input; empty: /dev/null
-  std::vector<std::string> env;    ///< "NAME=value"
+  std::string input;             ///< file for standard input; empty: /dev/null
+  std::vector<std::string> env;  ///< "NAME=value"
   unsigned limit_seconds = 300;
 };
 
@@ -184,11 +185,14 @@ inline std::string weir_command() { return build_dir() + "/bin/weir"; }
 
 struct WeirOutcome : Outcome {
   nlohmann::json stats;
-  [[nodiscard]] int64_t event(const char* name) const { return stats.is_object() ? stats["vmstat"].value(name, int64_t{-1}) : -1; }
+  [[nodiscard]] int64_t event(const char* name) const {
+    return stats.is_object() ? stats["vmstat"].value(name, int64_t{-1}) : -1;
+  }
 };
 
 /// `weir run --ram ram --swap … --stats … -- command`.
-inline WeirOutcome weir_run(const std::string& ram, const Command& command, const RunWith& with = {}, const Command& options = {"--swap", "zram"}) {
+inline WeirOutcome weir_run(const std::string& ram, const Command& command, const RunWith& with = {},
+                            const Command& options = {"--swap", "zram"}) {
   Folder folder;
   Command all{weir_command(), "run", "--ram", ram, "--stats", folder / "stats"};
   all.insert(all.end(), options.begin(), options.end());
@@ -207,7 +211,8 @@ inline std::string program(const std::string& name) {
   const std::string binary = folder + "/" + name;
   std::error_code e;
   std::filesystem::create_directories(folder, e);
-  struct stat s {}, b {};
+  struct stat s {
+  }, b{};
   if (stat(source.c_str(), &s) == 0 && stat(binary.c_str(), &b) == 0 && b.st_mtime > s.st_mtime) return binary;
   const Outcome made = run({"gcc", "-O1", "-g", "-std=gnu11", "-Wall", "-pthread", "-o", binary, source});
   EXPECT_EQ(made.status, 0) << made.err;
@@ -228,10 +233,10 @@ inline bool host_lacks_userfaultfd() {
   return access("/dev/userfaultfd", F_OK) != 0 && access("/proc/sys/vm/unprivileged_userfaultfd", F_OK) != 0;
 }
 
-#define WEIR_NEEDS_LIVE()                                                             \
-  do {                                                                                \
+#define WEIR_NEEDS_LIVE()                                                            \
+  do {                                                                               \
     if (weir::test::host_lacks_userfaultfd()) GTEST_SKIP() << "no userfaultfd here"; \
-    ASSERT_EQ(weir::test::no_live(), "");                                             \
+    ASSERT_EQ(weir::test::no_live(), "");                                            \
   } while (0)
 
 #define WEIR_NEEDS_CGROUP(group) \
