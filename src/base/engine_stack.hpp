@@ -6,8 +6,8 @@
 //   | guard page | EngineThread |  ... stack grows down ...          |
 //   ^ aligned to ENGINE_STACK_SIZE (the guard lies below it)
 //
-// so `current`, who is running, is found by masking the stack pointer, as Linux's thread_info was. There is no thread_local:
-// live, the thread that faults may run with a TLS page missing.
+// so `current`, who is running, is found by masking the stack pointer, as Linux's thread_info was. There is no
+// thread_local: live, the thread that faults may run with a TLS page missing.
 //
 // The size is address space: only touched pages cost memory.
 #pragma once

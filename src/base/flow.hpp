@@ -1,10 +1,11 @@
 // src/base/flow.hpp
 //
-// The door of the recording, for every floor: a function says that it is entered, a state change says what became of what.
-// Where that goes is a FlowSink (record/ writes it to a log). With recording off each costs one load and a predicted branch.
+// The door of the recording, for every floor: a function says that it is entered, a state change says what became of
+// what. Where that goes is a FlowSink (record/ writes it to a log). With recording off each costs one load and a
+// predicted branch.
 //
 //   Page* do_x(...) {
-//     WEIR_FLOW(address, entry);                        // entered; left when the scope ends. The name recorded is __func__.
+//     WEIR_FLOW(address, entry);                        // entered; left when the scope ends. Recorded as __func__.
 //     WEIR_STATE(swap_map, entry.val, before, after);   // subject, old, new
 //   }
 #pragma once
@@ -17,76 +18,76 @@
 
 namespace weir {
 
-/// State changes and decisions that the documents name. The spelling here is the spelling in logs and on the command line.
-/// subject/old/new per kind: see record/README.md (made from this list).
-#define WEIR_STATES(X)                                                                                          \
-  /* allocation */                                                                                              \
-  X(zonelist)        /* zone id first tried; -, order */                                                        \
-  X(watermark)       /* zone id; mark, free pages */                                                            \
-  X(watermark_low)   /* zone id; mark, free pages: the check failed */                                          \
-  X(pcp_hit)         /* pfn; pages on the list before, after */                                                 \
-  X(pcp_miss)        /* zone id; 0, order: goes to the buddy lists */                                           \
-  X(buddy_find)      /* pfn; wanted order, order found */                                                       \
-  X(buddy_remove)    /* pfn; free blocks of the order before, after */                                          \
-  X(buddy_split)     /* pfn of the upper half; order of the block split, order of each half */                  \
-  X(buddy_merge)     /* pfn; order before, after */                                                             \
-  X(page_alloced)    /* pfn; 0, order */                                                                        \
-  X(page_freed)      /* pfn; order, free pages of the zone after */                                             \
-  X(nr_free)         /* zone id; before, after */                                                               \
-  X(kmem_cache_select) /* object size of the class; bytes asked, 0 */                                           \
-  X(slab_empty)      /* cache object size; 0, 0 */                                                              \
-  X(slab_new)        /* pfn; objects, colour */                                                                 \
-  X(slab_object)     /* object pfn; offset in page, size */                                                     \
-  X(vmalloc_area)    /* start address; 0, bytes */                                                              \
-  X(reclaim_fruitless) /* order; loops before, after */                                                         \
-  /* address spaces */                                                                                          \
-  X(user_request)    /* address; kind (0 mmap 1 brk 2 malloc 3 file), bytes */                                  \
-  X(vma_create)      /* start; 0, end */                                                                        \
-  X(vma_extend)      /* start; old end, new end */                                                              \
-  X(vma_remove)      /* start; old end, 0 */                                                                    \
-  X(fault)           /* address; error code, 0 */                                                               \
-  X(fault_anonymous) /* address; 0, flags */                                                                    \
-  X(fault_file)      /* address; 0, flags */                                                                    \
-  X(fault_return)    /* address; 0, VM_FAULT bits */                                                            \
-  X(pte)             /* address; old PTE, new PTE */                                                            \
-  X(mapcount)        /* pfn; old, new (mappings) */                                                             \
-  X(page_count)      /* pfn; old, new */                                                                        \
-  X(rss)             /* mm id; old, new */                                                                      \
-  /* lru, reclaim */                                                                                            \
-  X(lru)             /* pfn; old list, new list (NR_LRU_LISTS = none) */                                        \
-  X(page_flags)      /* pfn; old, new */                                                                        \
-  X(reclaim_start)   /* reason (0 direct 1 kswapd 2 limit); priority, nr to reclaim */                          \
-  X(scan_lru)        /* list; nr to scan, taken */                                                              \
-  X(drop_clean)      /* pfn; index, 0 */                                                                        \
-  X(write_dirty)     /* pfn; index, 0: a file page goes to its file */                                          \
-  X(page_keep)       /* pfn; reason, 0 */                                                                       \
-  /* swap */                                                                                                    \
-  X(swap_slot)       /* entry; 0, pfn or 0: a slot is taken */                                                  \
-  X(swap_map)        /* entry; old, new */                                                                      \
-  X(swap_cache)      /* entry; old pfn + 1 or 0, new pfn + 1 or 0 */                                            \
-  X(swap_write)      /* entry; pfn, 0: bytes leave for the area */                                              \
-  X(swap_read)       /* entry; pfn, 0 */                                                                        \
-  X(swap_area)       /* type; 0, pages: on or off */                                                            \
-  X(io_done)         /* sector; pfn, errno */                                                                   \
-  X(zram_store)      /* index; bytes before (4096), bytes after */                                              \
-  /* files */                                                                                                   \
-  X(file_request)    /* inode; kind (0 read 1 write 2 fault), index */                                          \
-  X(page_cache_find) /* inode; index, pfn + 1 or 0 */                                                           \
-  X(page_cache_read) /* inode; index, pfn: read from disk */                                                    \
-  X(page_cache)      /* index; old pfn + 1 or 0, new pfn + 1 or 0 */                                            \
-  X(page_cache_return) /* inode; index, pfn */                                                                  \
-  X(page_dirtied)    /* pfn; index, 0 */                                                                        \
-  X(dirty_count)     /* 0; old, new NR_FILE_DIRTY */                                                            \
-  X(dirty_pause)     /* tid; 0, ns */                                                                           \
-  X(writeback_start) /* reason; 0, pages */                                                                     \
-  /* killing */                                                                                                 \
-  X(oom_points)      /* pid; adj, points */                                                                     \
-  X(oom_select)      /* pid; 0, points */                                                                       \
-  X(oom_kill)        /* pid; 0, pages */                                                                        \
-  X(task_exit)       /* pid; rss, 0 */                                                                          \
-  /* live */                                                                                                    \
-  X(window_unmap)    /* address; pages, ways */                                                                 \
-  X(map_in)          /* address; pfn, 0 copy 1 zero 2 staged */
+/// State changes and decisions that the documents name. The spelling here is the spelling in logs and on the command
+/// line. subject/old/new per kind: see record/README.md (made from this list).
+#define WEIR_STATES(X)                                                                           \
+  /* allocation */                                                                               \
+  X(zonelist)          /* zone id first tried; -, order */                                       \
+  X(watermark)         /* zone id; mark, free pages */                                           \
+  X(watermark_low)     /* zone id; mark, free pages: the check failed */                         \
+  X(pcp_hit)           /* pfn; pages on the list before, after */                                \
+  X(pcp_miss)          /* zone id; 0, order: goes to the buddy lists */                          \
+  X(buddy_find)        /* pfn; wanted order, order found */                                      \
+  X(buddy_remove)      /* pfn; free blocks of the order before, after */                         \
+  X(buddy_split)       /* pfn of the upper half; order of the block split, order of each half */ \
+  X(buddy_merge)       /* pfn; order before, after */                                            \
+  X(page_alloced)      /* pfn; 0, order */                                                       \
+  X(page_freed)        /* pfn; order, free pages of the zone after */                            \
+  X(nr_free)           /* zone id; before, after */                                              \
+  X(kmem_cache_select) /* object size of the class; bytes asked, 0 */                            \
+  X(slab_empty)        /* cache object size; 0, 0 */                                             \
+  X(slab_new)          /* pfn; objects, colour */                                                \
+  X(slab_object)       /* object pfn; offset in page, size */                                    \
+  X(vmalloc_area)      /* start address; 0, bytes */                                             \
+  X(reclaim_fruitless) /* order; loops before, after */                                          \
+  /* address spaces */                                                                           \
+  X(user_request)    /* address; kind (0 mmap 1 brk 2 malloc 3 file), bytes */                   \
+  X(vma_create)      /* start; 0, end */                                                         \
+  X(vma_extend)      /* start; old end, new end */                                               \
+  X(vma_remove)      /* start; old end, 0 */                                                     \
+  X(fault)           /* address; error code, 0 */                                                \
+  X(fault_anonymous) /* address; 0, flags */                                                     \
+  X(fault_file)      /* address; 0, flags */                                                     \
+  X(fault_return)    /* address; 0, VM_FAULT bits */                                             \
+  X(pte)             /* address; old PTE, new PTE */                                             \
+  X(mapcount)        /* pfn; old, new (mappings) */                                              \
+  X(page_count)      /* pfn; old, new */                                                         \
+  X(rss)             /* mm id; old, new */                                                       \
+  /* lru, reclaim */                                                                             \
+  X(lru)           /* pfn; old list, new list (NR_LRU_LISTS = none) */                           \
+  X(page_flags)    /* pfn; old, new */                                                           \
+  X(reclaim_start) /* reason (0 direct 1 kswapd 2 limit); priority, nr to reclaim */             \
+  X(scan_lru)      /* list; nr to scan, taken */                                                 \
+  X(drop_clean)    /* pfn; index, 0 */                                                           \
+  X(write_dirty)   /* pfn; index, 0: a file page goes to its file */                             \
+  X(page_keep)     /* pfn; reason, 0 */                                                          \
+  /* swap */                                                                                     \
+  X(swap_slot)  /* entry; 0, pfn or 0: a slot is taken */                                        \
+  X(swap_map)   /* entry; old, new */                                                            \
+  X(swap_cache) /* entry; old pfn + 1 or 0, new pfn + 1 or 0 */                                  \
+  X(swap_write) /* entry; pfn, 0: bytes leave for the area */                                    \
+  X(swap_read)  /* entry; pfn, 0 */                                                              \
+  X(swap_area)  /* type; 0, pages: on or off */                                                  \
+  X(io_done)    /* sector; pfn, errno */                                                         \
+  X(zram_store) /* index; bytes before (4096), bytes after */                                    \
+  /* files */                                                                                    \
+  X(file_request)      /* inode; kind (0 read 1 write 2 fault), index */                         \
+  X(page_cache_find)   /* inode; index, pfn + 1 or 0 */                                          \
+  X(page_cache_read)   /* inode; index, pfn: read from disk */                                   \
+  X(page_cache)        /* index; old pfn + 1 or 0, new pfn + 1 or 0 */                           \
+  X(page_cache_return) /* inode; index, pfn */                                                   \
+  X(page_dirtied)      /* pfn; index, 0 */                                                       \
+  X(dirty_count)       /* 0; old, new NR_FILE_DIRTY */                                           \
+  X(dirty_pause)       /* tid; 0, ns */                                                          \
+  X(writeback_start)   /* reason; 0, pages */                                                    \
+  /* killing */                                                                                  \
+  X(oom_points) /* pid; adj, points */                                                           \
+  X(oom_select) /* pid; 0, points */                                                             \
+  X(oom_kill)   /* pid; 0, pages */                                                              \
+  X(task_exit)  /* pid; rss, 0 */                                                                \
+  /* live */                                                                                     \
+  X(window_unmap) /* address; pages, ways */                                                     \
+  X(map_in)       /* address; pfn, 0 copy 1 zero 2 staged */
 
 enum class State : uint16_t {
 #define X(name) name,
@@ -153,17 +154,17 @@ class FlowScope {
   FlowSink* sink_;
 };
 
-#define WEIR_FLOW(...)                                                                      \
+#define WEIR_FLOW(...)                                                                                          \
   static constinit const ::weir::FlowSite weir_flow_site_{__func__, ::weir::base_name(__FILE__), #__VA_ARGS__}; \
   const ::weir::FlowScope weir_flow_scope_(weir_flow_site_ __VA_OPT__(, ) __VA_ARGS__)
 
-#define WEIR_STATE(what, subject, before, after)                                                               \
-  do {                                                                                                         \
+#define WEIR_STATE(what, subject, before, after)                                                                   \
+  do {                                                                                                             \
     if (::weir::FlowSink* weir_sink_ = ::weir::engine_thread().sink; __builtin_expect(weir_sink_ != nullptr, 0)) { \
-      static constinit const ::weir::FlowSite weir_state_site_{__func__, ::weir::base_name(__FILE__), ""};      \
-      weir_sink_->state(weir_state_site_, ::weir::State::what, ::weir::flow_value(subject), ::weir::flow_value(before), \
-                        ::weir::flow_value(after));                                                            \
-    }                                                                                                          \
+      static constinit const ::weir::FlowSite weir_state_site_{__func__, ::weir::base_name(__FILE__), ""};         \
+      weir_sink_->state(weir_state_site_, ::weir::State::what, ::weir::flow_value(subject),                        \
+                        ::weir::flow_value(before), ::weir::flow_value(after));                                    \
+    }                                                                                                              \
   } while (0)
 
 }  // namespace weir

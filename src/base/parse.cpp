@@ -7,7 +7,7 @@ namespace {
 
 struct Number {
   uint64_t whole = 0;
-  uint64_t millionths = 0;   // the part behind the point
+  uint64_t millionths = 0;  // the part behind the point
   std::string_view rest;
 };
 
@@ -66,8 +66,10 @@ std::optional<Bytes> parse_size(std::string_view text, Bytes whole) {
       default: return {};
     }
     if (shift != 0) rest.remove_prefix(1);
-    if (rest.size() == 2 && lower(rest[0]) == 'i' && lower(rest[1]) == 'b') rest = {};
-    else if (rest.size() == 1 && lower(rest[0]) == 'b') rest = {};
+    if (rest.size() == 2 && lower(rest[0]) == 'i' && lower(rest[1]) == 'b')
+      rest = {};
+    else if (rest.size() == 1 && lower(rest[0]) == 'b')
+      rest = {};
     if (!rest.empty()) return {};
   }
   const std::optional<uint64_t> bytes = scaled(*n, uint64_t{1} << shift);
@@ -79,12 +81,18 @@ std::optional<Nanos> parse_duration(std::string_view text) {
   const std::optional<Number> n = number(text);
   if (!n) return {};
   uint64_t unit = 0;
-  if (n->rest.empty() || n->rest == "s") unit = 1000000000;
-  else if (n->rest == "ms") unit = 1000000;
-  else if (n->rest == "us") unit = 1000;
-  else if (n->rest == "ns") unit = 1;
-  else if (n->rest == "min") unit = 60000000000;
-  else return {};
+  if (n->rest.empty() || n->rest == "s")
+    unit = 1000000000;
+  else if (n->rest == "ms")
+    unit = 1000000;
+  else if (n->rest == "us")
+    unit = 1000;
+  else if (n->rest == "ns")
+    unit = 1;
+  else if (n->rest == "min")
+    unit = 60000000000;
+  else
+    return {};
   const std::optional<uint64_t> ns = scaled(*n, unit);
   if (!ns) return {};
   return Nanos(*ns);

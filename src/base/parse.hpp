@@ -1,7 +1,7 @@
 // src/base/parse.hpp
 //
-// Sizes and times as people write them: 4096, 64K, 256M, 4G, 1.5G, 50%; 10s, 200ms, 50us, 7ns. Suffixes are binary, in either case,
-// with or without "B" or "iB".
+// Sizes and times as people write them: 4096, 64K, 256M, 4G, 1.5G, 50%; 10s, 200ms, 50us, 7ns. Suffixes are binary, in
+// either case, with or without "B" or "iB".
 #pragma once
 
 #include <cstdint>

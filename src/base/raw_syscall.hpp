@@ -1,7 +1,7 @@
 // src/base/raw_syscall.hpp
 //
-// System calls without the C library: its wrappers write errno, which lies behind a thread pointer that an I/O kthread may not
-// have, and a managed process interposes some of their names. The result is the kernel's: negative = -errno.
+// System calls without the C library: its wrappers write errno, which lies behind a thread pointer that an I/O kthread
+// may not have, and a managed process interposes some of their names. The result is the kernel's: negative = -errno.
 #pragma once
 
 #include <sys/syscall.h>

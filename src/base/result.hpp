@@ -46,8 +46,8 @@ enum class Errno : int32_t {
 /// A broken invariant: prints `what`, file and line on standard error by a raw system call and aborts. Never allocates.
 [[noreturn]] void bug(const char* what, const char* file, int line);
 
-#define WEIR_BUG_ON(cond)                                             \
-  do {                                                                \
+#define WEIR_BUG_ON(cond)                                                      \
+  do {                                                                         \
     if (__builtin_expect(!!(cond), 0)) ::weir::bug(#cond, __FILE__, __LINE__); \
   } while (0)
 
@@ -109,16 +109,16 @@ class [[nodiscard]] Result<void> {
   Errno error_ = Errno::ok;
 };
 
-#define WEIR_TRY(expr)                                    \
-  ({                                                      \
-    auto weir_try_result_ = (expr);                       \
+#define WEIR_TRY(expr)                                      \
+  ({                                                        \
+    auto weir_try_result_ = (expr);                         \
     if (!weir_try_result_) return weir_try_result_.error(); \
-    std::move(weir_try_result_.value());                  \
+    std::move(weir_try_result_.value());                    \
   })
 
-#define WEIR_TRY_VOID(expr)                               \
-  do {                                                    \
-    auto weir_try_result_ = (expr);                       \
+#define WEIR_TRY_VOID(expr)                                 \
+  do {                                                      \
+    auto weir_try_result_ = (expr);                         \
     if (!weir_try_result_) return weir_try_result_.error(); \
   } while (0)
 

@@ -1,7 +1,7 @@
 // src/block/block.hpp
 //
-// Where pages' bytes go: a request (Bio) and what serves it (BlockDevice). block/ knows bytes or a content tag and where to
-// get frames for itself (FrameSource); it knows no page, no area, no address.
+// Where pages' bytes go: a request (Bio) and what serves it (BlockDevice). block/ knows bytes or a content tag and
+// where to get frames for itself (FrameSource); it knows no page, no area, no address.
 //
 //   submit_bio(bio) --> device queue --> served --> bio.end_io(bio)      asynchronous: disks, files
 //   rw_page(...)                                                         synchronous: zram; done when it returns
@@ -19,8 +19,8 @@ namespace weir {
 /// Sectors are 512 bytes; a page is 8.
 inline constexpr uint64_t SECTORS_PER_PAGE = 8;
 
-/// A page's content where it lies now: 4096 bytes, or in a tagged simulation one number that stands for them (0 = all zero).
-/// Exactly one is set.
+/// A page's content where it lies now: 4096 bytes, or in a tagged simulation one number that stands for them (0 = all
+/// zero). Exactly one is set.
 struct Content {
   std::byte* bytes = nullptr;
   uint64_t* tag = nullptr;
@@ -34,16 +34,16 @@ class BlockDevice;
 /// One page to read or write, or a run of pages to discard. Owned by the submitter until end_io.
 struct Bio {
   BioOp op = BioOp::read;
-  Errno status = Errno::ok;         ///< set by the device before end_io
-  uint64_t sector = 0;              ///< first sector; a multiple of 8
-  uint32_t pages = 1;               ///< > 1 only for discard
-  Content content{};                ///< stays valid and, for a write, unchanged until end_io
-  void (*end_io)(Bio& bio) = nullptr;  ///< called once, in any thread, possibly before submit_bio returns; must not sleep.
-                                       ///< The device is done with the bio then: it may be used again at once
-  void* owner = nullptr;            ///< the submitter's own
-  BlockDevice* device = nullptr;    ///< set by submit_bio
-  Bio* next = nullptr;              ///< the device's own while queued
-  Nanos submitted{};                ///< the device's own
+  Errno status = Errno::ok;            ///< set by the device before end_io
+  uint64_t sector = 0;                 ///< first sector; a multiple of 8
+  uint32_t pages = 1;                  ///< > 1 only for discard
+  Content content{};                   ///< stays valid and, for a write, unchanged until end_io
+  void (*end_io)(Bio& bio) = nullptr;  ///< called once, in any thread, possibly before submit_bio returns; must not
+                                       ///< sleep. The device is done with the bio then: it may be used again at once
+  void* owner = nullptr;               ///< the submitter's own
+  BlockDevice* device = nullptr;       ///< set by submit_bio
+  Bio* next = nullptr;                 ///< the device's own while queued
+  Nanos submitted{};                   ///< the device's own
 };
 
 /// Counters every device keeps.
@@ -58,10 +58,11 @@ class BlockDevice {
   [[nodiscard]] virtual PageCount capacity() const = 0;
   /// Queues the request. Never fails: errors come with end_io. Never allocates from the machine (but zram's pool).
   virtual void submit_bio(Bio& bio) = 0;
-  /// True if rw_page serves requests at once, without waiting for a device (zram; it may sleep for a compressor's stream).
+  /// True if rw_page serves requests at once, without waiting for a device (zram; it may sleep for a compressor's
+  /// stream).
   [[nodiscard]] virtual bool synchronous() const { return false; }
-  /// Synchronous devices only: reads or writes page `index` now. Errors: EIO; ENOMEM when the pool is at its limit or no frame can
-  /// be had; EINVAL behind the end.
+  /// Synchronous devices only: reads or writes page `index` now. Errors: EIO; ENOMEM when the pool is at its limit or
+  /// no frame can be had; EINVAL behind the end.
   virtual Result<void> rw_page(BioOp op, uint64_t index, Content content) {
     (void)op, (void)index, (void)content;
     return Errno::nosys;
@@ -82,8 +83,8 @@ class BlockDevice {
   DeviceStats stats_;
 };
 
-/// Frames for a device that keeps its bytes in the machine's own memory (zram's pool). Implemented by mm; counted against RAM;
-/// may not take the last half of the min reserve.
+/// Frames for a device that keeps its bytes in the machine's own memory (zram's pool). Implemented by mm; counted
+/// against RAM; may not take the last half of the min reserve.
 class FrameSource {
  public:
   /// A frame, content undefined. Never sleeps, never reclaims. Errors: ENOMEM.

@@ -95,8 +95,8 @@ class FaultInjector final : public BlockDevice {
   void set_late(const FaultAttr& late);
 
  private:
-  // A request waiting for its timer, on its way in or out; or, while the inner device has it, what was the submitter's in it.
-  // `taken` is guarded by lock_; the rest belongs to whoever moves the request on.
+  // A request waiting for its timer, on its way in or out; or, while the inner device has it, what was the submitter's
+  // in it. `taken` is guarded by lock_; the rest belongs to whoever moves the request on.
   struct Held {
     bool taken = false;
     enum class Step : uint8_t { to_inner, in_inner, to_submitter } step = Step::to_inner;

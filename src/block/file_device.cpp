@@ -108,8 +108,8 @@ bool lies_in_ram(int fd) {
   return type == TMPFS_MAGIC || type == RAMFS_MAGIC || type == hugetlbfs;
 }
 
-/// True when the file system is known not to have what the file still needs. Asked before trying, since trying takes all that
-/// there is, from everybody, before it fails.
+/// True when the file system is known not to have what the file still needs. Asked before trying, since trying takes
+/// all that there is, from everybody, before it fails.
 bool lacks_room(int fd, uint64_t has, uint64_t wanted) {
   struct statfs fs;
   if (has >= wanted || raw_syscall(SYS_fstatfs, fd, &fs) != 0 || fs.f_blocks == 0) return false;
@@ -132,7 +132,8 @@ Result<void> prepare(OpenFile& file, const FileDeviceOptions& options, FileDevic
   } else if (S_ISREG(st.st_mode)) {
     // A block device's own node lies in a tmpfs, and that is all right: only files are asked.
     if (lies_in_ram(file.fd)) {
-      explain(error, options.path, "lies in RAM (tmpfs, ramfs or hugetlbfs): swapping to it frees nothing. Choose a directory on a disk");
+      explain(error, options.path,
+              "lies in RAM (tmpfs, ramfs or hugetlbfs): swapping to it frees nothing. Choose a directory on a disk");
       return Errno::inval;
     }
     size = static_cast<uint64_t>(st.st_size);
@@ -159,7 +160,8 @@ Result<void> prepare(OpenFile& file, const FileDeviceOptions& options, FileDevic
       done = size < wanted ? raw_syscall(SYS_ftruncate, file.fd, static_cast<long>(wanted)) : 0;
     }
     if (done < 0) {
-      explain(error, options.path, done == -ENOSPC ? "no room for a file of this size" : "the file's room cannot be reserved");
+      explain(error, options.path,
+              done == -ENOSPC ? "no room for a file of this size" : "the file's room cannot be reserved");
       return errno_of(done);
     }
   }
@@ -174,7 +176,8 @@ Result<void> prepare(OpenFile& file, const FileDeviceOptions& options, FileDevic
 
 // ---- Making and ending ----------------------------------------------------------------------------------------------
 
-Result<FileDevice*> FileDevice::create(void* place, World& world, const FileDeviceOptions& options, FileDeviceError& error) {
+Result<FileDevice*> FileDevice::create(void* place, World& world, const FileDeviceOptions& options,
+                                       FileDeviceError& error) {
   error = {};
   constexpr PageCount most{int64_t{1} << 50};  // its bytes are a number
   if (options.path == nullptr || options.capacity < PageCount(0) || options.capacity > most ||
@@ -214,7 +217,8 @@ Result<FileDevice*> FileDevice::create(void* place, World& world, const FileDevi
   return device;
 }
 
-FileDevice::FileDevice(World& world, const FileDeviceOptions& options, int fd, PageCount capacity, bool direct, bool reserved)
+FileDevice::FileDevice(World& world, const FileDeviceOptions& options, int fd, PageCount capacity, bool direct,
+                       bool reserved)
     : world_(world),
       options_(options),
       fd_(fd),
@@ -242,9 +246,7 @@ bool FileDevice::start_ring() {
   return true;
 }
 
-int FileDevice::ring_descriptor() const {
-  return has_ring_ ? reinterpret_cast<const io_uring*>(ring_)->ring_fd : -1;
-}
+int FileDevice::ring_descriptor() const { return has_ring_ ? reinterpret_cast<const io_uring*>(ring_)->ring_fd : -1; }
 
 Result<void> FileDevice::start() {
   if (engine_ == FileEngine::io_uring && !start_ring()) engine_ = FileEngine::kthreads;
@@ -301,7 +303,8 @@ Result<void> FileDevice::restart_in_child(int descriptor) {
 // ---- Requests -------------------------------------------------------------------------------------------------------
 
 bool FileDevice::congested() const {
-  return waiting_.load(std::memory_order_relaxed) + under_way_.load(std::memory_order_relaxed) > options_.congested_above;
+  return waiting_.load(std::memory_order_relaxed) + under_way_.load(std::memory_order_relaxed) >
+         options_.congested_above;
 }
 
 void FileDevice::submit_bio(Bio& bio) {
@@ -363,8 +366,8 @@ void FileDevice::complete(Bio& bio, Errno status) {
 
 long FileDevice::transfer(const Bio& bio, uint64_t done) const {
   const auto offset = static_cast<long>(bio.sector * 512 + done);
-  return raw_syscall(bio.op == BioOp::write ? SYS_pwrite64 : SYS_pread64, fd_, bio.content.bytes + done, PAGE_SIZE - done,
-                     offset);
+  return raw_syscall(bio.op == BioOp::write ? SYS_pwrite64 : SYS_pread64, fd_, bio.content.bytes + done,
+                     PAGE_SIZE - done, offset);
 }
 
 Errno FileDevice::finish_transfer(const Bio& bio, long result) const {
@@ -383,8 +386,8 @@ Errno FileDevice::finish_transfer(const Bio& bio, long result) const {
 
 // ---- Kthreads -------------------------------------------------------------------------------------------------------
 
-// A request under way is inside the gate, by its kthread's pass: a fork finds none. One that waits in the queue may be there
-// when a process forks; then both serve it, from equal bytes to the same place.
+// A request under way is inside the gate, by its kthread's pass: a fork finds none. One that waits in the queue may be
+// there when a process forks; then both serve it, from equal bytes to the same place.
 
 void FileDevice::io_thread(void* self) {
   auto& device = *static_cast<FileDevice*>(self);
@@ -409,7 +412,8 @@ void FileDevice::submitter_thread(void* self) {
     KthreadPass pass;
     do {
       device.fill_ring();
-      device.to_serve_.wait([&] { return under_way() == 0 || (waiting() != 0 && under_way() < device.options_.queue_depth); });
+      device.to_serve_.wait(
+          [&] { return under_way() == 0 || (waiting() != 0 && under_way() < device.options_.queue_depth); });
     } while (under_way() != 0);
   }
 }

@@ -6,10 +6,10 @@
 //   kthreads:     submit_bio --> queue --> one of the I/O kthreads: pread/pwrite --> end_io
 //   io_uring:     submit_bio --> queue --> submitter kthread: ring --> completer kthread --> end_io
 //
-// Whose descriptor? A kthread of the host world has a descriptor table of its own, a copy made when it starts. The file (and
-// the ring) is opened first, then the kthreads start: they keep it whatever the program does to its own table afterwards. So
-// live, I/O is issued by the kthreads only. `synchronous` issues it in the submitter's thread, whose program may have closed
-// the number and opened something else under it: never live.
+// Whose descriptor? A kthread of the host world has a descriptor table of its own, a copy made when it starts. The file
+// (and the ring) is opened first, then the kthreads start: they keep it whatever the program does to its own table
+// afterwards. So live, I/O is issued by the kthreads only. `synchronous` issues it in the submitter's thread, whose
+// program may have closed the number and opened something else under it: never live.
 //
 // Linux: the block layer below submit_bio; the file itself stands for the disk.
 #pragma once
@@ -38,16 +38,17 @@ enum class FileCache : uint8_t {
 enum class FileName : uint8_t { keep, unlink };
 
 struct FileDeviceOptions {
-  const char* path = nullptr;        ///< kept by reference; also the device's name
-  PageCount capacity{};              ///< existing: 0 = all of it
+  const char* path = nullptr;  ///< kept by reference; also the device's name
+  PageCount capacity{};        ///< existing: 0 = all of it
   FileOrigin origin = FileOrigin::create;
   FileName after_open = FileName::keep;  ///< of a created file; unlink: a crash leaves nothing behind
   FileCache cache = FileCache::bypass;
   FileEngine engine = FileEngine::kthreads;
-  unsigned io_threads = 4;           ///< kthreads: requests under way at once, 1…16
-  unsigned queue_depth = 64;         ///< io_uring: the same, 1…1024
-  unsigned congested_above = 113;    ///< requests queued or under way; Linux's 7/8 of nr_requests 128
-  /// Descriptors are put at this number or above, out of the way of programs that count on low ones. Less where the limit is lower.
+  unsigned io_threads = 4;         ///< kthreads: requests under way at once, 1…16
+  unsigned queue_depth = 64;       ///< io_uring: the same, 1…1024
+  unsigned congested_above = 113;  ///< requests queued or under way; Linux's 7/8 of nr_requests 128
+  /// Descriptors are put at this number or above, out of the way of programs that count on low ones. Less where the
+  /// limit is lower.
   int lowest_descriptor = 900;
 };
 
@@ -64,14 +65,15 @@ struct FileIdentity {
 
 class FileDevice final : public BlockDevice {
  public:
-  /// Opens or makes the file, reserves its room and starts the kthreads; the device is made at `place` (sizeof(FileDevice),
-  /// alignof(FileDevice)). May sleep.
-  /// Errors: the host's errno (ENOENT, EACCES, EEXIST, ENOSPC when the room is not there, …); EINVAL for a file that lies in RAM
-  /// (tmpfs, ramfs, hugetlbfs: swapping there frees nothing), that is no file or block device, or is too small; EAGAIN when no
-  /// kthread can be had. io_uring that the host refuses becomes kthreads; engine() tells.
-  static Result<FileDevice*> create(void* place, World& world, const FileDeviceOptions& options, FileDeviceError& error);
-  /// Nobody submits any more. Waits for what is under way, stops the kthreads and closes the file. Not while holding the gate for
-  /// writing: the kthreads could not finish.
+  /// Opens or makes the file, reserves its room and starts the kthreads; the device is made at `place`
+  /// (sizeof(FileDevice), alignof(FileDevice)). May sleep. Errors: the host's errno (ENOENT, EACCES, EEXIST, ENOSPC
+  /// when the room is not there, …); EINVAL for a file that lies in RAM (tmpfs, ramfs, hugetlbfs: swapping there frees
+  /// nothing), that is no file or block device, or is too small; EAGAIN when no kthread can be had. io_uring that the
+  /// host refuses becomes kthreads; engine() tells.
+  static Result<FileDevice*> create(void* place, World& world, const FileDeviceOptions& options,
+                                    FileDeviceError& error);
+  /// Nobody submits any more. Waits for what is under way, stops the kthreads and closes the file. Not while holding
+  /// the gate for writing: the kthreads could not finish.
   ~FileDevice();
   FileDevice(const FileDevice&) = delete;
   FileDevice& operator=(const FileDevice&) = delete;
@@ -100,8 +102,9 @@ class FileDevice final : public BlockDevice {
   [[nodiscard]] int descriptor() const { return fd_; }
   [[nodiscard]] int ring_descriptor() const;
 
-  /// In the child of a fork that was made under the gate: forgets the kthreads and the ring, which are the parent's, and starts its
-  /// own on `descriptor`, the child's for the same file. Serves what was queued. Closes nothing. Errors: EAGAIN.
+  /// In the child of a fork that was made under the gate: forgets the kthreads and the ring, which are the parent's,
+  /// and starts its own on `descriptor`, the child's for the same file. Serves what was queued. Closes nothing. Errors:
+  /// EAGAIN.
   Result<void> restart_in_child(int descriptor);
 
  private:
@@ -145,7 +148,7 @@ class FileDevice final : public BlockDevice {
   WaitQueue idle_;                      // the destructor
   alignas(8) std::byte ring_[256];      // struct io_uring
   bool has_ring_ = false;
-  FileIdentity file_, ring_file_;       // what the descriptors were when they were opened
+  FileIdentity file_, ring_file_;  // what the descriptors were when they were opened
 };
 
 }  // namespace weir

@@ -31,10 +31,7 @@ Result<SimDisk*> SimDisk::create(void* place, World& world, const SimDiskOptions
 }
 
 SimDisk::SimDisk(World& world, const SimDiskOptions& options, std::byte* store)
-    : world_(world),
-      options_(options),
-      store_(store),
-      page_time_(PAGE_SIZE * 1000 / options.megabytes_per_second) {
+    : world_(world), options_(options), store_(store), page_time_(PAGE_SIZE * 1000 / options.megabytes_per_second) {
   for (Service& service : services_) {
     service.disk = this;
     service.timer.function = timer_function;
@@ -111,7 +108,8 @@ void SimDisk::start_waiting() {
     if (services_[i].bio == nullptr) start(services_[i], *next_waiting());
 }
 
-// A seek takes a half of the average plus a share of the way; over random pairs, a third of the disk apart, that averages out.
+// A seek takes a half of the average plus a share of the way; over random pairs, a third of the disk apart, that
+// averages out.
 Nanos SimDisk::seek_time(uint64_t from, uint64_t to) const {
   if (from == to) return Nanos(0);
   const uint64_t way = from < to ? to - from : from - to;

@@ -5,13 +5,14 @@
 //   submit_bio --> waiting (FIFO; rotational: by position) --a place is free--> in service --timer--> end_io
 //
 //   a request's time in service =  wait for the channel  +  page / bandwidth  +  [seek]  +  latency
-//                                  one after another        in the channel       \___ with others, up to queue_depth ___/
+//                                  one after another        in the channel       \_ with others, up to queue_depth _/
 //
-// So throughput is the smaller of bandwidth and queue_depth / latency, and requests of different latency finish out of order.
-// A rotational disk has one arm: one request at a time, the next in the direction of travel first (C-LOOK); a request that
-// starts where the last one ended does not seek.
+// So throughput is the smaller of bandwidth and queue_depth / latency, and requests of different latency finish out of
+// order. A rotational disk has one arm: one request at a time, the next in the direction of travel first (C-LOOK); a
+// request that starts where the last one ended does not seek.
 //
-// Content lies outside the machine's RAM: bytes, or 8 bytes a page in a tagged simulation. Only what was written costs memory.
+// Content lies outside the machine's RAM: bytes, or 8 bytes a page in a tagged simulation. Only what was written costs
+// memory.
 #pragma once
 
 #include <cstddef>
@@ -28,30 +29,30 @@ enum class ContentKind : uint8_t { bytes, tags };
 enum class DiskMotion : uint8_t { none, rotational };
 
 struct SimDiskOptions {
-  const char* name = "disk0";                 ///< kept by reference
+  const char* name = "disk0";  ///< kept by reference
   PageCount capacity{};
   ContentKind content = ContentKind::bytes;
-  Nanos read_latency = 80_us;                 ///< a SATA flash disk's, as the other values
+  Nanos read_latency = 80_us;  ///< a SATA flash disk's, as the other values
   Nanos write_latency = 50_us;
-  uint64_t megabytes_per_second = 500;        ///< 10^6 bytes; both directions share it
-  unsigned queue_depth = 32;                  ///< requests in service at once, 1…64
+  uint64_t megabytes_per_second = 500;  ///< 10^6 bytes; both directions share it
+  unsigned queue_depth = 32;            ///< requests in service at once, 1…64
   DiskMotion motion = DiskMotion::none;
-  Nanos seek = 8_ms;                          ///< rotational: of an average seek, a third of the way
-  unsigned congested_above = 113;             ///< requests waiting or in service; Linux's 7/8 of nr_requests 128
+  Nanos seek = 8_ms;               ///< rotational: of an average seek, a third of the way
+  unsigned congested_above = 113;  ///< requests waiting or in service; Linux's 7/8 of nr_requests 128
 };
 
 struct SimDiskStats {
   unsigned waiting = 0, in_service = 0;
-  unsigned max_queued = 0;                    ///< most that ever waited or were in service
+  unsigned max_queued = 0;  ///< most that ever waited or were in service
   uint64_t seeks = 0;
-  Nanos time_in_queue{};                      ///< sum over all requests of submit to end
+  Nanos time_in_queue{};  ///< sum over all requests of submit to end
   Nanos time_in_channel{};
 };
 
 class SimDisk final : public BlockDevice {
  public:
-  /// Makes the disk at `place` (sizeof(SimDisk) bytes, alignof(SimDisk)); reads as zeros. Errors: EINVAL for options out of range,
-  /// ENOMEM when the host has no address space.
+  /// Makes the disk at `place` (sizeof(SimDisk) bytes, alignof(SimDisk)); reads as zeros. Errors: EINVAL for options
+  /// out of range, ENOMEM when the host has no address space.
   static Result<SimDisk*> create(void* place, World& world, const SimDiskOptions& options);
   /// No request is under way.
   ~SimDisk();

@@ -25,7 +25,8 @@ const char* compressor_name(Compressor algorithm) { return algorithm == Compress
 
 uint32_t zcomp_default_tag_size(uint64_t tag) {
   if (tag == 0) return 0;
-  // splitmix64's finish. The smaller of two uniform sizes, so that the mean is at a third of the range, not at its middle.
+  // splitmix64's finish. The smaller of two uniform sizes, so that the mean is at a third of the range, not at its
+  // middle.
   uint64_t h = tag * 0x9e3779b97f4a7c15ull;
   h = (h ^ h >> 30) * 0xbf58476d1ce4e5b9ull;
   h = (h ^ h >> 27) * 0x94d049bb133111ebull;
@@ -102,8 +103,8 @@ ZcompStream& Zcomp::zcomp_stream_get() {
 }
 
 void Zcomp::zcomp_stream_put(ZcompStream& stream) {
-  // An exchange, as it keeps the look at the queue behind it: a waiter sees the stream free, or is seen waiting. The queue is
-  // only read, so that CPUs do not take its cache line from each other at every page.
+  // An exchange, as it keeps the look at the queue behind it: a waiter sees the stream free, or is seen waiting. The
+  // queue is only read, so that CPUs do not take its cache line from each other at every page.
   stream.busy.exchange(false, std::memory_order_seq_cst);
   if (!freed_.empty()) freed_.wake_one();
 }
@@ -119,11 +120,12 @@ uint32_t Zcomp::zcomp_compress(ZcompStream& stream, Content page) {
   auto* to = reinterpret_cast<char*>(stream.buffer);
   // Both get room for what is worth keeping only: they give up at the first byte too many.
   if (options_.algorithm == Compressor::lz4) {
-    const int size = LZ4_compress_fast_extState(stream.compress, from, to, PAGE_SIZE, ZRAM_MAX_COMPRESSED, options_.level);
+    const int size =
+        LZ4_compress_fast_extState(stream.compress, from, to, PAGE_SIZE, ZRAM_MAX_COMPRESSED, options_.level);
     return size > 0 ? static_cast<uint32_t>(size) : PAGE_SIZE;
   }
-  const size_t size = ZSTD_compressCCtx(static_cast<ZSTD_CCtx*>(stream.compress), to, ZRAM_MAX_COMPRESSED, from, PAGE_SIZE,
-                                        options_.level);
+  const size_t size = ZSTD_compressCCtx(static_cast<ZSTD_CCtx*>(stream.compress), to, ZRAM_MAX_COMPRESSED, from,
+                                        PAGE_SIZE, options_.level);
   return ZSTD_isError(size) ? PAGE_SIZE : static_cast<uint32_t>(size);
 }
 

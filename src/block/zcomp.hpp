@@ -5,8 +5,8 @@
 //   stream = zcomp_stream_get()   this CPU's, another's, or a wait until one is put back
 //   zcomp_compress(stream, page)  --> bytes in stream.buffer, or PAGE_SIZE: "not worth it, store the page itself"
 //
-// A stream holds a codec's contexts and one page-aligned page. They lie in memory handed in at construction: neither lz4 nor
-// zstd allocates here. In a tagged simulation nothing is compressed: the size is a pure function of the tag.
+// A stream holds a codec's contexts and one page-aligned page. They lie in memory handed in at construction: neither
+// lz4 nor zstd allocates here. In a tagged simulation nothing is compressed: the size is a pure function of the tag.
 //
 // Linux: drivers/block/zram/zcomp.c.
 #pragma once
@@ -28,8 +28,8 @@ enum class Compressor : uint8_t { lz4, zstd };
 /// "lz4", "zstd".
 [[nodiscard]] const char* compressor_name(Compressor algorithm);
 
-/// A page that does not shrink to this is stored as it is: mapping it costs nothing then, and the object would waste the
-/// fourth quarter of its zspage anyway. Linux's max_zpage_size.
+/// A page that does not shrink to this is stored as it is: mapping it costs nothing then, and the object would waste
+/// the fourth quarter of its zspage anyway. Linux's max_zpage_size.
 inline constexpr uint32_t ZRAM_MAX_COMPRESSED = PAGE_SIZE / 4 * 3;
 
 /// What a page with this tag compresses to, 1…4096 bytes; 0: all of it is one repeated word. Always the same for a tag.
@@ -40,12 +40,14 @@ using TagSize = uint32_t (*)(uint64_t tag);
 
 struct ZcompOptions {
   Compressor algorithm = Compressor::lz4;
-  /// lz4: acceleration, 1 = densest; 0 = 1. zstd: level, 1…19 or negative; 0 = 1 (zstd's own 3 is too slow for a fault).
+  /// lz4: acceleration, 1 = densest; 0 = 1. zstd: level, 1…19 or negative; 0 = 1 (zstd's own 3 is too slow for a
+  /// fault).
   int level = 0;
   /// Pages that can be worked on at once, 1…64: one a CPU.
   unsigned streams = 1;
   TagSize tag_size = zcomp_default_tag_size;
-  /// What a simulated CPU spends on a page (World::spend; nothing live). lz4's on a machine of 2020, for half-compressible pages.
+  /// What a simulated CPU spends on a page (World::spend; nothing live). lz4's on a machine of 2020, for
+  /// half-compressible pages.
   Nanos compress_time = 3_us;
   Nanos decompress_time = 1_us;
 };
@@ -75,12 +77,13 @@ class Zcomp {
   [[nodiscard]] ZcompStream& zcomp_stream_get();
   void zcomp_stream_put(ZcompStream& stream);
 
-  /// Compresses a page. Returns the bytes now in stream.buffer (of a tagged page: that would be), or PAGE_SIZE when they would be
-  /// more than ZRAM_MAX_COMPRESSED; the buffer is then undefined.
+  /// Compresses a page. Returns the bytes now in stream.buffer (of a tagged page: that would be), or PAGE_SIZE when
+  /// they would be more than ZRAM_MAX_COMPRESSED; the buffer is then undefined.
   [[nodiscard]] uint32_t zcomp_compress(ZcompStream& stream, Content page);
   /// The first `bytes` of stream.buffer become the page at `to`. Error: EIO unless they give exactly a page.
   Result<void> zcomp_decompress(ZcompStream& stream, uint32_t bytes, std::byte* to);
-  /// Time that a simulated CPU needs for a decompression; zcomp_decompress does it itself, a tagged read has nothing else.
+  /// Time that a simulated CPU needs for a decompression; zcomp_decompress does it itself, a tagged read has nothing
+  /// else.
   void spend_decompress() const;
 
  private:

@@ -9,8 +9,9 @@
 //
 //   slot:   unwritten --write--> word | object --write again--> word | object --slot_free_notify, discard--> unwritten
 //
-// Served when rw_page returns, never queued. What a write needs is had before the slot changes: a write that fails leaves the
-// slot as it was. Nothing but the slot's lock is held while an object is copied, and not even that during compression.
+// Served when rw_page returns, never queued. What a write needs is had before the slot changes: a write that fails
+// leaves the slot as it was. Nothing but the slot's lock is held while an object is copied, and not even that during
+// compression.
 //
 // Linux: drivers/block/zram/zram_drv.c; counters as in Documentation/blockdev/zram.txt.
 #pragma once
@@ -31,18 +32,18 @@
 namespace weir {
 
 struct ZramOptions {
-  const char* name = "zram0";      ///< kept by reference
-  PageCount capacity{};            ///< disksize
-  PageCount mem_limit{};           ///< frames that the pool may hold; 0 = no limit
-  PageCount full_at{};             ///< has_room() says no from so many frames on; 0 = from mem_limit on
+  const char* name = "zram0";  ///< kept by reference
+  PageCount capacity{};        ///< disksize
+  PageCount mem_limit{};       ///< frames that the pool may hold; 0 = no limit
+  PageCount full_at{};         ///< has_room() says no from so many frames on; 0 = from mem_limit on
   ZcompOptions comp{};
 };
 
 /// /sys/block/zramN/mm_stat: bytes, but for the counts of pages.
 struct ZramMmStat {
-  Bytes orig_data_size{};      ///< of the pages stored, one-word pages included
-  Bytes compr_data_size{};     ///< of their objects; a one-word page has none
-  Bytes mem_used_total{};      ///< frames of the pool, its descriptors included
+  Bytes orig_data_size{};   ///< of the pages stored, one-word pages included
+  Bytes compr_data_size{};  ///< of their objects; a one-word page has none
+  Bytes mem_used_total{};   ///< frames of the pool, its descriptors included
   Bytes mem_limit{};
   Bytes mem_used_max{};
   uint64_t same_pages = 0;
@@ -55,19 +56,20 @@ struct ZramMmStat {
 struct ZramIoStat {
   uint64_t num_reads = 0, num_writes = 0;
   uint64_t failed_reads = 0, failed_writes = 0;
-  uint64_t invalid_io = 0;     ///< behind the end, or not a page
+  uint64_t invalid_io = 0;  ///< behind the end, or not a page
   uint64_t notify_free = 0;
 };
 
 class Zram final : public BlockDevice {
  public:
-  /// Bytes of `metadata` that create() needs: the slot table (10 bytes a page of capacity) and the compressor's streams.
-  /// 0 when the options are out of range.
+  /// Bytes of `metadata` that create() needs: the slot table (10 bytes a page of capacity) and the compressor's
+  /// streams. 0 when the options are out of range.
   [[nodiscard]] static size_t metadata_needed(const ZramOptions& options);
 
-  /// Makes the device at `place` (sizeof(Zram) bytes, alignof(Zram)). `metadata`: page aligned, zero-filled, metadata_needed()
-  /// bytes, outlives it; only the parts of slots in use are ever touched. Errors: EINVAL.
-  static Result<Zram*> create(void* place, FrameSource& frames, const ZramOptions& options, std::span<std::byte> metadata);
+  /// Makes the device at `place` (sizeof(Zram) bytes, alignof(Zram)). `metadata`: page aligned, zero-filled,
+  /// metadata_needed() bytes, outlives it; only the parts of slots in use are ever touched. Errors: EINVAL.
+  static Result<Zram*> create(void* place, FrameSource& frames, const ZramOptions& options,
+                              std::span<std::byte> metadata);
   /// No request is under way. Gives all memory back.
   ~Zram();
   Zram(const Zram&) = delete;
@@ -77,12 +79,12 @@ class Zram final : public BlockDevice {
   [[nodiscard]] PageCount capacity() const override { return options_.capacity; }
   void submit_bio(Bio& bio) override;
   [[nodiscard]] bool synchronous() const override { return true; }
-  /// May sleep for a compressor's stream. Errors: EIO when stored bytes do not decompress to a page or were stored as the other
-  /// kind of content; ENOMEM at the limit or without a frame; EINVAL behind the end.
+  /// May sleep for a compressor's stream. Errors: EIO when stored bytes do not decompress to a page or were stored as
+  /// the other kind of content; ENOMEM at the limit or without a frame; EINVAL behind the end.
   Result<void> rw_page(BioOp op, uint64_t index, Content content) override { return zram_rw_page(op, index, content); }
   void slot_free_notify(uint64_t index) override { zram_slot_free_notify(index); }
-  /// False when the next zspage would not fit below full_at (or the limit). What has a slot already may still be written, up to the
-  /// limit: pages that come from here keep their slot, and where else should they go?
+  /// False when the next zspage would not fit below full_at (or the limit). What has a slot already may still be
+  /// written, up to the limit: pages that come from here keep their slot, and where else should they go?
   [[nodiscard]] bool has_room() const override;
   [[nodiscard]] bool can_discard() const override { return true; }
 
@@ -129,7 +131,8 @@ class Zram final : public BlockDevice {
   Result<void> zram_bvec_read(uint64_t index, Content content);
   Result<void> zram_bvec_write(uint64_t index, Content content);
   Result<void> __zram_bvec_write(uint64_t index, Content content);
-  /// What the slot says; its object, if of the same kind as `content`, copied there or, compressed, into the stream's buffer.
+  /// What the slot says; its object, if of the same kind as `content`, copied there or, compressed, into the stream's
+  /// buffer.
   Slot fetch_slot(uint64_t index, Content content, ZcompStream* stream);
   /// Puts `comp_len` bytes into an object: the step of the write path that Linux's memcpy is.
   static void memcpy(const ZsObject& object, const std::byte* from, uint32_t comp_len);
@@ -139,7 +142,9 @@ class Zram final : public BlockDevice {
   void update_used_max(int64_t pages);
 
   [[nodiscard]] SpinLock& slot_lock(uint64_t index) const { return slot_locks_[index % slot_locks_.size()].lock; }
-  [[nodiscard]] Slot slot(uint64_t index) const { return {values_[index], states_[index].load(std::memory_order_relaxed)}; }
+  [[nodiscard]] Slot slot(uint64_t index) const {
+    return {values_[index], states_[index].load(std::memory_order_relaxed)};
+  }
   void set_slot(uint64_t index, Slot slot) WEIR_REQUIRES(slot_lock(index));
 
   ZramOptions options_;

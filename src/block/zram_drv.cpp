@@ -48,12 +48,14 @@ size_t table_bytes(PageCount capacity) {
 
 size_t Zram::metadata_needed(const ZramOptions& options) {
   const size_t streams = Zcomp::memory_needed(options.comp);
-  if (options.capacity <= PageCount(0) || options.mem_limit < PageCount(0) || options.comp.tag_size == nullptr || streams == 0)
+  if (options.capacity <= PageCount(0) || options.mem_limit < PageCount(0) || options.comp.tag_size == nullptr ||
+      streams == 0)
     return 0;
   return table_bytes(options.capacity) + streams;
 }
 
-Result<Zram*> Zram::create(void* place, FrameSource& frames, const ZramOptions& options, std::span<std::byte> metadata) {
+Result<Zram*> Zram::create(void* place, FrameSource& frames, const ZramOptions& options,
+                           std::span<std::byte> metadata) {
   const size_t needed = metadata_needed(options);
   if (needed == 0 || metadata.size() < needed || reinterpret_cast<uintptr_t>(metadata.data()) % PAGE_SIZE != 0)
     return Errno::inval;
@@ -120,8 +122,8 @@ Zram::Slot Zram::fetch_slot(uint64_t index, Content content, ZcompStream* stream
   } else if (!found.compressed()) {
     pool_.zs_map_object(handle, PAGE_SIZE).copy_out(content.bytes);
   } else if (stream != nullptr) {
-    // Copied, not decompressed, under the lock: the object may be freed right after. Copying is a small part of decompressing,
-    // and an object that crosses frames has to be put together anyway.
+    // Copied, not decompressed, under the lock: the object may be freed right after. Copying is a small part of
+    // decompressing, and an object that crosses frames has to be put together anyway.
     pool_.zs_map_object(handle, found.size()).copy_out(stream->buffer);
   }
   return found;
@@ -129,7 +131,8 @@ Zram::Slot Zram::fetch_slot(uint64_t index, Content content, ZcompStream* stream
 
 Result<void> Zram::zram_bvec_read(uint64_t index, Content content) {
   WEIR_FLOW(index);
-  // Getting a stream may sleep, so it is had before the slot's lock; the look without the lock says whether it will be needed.
+  // Getting a stream may sleep, so it is had before the slot's lock; the look without the lock says whether it will be
+  // needed.
   ZcompStream* stream = slot(index).compressed() ? &comp_.zcomp_stream_get() : nullptr;
   Slot found = fetch_slot(index, content, stream);
   if (found.compressed() && stream == nullptr) {  // written between the two looks
@@ -185,7 +188,8 @@ Result<void> Zram::__zram_bvec_write(uint64_t index, Content content) {
     update_used_max(pool_.zs_get_total_pages().v);
     if (content.tagged()) {
       // Only the tag is written: the rest of the object stands for bytes that nobody has.
-      memcpy(pool_.zs_map_object(*handle, sizeof(uint64_t)), reinterpret_cast<const std::byte*>(content.tag), sizeof(uint64_t));
+      memcpy(pool_.zs_map_object(*handle, sizeof(uint64_t)), reinterpret_cast<const std::byte*>(content.tag),
+             sizeof(uint64_t));
     } else {
       memcpy(pool_.zs_map_object(*handle, size), size == PAGE_SIZE ? content.bytes : stream.buffer, size);
     }

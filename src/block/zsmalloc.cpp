@@ -321,7 +321,8 @@ ZsRecount ZsPool::recount() const {
         uint32_t free = 0;
         for (uint32_t o = zspage->free_head; o != Zspage::NO_OBJECT && free <= all; o = *link_of(zspage, o)) ++free;
         const Fullness group = get_fullness_group(zspage);
-        if (zspage->inuse == 0 || zspage->fresh > all || zspage->inuse != zspage->fresh - free || zspage->group != group)
+        if (zspage->inuse == 0 || zspage->fresh > all || zspage->inuse != zspage->fresh - free ||
+            zspage->group != group)
           ++sum.broken;
         if (group != ZS_FULL) ++listed[zspage->cls][group];
       }

@@ -8,13 +8,14 @@
 //     |  obj 0  |  obj 1  |  obj 2  |  ...              |  obj 7  |w|
 //                      ^^ crosses an edge: zs_map_object gives it in two pieces
 //
-//   zspage: not there --alloc_zspage--> almost empty <--> almost full <--> full     (empty: gone, its frames given back at once)
+//   zspage: not there --alloc_zspage--> almost empty <--> almost full <--> full     (empty: frames given back)
 //
-// A class's zspages have the number of frames that wastes least; classes of which a zspage holds equally many objects are
-// one class. An object never moves: there is no compaction (pages_compacted stays 0), so a handle is the place itself and
-// mapping takes no lock.
+// A class's zspages have the number of frames that wastes least; classes of which a zspage holds equally many objects
+// are one class. An object never moves: there is no compaction (pages_compacted stays 0), so a handle is the place
+// itself and mapping takes no lock.
 //
-// Linux: mm/zsmalloc.c. There descriptors come from slab caches; here they lie in frames of the same source, and are counted.
+// Linux: mm/zsmalloc.c. There descriptors come from slab caches; here they lie in frames of the same source, and are
+// counted.
 #pragma once
 
 #include <array>
@@ -32,12 +33,14 @@ namespace weir {
 
 inline constexpr uint32_t ZS_MIN_ALLOC_SIZE = 32;
 inline constexpr uint32_t ZS_MAX_ALLOC_SIZE = PAGE_SIZE;
-/// Linux's: PAGE_SIZE / 256. Coarser wastes in the object, finer makes classes of which each holds a half-filled zspage.
+/// Linux's: PAGE_SIZE / 256. Coarser wastes in the object, finer makes classes of which each holds a half-filled
+/// zspage.
 inline constexpr uint32_t ZS_SIZE_CLASS_DELTA = 16;
 inline constexpr uint32_t ZS_SIZE_CLASSES = (ZS_MAX_ALLOC_SIZE - ZS_MIN_ALLOC_SIZE) / ZS_SIZE_CLASS_DELTA + 1;
 inline constexpr uint32_t ZS_MAX_PAGES_PER_ZSPAGE = 4;
 
-/// Names an object of a pool; 0 names none. Frame of the descriptor, descriptor, object: no address, so that it may be recorded.
+/// Names an object of a pool; 0 names none. Frame of the descriptor, descriptor, object: no address, so that it may be
+/// recorded.
 using ZsHandle = Unit<struct ZsHandleTag, uint64_t>;
 
 /// Where an object's bytes are: one piece, or two when it crosses a frame's edge.
@@ -59,7 +62,7 @@ struct ZsObject {
 
 /// A pool counted anew by a walk over all its zspages: what the counters must be.
 struct ZsRecount {
-  PageCount pages{};          ///< frames held: objects' and descriptors'
+  PageCount pages{};  ///< frames held: objects' and descriptors'
   uint64_t zspages = 0;
   uint64_t objects = 0;
   uint64_t free_objects = 0;  ///< room in zspages that are there
@@ -81,8 +84,8 @@ class ZsPool {
   Result<ZsHandle> zs_malloc(uint32_t size);
   /// Any context that may take a class lock. An emptied zspage's frames go back before it returns.
   void zs_free(ZsHandle handle);
-  /// The first `bytes` of the object, no more than were asked for. Valid until zs_free; takes no lock. Who writes or frees
-  /// an object while another reads it is the owner's affair.
+  /// The first `bytes` of the object, no more than were asked for. Valid until zs_free; takes no lock. Who writes or
+  /// frees an object while another reads it is the owner's affair.
   [[nodiscard]] ZsObject zs_map_object(ZsHandle handle, uint32_t bytes) const;
 
   /// Frames held, descriptors included.
@@ -112,11 +115,11 @@ class ZsPool {
   struct Zspage {
     static constexpr uint16_t NO_OBJECT = 0xffff;
     uint32_t frames[ZS_MAX_PAGES_PER_ZSPAGE];
-    Zspage* next;       // in the class's list; in a free descriptor: the block's next free one
+    Zspage* next;  // in the class's list; in a free descriptor: the block's next free one
     Zspage* prev;
     uint16_t inuse;
-    uint16_t free_head; // last freed object, whose first two bytes hold the one freed before it
-    uint16_t fresh;     // objects [fresh, all) were never used, so a new zspage's frames need no writing
+    uint16_t free_head;  // last freed object, whose first two bytes hold the one freed before it
+    uint16_t fresh;      // objects [fresh, all) were never used, so a new zspage's frames need no writing
     uint8_t cls;
     uint8_t nr_frames : 4;
     uint8_t group : 4;

@@ -1,7 +1,7 @@
 // src/cli/flow.cpp
 //
-// weir flow: a recording in the documents' notation. Exit status: 0, 1 when the recording is broken (what there is is shown),
-// 2 when there is nothing to show.
+// weir flow: a recording in the documents' notation. Exit status: 0, 1 when the recording is broken (what there is is
+// shown), 2 when there is nothing to show.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <unistd.h>
@@ -100,7 +100,8 @@ std::filesystem::path flow_folder() {
   const std::filesystem::path self = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
   for (const char* place : {"../../../examples/flows", "../share/weir/examples/flows"})
     if (std::filesystem::is_directory(self / place, error)) return (self / place).lexically_normal();
-  throw sim::ScenarioError("examples/flows is not beside the command (" + self.string() + "); run it from its build tree");
+  throw sim::ScenarioError("examples/flows is not beside the command (" + self.string() +
+                           "); run it from its build tree");
 }
 
 std::string flow_ids() {
@@ -120,7 +121,8 @@ std::string temporary_file() {
   return name;
 }
 
-/// Runs the flow's scenario with a recording. What is not asked for otherwise: the calls of the function that the scenario names.
+/// Runs the flow's scenario with a recording. What is not asked for otherwise: the calls of the function that the
+/// scenario names.
 void run_flow(const std::string& id, std::optional<uint64_t> seed, const std::string& file, FlowPrint& how) {
   const std::filesystem::path path = flow_folder() / (id + ".toml");
   if (id.find('/') != std::string::npos || !std::filesystem::exists(path))
@@ -149,8 +151,10 @@ int cmd_flow(int argc, char** argv) {
   bool no_states = false, arguments = false, times = false, json = false, facts = false;
   std::string id, record;
   uint64_t seed = 0;
-  auto* id_option = app.add_option("ID", id, "a flow of the documents: runs examples/flows/ID.toml and shows what it recorded");
-  auto* from_option = app.add_option("--from", from, "a recording that is there already")->type_name("FILE")->excludes(id_option);
+  auto* id_option =
+      app.add_option("ID", id, "a flow of the documents: runs examples/flows/ID.toml and shows what it recorded");
+  auto* from_option =
+      app.add_option("--from", from, "a recording that is there already")->type_name("FILE")->excludes(id_option);
   auto* seed_option = app.add_option("--seed", seed, "with ID: in place of the scenario's seed")->needs(id_option);
   app.add_option("--record", record, "with ID: keeps the recording")->type_name("FILE")->needs(id_option);
   app.add_option_function<std::string>(

@@ -1,6 +1,7 @@
 // src/cli/sim.cpp
 //
-// weir sim: runs a scenario and prints what became of it. Exit status: 0, 1 when an invariant does not hold, 2 for bad input.
+// weir sim: runs a scenario and prints what became of it. Exit status: 0, 1 when an invariant does not hold, 2 for bad
+// input.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -14,7 +15,9 @@
 namespace weir::cli {
 
 int cmd_sim(int argc, char** argv) {
-  CLI::App app{"Runs a machine in virtual time, as a scenario says. The same scenario and seed give the same run, bit for bit.", "weir sim"};
+  CLI::App app{
+      "Runs a machine in virtual time, as a scenario says. The same scenario and seed give the same run, bit for bit.",
+      "weir sim"};
   app.footer(
       "Examples\n"
       "  weir sim examples/004.toml\n"
@@ -25,7 +28,8 @@ int cmd_sim(int argc, char** argv) {
   uint64_t seed = 0;
   bool quiet = false;
   app.add_option("FILE", file, "scenario (TOML; see docs/scenario.md)")->required();
-  auto* seed_option = app.add_option("--seed", seed, "decides every choice that is left open, in place of the scenario's seed");
+  auto* seed_option =
+      app.add_option("--seed", seed, "decides every choice that is left open, in place of the scenario's seed");
   app.add_option("--json", json, "writes the result as JSON (\"-\": standard output, and nothing else there)");
   app.add_option("--record", record, "writes every event, for weir flow");
   app.add_flag("--quiet", quiet, "prints nothing but what is broken");

@@ -17,7 +17,7 @@ enum class LockNesting : uint8_t { none, allowed };
 // X(name, kind, nesting within the rank, what it guards)
 #define WEIR_LOCK_TABLE(X)                                                                                             \
   X(gate, sleeping, none, "entry to the engine: readers are faults and reclaim, writers are fork, set-up, the report") \
-  X(layout, sleeping, none, "live: mappings change in the machine and in the host together")                       \
+  X(layout, sleeping, none, "live: mappings change in the machine and in the host together")                           \
   X(swapon, sleeping, none, "one swapon or swapoff at a time")                                                         \
   X(oom, sleeping, none, "one out_of_memory at a time")                                                                \
   X(inode, sleeping, none, "a file's size and its writers")                                                            \

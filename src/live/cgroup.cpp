@@ -45,7 +45,8 @@ std::optional<CgroupLimit> memory_limit(const std::string& proc, const std::stri
         for (const char* root : {"/fs/cgroup", "/fs/cgroup/unified"})
           tightest(best, sys + root + path + "/memory.max", sys + root + path + "/memory.current");
       } else {
-        tightest(best, sys + "/fs/cgroup/memory" + path + "/memory.limit_in_bytes", sys + "/fs/cgroup/memory" + path + "/memory.usage_in_bytes");
+        tightest(best, sys + "/fs/cgroup/memory" + path + "/memory.limit_in_bytes",
+                 sys + "/fs/cgroup/memory" + path + "/memory.usage_in_bytes");
       }
       if (path.empty()) break;
       path = path.substr(0, path.rfind('/'));

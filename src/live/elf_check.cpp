@@ -45,18 +45,22 @@ std::string check_file(const std::string& path, int depth) {
     line >> interpreter >> argument;
     if (interpreter.empty()) return path + ": its first line names no interpreter";
     // "#!/usr/bin/env python3": env hands over by exec; what counts is what it finds.
-    if (interpreter.size() > 4 && interpreter.compare(interpreter.size() - 4, 4, "/env") == 0 && !argument.empty() && argument[0] != '-') {
+    if (interpreter.size() > 4 && interpreter.compare(interpreter.size() - 4, 4, "/env") == 0 && !argument.empty() &&
+        argument[0] != '-') {
       const std::string found = find_in_path(argument);
       if (found.empty()) return path + ": its interpreter " + argument + " is not on the PATH";
       return check_file(found, depth + 1);
     }
     return check_file(interpreter, depth + 1);
   }
-  if (head.size() < sizeof(Elf64_Ehdr) || std::memcmp(head.data(), ELFMAG, SELFMAG) != 0) return path + " is neither an ELF program nor a script";
+  if (head.size() < sizeof(Elf64_Ehdr) || std::memcmp(head.data(), ELFMAG, SELFMAG) != 0)
+    return path + " is neither an ELF program nor a script";
   Elf64_Ehdr eh;
   std::memcpy(&eh, head.data(), sizeof eh);
-  if (eh.e_ident[EI_CLASS] != ELFCLASS64 || eh.e_machine != EM_X86_64) return path + " is not a 64-bit x86 program; only those can be managed";
-  if (eh.e_phnum > 512 || eh.e_phentsize != sizeof(Elf64_Phdr)) return path + " has a program header table that makes no sense";
+  if (eh.e_ident[EI_CLASS] != ELFCLASS64 || eh.e_machine != EM_X86_64)
+    return path + " is not a 64-bit x86 program; only those can be managed";
+  if (eh.e_phnum > 512 || eh.e_phentsize != sizeof(Elf64_Phdr))
+    return path + " has a program header table that makes no sense";
   std::vector<Elf64_Phdr> headers(eh.e_phnum);
   in.clear();
   in.seekg(static_cast<std::streamoff>(eh.e_phoff));
@@ -64,7 +68,9 @@ std::string check_file(const std::string& path, int depth) {
   if (!in) return path + " ends before its program headers";
   for (const Elf64_Phdr& ph : headers)
     if (ph.p_type == PT_INTERP) return "";
-  return path + " is statically linked: weir enters a program through the dynamic loader (LD_PRELOAD), so it cannot be managed";
+  return path +
+         " is statically linked: weir enters a program through the dynamic loader (LD_PRELOAD), so it cannot be "
+         "managed";
 }
 
 }  // namespace

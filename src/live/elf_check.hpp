@@ -12,8 +12,8 @@ struct ProgramCheck {
   std::string problem;  ///< why it cannot be managed; empty: it can
 };
 
-/// Finds `program` as execvp would and looks into it: a dynamically linked 64-bit x86 ELF, or a script whose interpreter is one;
-/// not set-user-ID (the loader would drop LD_PRELOAD).
+/// Finds `program` as execvp would and looks into it: a dynamically linked 64-bit x86 ELF, or a script whose
+/// interpreter is one; not set-user-ID (the loader would drop LD_PRELOAD).
 ProgramCheck check_program(const std::string& program);
 
 }  // namespace weir::live

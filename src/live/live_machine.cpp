@@ -26,14 +26,16 @@ constexpr size_t WINDOW = size_t{1} << UffdMmu::WINDOW_SHIFT;
 /// another place for pages, and reclaim keeps some where there is not.
 constexpr int64_t ZRAM_PERCENT = 60, ZRAM_PERCENT_ALONE = 85;
 struct PoolLimits {
-  PageCount all{}, steer{};   ///< of one pool: what it may hold; from where on pages go elsewhere (0: nowhere else to go)
+  PageCount all{},
+      steer{};  ///< of one pool: what it may hold; from where on pages go elsewhere (0: nowhere else to go)
 };
 PoolLimits pool_limits(const LiveOptions& options, PageCount managed) {
   int64_t zrams = 0;
   for (const SwapSpec& spec : options.swap) zrams += spec.kind == SwapSpec::Kind::zram ? 1 : 0;
   if (zrams == 0) return {};
   const PageCount all(managed.v * ZRAM_PERCENT_ALONE / 100 / zrams);
-  return {all, static_cast<size_t>(zrams) == options.swap.size() ? PageCount(0) : PageCount(managed.v * ZRAM_PERCENT / 100 / zrams)};
+  return {all, static_cast<size_t>(zrams) == options.swap.size() ? PageCount(0)
+                                                                 : PageCount(managed.v * ZRAM_PERCENT / 100 / zrams)};
 }
 /// Of the budget, for what is not in the arena: engine stacks, this object, descriptors of the host's.
 constexpr size_t ENGINE_OVERHEAD = 768 << 10;

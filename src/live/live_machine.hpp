@@ -55,7 +55,7 @@ struct LiveOptions {
   size_t recorder_ring = 0;                ///< bytes for the last events; 0: no recording
   unsigned fault_threads = 2;              ///< thread delivery: 1…8
   int userfaultfd_device = -1;  ///< an open /dev/userfaultfd that somebody with the right handed over; not closed
-  bool quiet_boot = false;                        ///< no line on stderr for each swap area
+  bool quiet_boot = false;      ///< no line on stderr for each swap area
   /// RAM and swap are full, the report is out and SIGKILL is next: the last moment to keep counters or the recording.
   /// Once, on an engine stack, maybe with locks of the machine held: may call stats() and write_recording(), nothing
   /// else of the machine.

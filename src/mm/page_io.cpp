@@ -262,8 +262,8 @@ Result<void> PageIo::swap_readpage(Page& page) {
   return {};
 }
 
-// A slot on a disk is kept for a page that may leave again unchanged. In memory that is a second copy: when room is short
-// it goes, and the page is the only one. Linux 4.14 does so always.
+// A slot on a disk is kept for a page that may leave again unchanged. In memory that is a second copy: when room is
+// short it goes, and the page is the only one. Linux 4.14 does so always.
 bool PageIo::swap_slot_free_notify(BlockDevice& device, Page& page) {
   if (device.has_room()) return false;
   device.slot_free_notify(swp_offset(SwpEntry{page.private_}));

@@ -2,8 +2,8 @@
 //
 // A page-table entry, 64 bits, laid out as x86-64's where hardware looks:
 //
-//   present:      63 ... 12   11..7   6  5   2  1  0        P present, RW writable, US user, A accessed (young), D dirty,
-//                 pfn         SD=11   D  A   US RW P        SD soft dirty
+//   present:      63 ... 12   11..7   6  5   2  1  0        P present, RW writable, US user, A accessed (young),
+//                 pfn         SD=11   D  A   US RW P        D dirty, SD soft dirty
 //   swap entry:   63 ... 9    8..2    1  0
 //                 offset      type    SD 0                  never all zero: offset 0 (the header's slot) is never used
 //   none:         0
@@ -41,7 +41,9 @@ inline constexpr uint64_t PTE_PFN_MASK = 0x000ffffffffff000ull;
 [[nodiscard]] constexpr Pte pte_wrprotect(Pte p) { return Pte{p.v & ~_PAGE_RW}; }
 [[nodiscard]] constexpr Pte pte_mkspecial(Pte p) { return Pte{p.v | _PAGE_SPECIAL}; }
 /// The access rights a VMA gives its present pages, without write: who may write is decided at the fault.
-[[nodiscard]] constexpr Pte pfn_pte(Pfn pfn) { return Pte{(pfn.v << PAGE_SHIFT) | _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED}; }
+[[nodiscard]] constexpr Pte pfn_pte(Pfn pfn) {
+  return Pte{(pfn.v << PAGE_SHIFT) | _PAGE_PRESENT | _PAGE_USER | _PAGE_ACCESSED};
+}
 
 /// Names a swap slot: area (type) and page slot (offset). 0 is "no entry".
 struct SwpEntry {
@@ -55,7 +57,9 @@ inline constexpr unsigned MAX_SWAPFILES = 29;  ///< 32 less the types of migrati
 [[nodiscard]] constexpr SwpEntry swp_entry(unsigned type, uint64_t offset) {
   return SwpEntry{(offset << SWP_TYPE_BITS) | type};
 }
-[[nodiscard]] constexpr unsigned swp_type(SwpEntry e) { return static_cast<unsigned>(e.val & ((1u << SWP_TYPE_BITS) - 1)); }
+[[nodiscard]] constexpr unsigned swp_type(SwpEntry e) {
+  return static_cast<unsigned>(e.val & ((1u << SWP_TYPE_BITS) - 1));
+}
 [[nodiscard]] constexpr uint64_t swp_offset(SwpEntry e) { return e.val >> SWP_TYPE_BITS; }
 [[nodiscard]] constexpr bool is_swap_pte(Pte p) { return !pte_none(p) && !pte_present(p); }
 

@@ -28,34 +28,34 @@ struct AddressSpace;
 struct KmemCache;
 struct Task;
 
-// ---------------------------------------------------------------------------------------------------------------- pages
+// --------------------------------------------------------------------------------------------------------------- pages
 
 /// Bits of Page::flags. Changed by atomic or/and; who may change which is said beside it.
 enum class PageFlag : uint8_t {
-  locked,       ///< the page lock: holder may change identity and content
-  referenced,   ///< second chance; reclaim and mark_page_accessed
-  uptodate,     ///< content is what its backing store says; under the page lock
-  dirty,        ///< content is newer than its backing store
-  lru,          ///< on an LRU list of its node; under lru_lock
-  active,       ///< on, or bound for, an active list
-  slab,         ///< owned by slab.cpp
-  reserved,     ///< never given to the allocator: boot's own
-  private_,     ///< Page::private_ belongs to the file system
-  writeback,    ///< being written; set under the page lock, cleared by I/O completion
-  reclaim,      ///< rotate to the inactive tail when writeback ends (for readahead pages: PG_readahead)
-  swapbacked,   ///< anonymous or shmem: goes to swap
+  locked,      ///< the page lock: holder may change identity and content
+  referenced,  ///< second chance; reclaim and mark_page_accessed
+  uptodate,    ///< content is what its backing store says; under the page lock
+  dirty,       ///< content is newer than its backing store
+  lru,         ///< on an LRU list of its node; under lru_lock
+  active,      ///< on, or bound for, an active list
+  slab,        ///< owned by slab.cpp
+  reserved,    ///< never given to the allocator: boot's own
+  private_,    ///< Page::private_ belongs to the file system
+  writeback,   ///< being written; set under the page lock, cleared by I/O completion
+  reclaim,     ///< rotate to the inactive tail when writeback ends (for readahead pages: PG_readahead)
+  swapbacked,  ///< anonymous or shmem: goes to swap
   unevictable,
   mlocked,
-  swapcache,    ///< in the swap cache under private_; under page lock and tree lock
-  buddy,        ///< head of a free block of order private_; under the zone lock
-  pcp,          ///< free, on a per-CPU list
-  table,        ///< a page-table page
+  swapcache,  ///< in the swap cache under private_; under page lock and tree lock
+  buddy,      ///< head of a free block of order private_; under the zone lock
+  pcp,        ///< free, on a per-CPU list
+  table,      ///< a page-table page
   error,
-  aged,         ///< where the MMU has no accessed bits: its PTEs were made old since it joined the inactive list
-  kernel_place, ///< handed out for kernel use: its bytes live at its place in the arena
+  aged,          ///< where the MMU has no accessed bits: its PTEs were made old since it joined the inactive list
+  kernel_place,  ///< handed out for kernel use: its bytes live at its place in the arena
   vmalloc,
-  zram,         ///< belongs to a zram pool
-  balloon,      ///< held back: not in circulation
+  zram,     ///< belongs to a zram pool
+  balloon,  ///< held back: not in circulation
 };
 inline constexpr unsigned NR_PAGE_FLAGS = 24;
 
@@ -66,28 +66,32 @@ using ListHook = boost::intrusive::list_member_hook<boost::intrusive::link_mode<
 /// One frame's metadata. All-zero means "free, inside a buddy block (not its head)", so that boot touches one a block.
 ///
 /// Life:  buddy --rmqueue--> owned (count 1, mapcount -1) --put_page, count 0--> pcp / buddy
-///   anonymous: owned -> mapped (mapping = AnonVma|1, mapcount >= 0, on an LRU) -> swapcache (private_ = entry) -> unmapped -> freed
+///   anonymous: owned -> mapped (mapping = AnonVma|1, mapcount >= 0, on an LRU) -> swapcache (private_ = entry)
+///              -> unmapped -> freed
 ///   file:      owned -> in a page cache tree (mapping, index) -> perhaps mapped -> removed from the tree -> freed
 ///   slab / table / vmalloc / zram: owned, flag set, never on an LRU.
 ///
-/// Invariants: _mapcount + 1 = number of PTEs that map it. _refcount >= (_mapcount + 1) + (in a tree ? 1 : 0) + isolated/held.
+/// Invariants: _mapcount + 1 = number of PTEs that map it.
+/// _refcount >= (_mapcount + 1) + (in a tree ? 1 : 0) + isolated/held.
 /// _refcount = 0 iff buddy, pcp, inside a buddy block, or a pcp page. lru set iff on exactly one LRU list.
 struct Page {
   std::atomic<uint64_t> flags{0};
-  ListHook lru;                        ///< LRU list (lru lock), buddy list (zone lock), pcp list (pcp lock), or its owner's
-  std::atomic<uintptr_t> mapping{0};   ///< AddressSpace*, or AnonVma* | 1; slab: KmemCache*. Page lock.
-  uint64_t index = 0;                  ///< offset in mapping in pages; linear page offset if anonymous. Slab: its own.
-  uint64_t private_ = 0;               ///< buddy: order. swapcache: SwpEntry. Slab, table: their own
-  std::atomic<int32_t> _mapcount{0};   ///< mappings - 1 while owned
+  ListHook lru;  ///< LRU list (lru lock), buddy list (zone lock), pcp list (pcp lock), or its owner's
+  std::atomic<uintptr_t> mapping{0};  ///< AddressSpace*, or AnonVma* | 1; slab: KmemCache*. Page lock.
+  uint64_t index = 0;                 ///< offset in mapping in pages; linear page offset if anonymous. Slab: its own.
+  uint64_t private_ = 0;              ///< buddy: order. swapcache: SwpEntry. Slab, table: their own
+  std::atomic<int32_t> _mapcount{0};  ///< mappings - 1 while owned
   std::atomic<int32_t> _refcount{0};
-  uint32_t arch = 0;                   ///< the Mmu's own (uffd: where the host page is); 0 = nothing to give back. Page lock
+  uint32_t arch = 0;  ///< the Mmu's own (uffd: where the host page is); 0 = nothing to give back. Page lock
   uint32_t spare = 0;
 
   [[nodiscard]] bool test(PageFlag f) const { return (flags.load(std::memory_order_acquire) & flag_bit(f)) != 0; }
   void set(PageFlag f) { flags.fetch_or(flag_bit(f), std::memory_order_acq_rel); }
   void clear(PageFlag f) { flags.fetch_and(~flag_bit(f), std::memory_order_acq_rel); }
   bool test_and_set(PageFlag f) { return (flags.fetch_or(flag_bit(f), std::memory_order_acq_rel) & flag_bit(f)) != 0; }
-  bool test_and_clear(PageFlag f) { return (flags.fetch_and(~flag_bit(f), std::memory_order_acq_rel) & flag_bit(f)) != 0; }
+  bool test_and_clear(PageFlag f) {
+    return (flags.fetch_and(~flag_bit(f), std::memory_order_acq_rel) & flag_bit(f)) != 0;
+  }
 };
 static_assert(sizeof(Page) <= 64);
 
@@ -114,7 +118,7 @@ inline constexpr uintptr_t PAGE_MAPPING_ANON = 1;
 /// All frames of a machine: metadata and places. Immutable after boot.
 struct MemMap {
   Page* mem_map = nullptr;
-  std::byte* arena = nullptr;   ///< frame n's place is arena + n × 4096
+  std::byte* arena = nullptr;  ///< frame n's place is arena + n × 4096
   PageCount frames{};
   [[nodiscard]] Pfn pfn(const Page& page) const { return Pfn(static_cast<uint64_t>(&page - mem_map)); }
   [[nodiscard]] Pfn pfn(const Page* page) const { return pfn(*page); }
@@ -133,7 +137,7 @@ struct MemMap {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------------ allocation
+// ---------------------------------------------------------------------------------------------------------- allocation
 
 inline constexpr unsigned MAX_ORDER = 11;
 inline constexpr unsigned PAGE_ALLOC_COSTLY_ORDER = 3;
@@ -177,7 +181,7 @@ inline constexpr gfp_t GFP_HIGHUSER_MOVABLE = GFP_HIGHUSER | __GFP_MOVABLE;
 
 [[nodiscard]] inline uint64_t flow_value_of(gfp_t gfp) { return gfp.v; }
 
-// -------------------------------------------------------------------------------------------------------------- LRU lists
+// ----------------------------------------------------------------------------------------------------------- LRU lists
 
 enum class LruList : uint8_t { inactive_anon, active_anon, inactive_file, active_file, unevictable, count };
 inline constexpr unsigned NR_LRU_LISTS = static_cast<unsigned>(LruList::count);
@@ -200,14 +204,16 @@ struct LruVec {
   ZoneReclaimStat reclaim_stat;
 };
 
-// ------------------------------------------------------------------------------------------------------------- counters
+// ------------------------------------------------------------------------------------------------------------ counters
 
 /// Node and zone state: gauges. Spelling as in /proc/vmstat.
-#define WEIR_NODE_STATS(X)                                                                                              \
-  X(nr_free_pages) X(nr_inactive_anon) X(nr_active_anon) X(nr_inactive_file) X(nr_active_file) X(nr_unevictable)        \
-  X(nr_isolated_anon) X(nr_isolated_file) X(nr_anon_pages) X(nr_mapped) X(nr_file_pages) X(nr_dirty) X(nr_writeback)     \
-  X(nr_slab_reclaimable) X(nr_slab_unreclaimable) X(nr_page_table_pages) X(nr_kernel_stack) X(nr_vmscan_write)           \
+// clang-format off
+#define WEIR_NODE_STATS(X)                                                                                             \
+  X(nr_free_pages) X(nr_inactive_anon) X(nr_active_anon) X(nr_inactive_file) X(nr_active_file) X(nr_unevictable)       \
+  X(nr_isolated_anon) X(nr_isolated_file) X(nr_anon_pages) X(nr_mapped) X(nr_file_pages) X(nr_dirty) X(nr_writeback)   \
+  X(nr_slab_reclaimable) X(nr_slab_unreclaimable) X(nr_page_table_pages) X(nr_kernel_stack) X(nr_vmscan_write)         \
   X(nr_dirtied) X(nr_written) X(nr_swapcached) X(nr_zspages) X(nr_mlock) X(nr_quarantined)
+// clang-format on
 
 enum class NodeStat : uint8_t {
 #define X(n) n,
@@ -217,14 +223,16 @@ enum class NodeStat : uint8_t {
 };
 
 /// Events: they only grow. Spelling as in /proc/vmstat.
-#define WEIR_VM_EVENTS(X)                                                                                               \
-  X(pgpgin) X(pgpgout) X(pswpin) X(pswpout) X(pgalloc_dma32) X(pgalloc_normal) X(allocstall) X(pgfree) X(pgactivate)      \
-  X(pgdeactivate) X(pgfault) X(pgmajfault) X(pgrefill) X(pgsteal_kswapd) X(pgsteal_direct) X(pgscan_kswapd)               \
-  X(pgscan_direct) X(pginodesteal) X(slabs_scanned) X(kswapd_inodesteal) X(kswapd_low_wmark_hit_quickly)                  \
-  X(kswapd_high_wmark_hit_quickly) X(pageoutrun) X(pgrotated) X(drop_pagecache) X(oom_kill) X(swap_ra) X(swap_ra_hit)     \
-  X(pgscan_direct_throttle) X(unevictable_pgs_culled) X(unevictable_pgs_rescued) X(swap_slots_refill) X(swap_clean_drop)  \
-  X(pgreuse) X(pgcow) X(zero_page_map) X(access_flag_fault) X(window_unmap) X(window_unmap_pages) X(swap_write_error)     \
-  X(swap_read_error) X(balance_dirty_pause) X(flusher_wakeup)
+// clang-format off
+#define WEIR_VM_EVENTS(X)                                                                                              \
+  X(pgpgin) X(pgpgout) X(pswpin) X(pswpout) X(pgalloc_dma32) X(pgalloc_normal) X(allocstall) X(pgfree) X(pgactivate)   \
+  X(pgdeactivate) X(pgfault) X(pgmajfault) X(pgrefill) X(pgsteal_kswapd) X(pgsteal_direct) X(pgscan_kswapd)            \
+  X(pgscan_direct) X(pginodesteal) X(slabs_scanned) X(kswapd_inodesteal) X(kswapd_low_wmark_hit_quickly)               \
+  X(kswapd_high_wmark_hit_quickly) X(pageoutrun) X(pgrotated) X(drop_pagecache) X(oom_kill) X(swap_ra)                 \
+  X(swap_ra_hit) X(pgscan_direct_throttle) X(unevictable_pgs_culled) X(unevictable_pgs_rescued) X(swap_slots_refill)   \
+  X(swap_clean_drop) X(pgreuse) X(pgcow) X(zero_page_map) X(access_flag_fault) X(window_unmap) X(window_unmap_pages)   \
+  X(swap_write_error) X(swap_read_error) X(balance_dirty_pause) X(flusher_wakeup)
+// clang-format on
 
 enum class VmEvent : uint8_t {
 #define X(n) n,
@@ -233,7 +241,7 @@ enum class VmEvent : uint8_t {
       count
 };
 
-// --------------------------------------------------------------------------------------------------------------- faults
+// -------------------------------------------------------------------------------------------------------------- faults
 
 enum VmFault : uint32_t {
   VM_FAULT_OK = 0,
@@ -241,9 +249,9 @@ enum VmFault : uint32_t {
   VM_FAULT_SIGBUS = 1u << 1,
   VM_FAULT_MAJOR = 1u << 2,
   VM_FAULT_SIGSEGV = 1u << 6,
-  VM_FAULT_NOPAGE = 1u << 8,   ///< the handler installed the PTE itself
-  VM_FAULT_LOCKED = 1u << 9,   ///< the page comes back locked
-  VM_FAULT_RETRY = 1u << 10,   ///< mmap_lock was dropped: look everything up again
+  VM_FAULT_NOPAGE = 1u << 8,  ///< the handler installed the PTE itself
+  VM_FAULT_LOCKED = 1u << 9,  ///< the page comes back locked
+  VM_FAULT_RETRY = 1u << 10,  ///< mmap_lock was dropped: look everything up again
   VM_FAULT_DONE_COW = 1u << 12,
   VM_FAULT_KILLED = 1u << 16,  ///< the task is dying
 };

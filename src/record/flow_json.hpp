@@ -5,11 +5,11 @@
 //   { "status", "problem", "first", "lost", "facts": {key: value},
 //     "notes": [{at, time, key, text}],
 //     "tasks": [{tid, pid, comm, "items": [
-//        {depth, call, file, event, time, leave, arguments}      event, time: absent if it ran before; leave: null if it still runs
+//        {depth, call, file, event, time, leave, arguments}   event, time: absent if it ran before; leave: null
 //        {depth, state, subject, before, after, text, event, time} ]}] }
 //
 // Items stand in a flat list in the order in which they began: a tree as deep as a call chain would break readers that
-// recurse. Numbers of 64 bits are strings where they may pass 2^53.
+// recurse. A call without a leave is still running. Numbers of 64 bits are strings where they may pass 2^53.
 //
 // A header, because it throws where record/'s library does not.
 #pragma once

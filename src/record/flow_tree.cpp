@@ -10,12 +10,12 @@
 
 namespace weir {
 
-// ---- The forest ------------------------------------------------------------------------------------------------------
+// ---- The forest -----------------------------------------------------------------------------------------------------
 
 namespace {
 
-// Builds one task's forest. The events of the task come in order, twice: look() finds which calls were running at the start,
-// add() makes the items.
+// Builds one task's forest. The events of the task come in order, twice: look() finds which calls were running at the
+// start, add() makes the items.
 class Builder {
  public:
   void look(const FlowEvent& event) {
@@ -102,12 +102,12 @@ std::vector<TaskFlow> flow_forest(const Recording& recording) {
   return forest;
 }
 
-// ---- State changes in words ------------------------------------------------------------------------------------------
+// ---- State changes in words -----------------------------------------------------------------------------------------
 
 namespace {
 
-// {s}, {b}, {a} stand for subject, old and new value, decimal. After a colon: x hexadecimal; p a frame number plus one, 0
-// for none; pte, entry, lru, flags, vmf by FlowStyles; or =word,word,... names for 0, 1, ...
+// {s}, {b}, {a} stand for subject, old and new value, decimal. After a colon: x hexadecimal; p a frame number plus one,
+// 0 for none; pte, entry, lru, flags, vmf by FlowStyles; or =word,word,... names for 0, 1, ...
 struct StateText {
   std::string_view name;
   std::string_view text;
@@ -249,7 +249,7 @@ std::string describe_arguments(const Recording& recording, const FlowEvent& even
   return out;
 }
 
-// ---- Printing --------------------------------------------------------------------------------------------------------
+// ---- Printing -------------------------------------------------------------------------------------------------------
 
 namespace {
 

@@ -6,8 +6,8 @@
 //                                                    	|-->b //(file.cpp)
 //                                                    		|   pte 0x7f1000: swap(0,42) -> pfn 17 rw dirty young
 //
-// A ring begins in the middle: a call whose leave is there and whose enter is not encloses everything before that leave.
-// Where events were lost a leave may not fit: then every call above its own on the stack has ended too.
+// A ring begins in the middle: a call whose leave is there and whose enter is not encloses everything before that
+// leave. Where events were lost a leave may not fit: then every call above its own on the stack has ended too.
 #pragma once
 
 #include <cstdint>
@@ -19,10 +19,12 @@
 
 namespace weir {
 
-/// A call or a state change of one task. In a vector they stand in the order in which they began: a call, then its subtree.
+/// A call or a state change of one task. In a vector they stand in the order in which they began: a call, then its
+/// subtree.
 struct FlowItem {
   static constexpr uint32_t NONE = UINT32_MAX;
-  uint32_t event = NONE;   ///< index of the enter or the state change; NONE: the call was running when the recording began
+  uint32_t event =
+      NONE;  ///< index of the enter or the state change; NONE: the call was running when the recording began
   uint32_t leave = NONE;   ///< index of the event that ended the call; NONE: it was running when the recording ended
   uint32_t parent = NONE;  ///< index of the item around this one; NONE: a root
   uint32_t end = 0;        ///< index past the last item of the subtree
@@ -49,7 +51,8 @@ struct FlowStyles {
 };
 
 /// A state change in words: "swap_map (0,42): 2 -> 1". `event` is one of `recording`'s state changes.
-[[nodiscard]] std::string describe_state(const Recording& recording, const FlowEvent& event, const FlowStyles& styles = {});
+[[nodiscard]] std::string describe_state(const Recording& recording, const FlowEvent& event,
+                                         const FlowStyles& styles = {});
 
 /// A call's arguments: "address=0x7f1000, entry=0x42". As many as were recorded (three) and are named.
 [[nodiscard]] std::string describe_arguments(const Recording& recording, const FlowEvent& event);
@@ -57,10 +60,11 @@ struct FlowStyles {
 enum class Shown : bool { no, yes };
 
 struct FlowPrint {
-  std::string task = {};   ///< only this task: a tid or a name; empty: all
-  std::string function = {};  ///< only calls of this function with what is below them, each as a root; empty: everything
-  uint32_t depth = 64;     ///< levels of calls below a root that are shown; deeper ones are counted
-  uint64_t first = UINT64_MAX;        ///< so many lines
+  std::string task = {};  ///< only this task: a tid or a name; empty: all
+  std::string function =
+      {};               ///< only calls of this function with what is below them, each as a root; empty: everything
+  uint32_t depth = 64;  ///< levels of calls below a root that are shown; deeper ones are counted
+  uint64_t first = UINT64_MAX;          ///< so many lines
   std::optional<uint32_t> around = {};  ///< only events within `radius` of this one, and the calls they are in
   uint32_t radius = 20;
   Shown states = Shown::yes;

@@ -15,7 +15,8 @@ namespace weir {
 
 namespace {
 
-// Reads forward in one block (or the file) and never past its end. A failed read gives zero and `ok` false from then on.
+// Reads forward in one block (or the file) and never past its end. A failed read gives zero and `ok` false from then
+// on.
 class Cursor {
  public:
   explicit Cursor(std::span<const std::byte> bytes) : bytes_(bytes) {}
@@ -126,22 +127,14 @@ class Parser {
   // What is wrong with the block; null if nothing. A tag that is not known is passed over.
   const char* read_block(uint32_t tag, Cursor& block) {
     switch (tag) {
-      case BLOCK_STATES:
-        return states(block);
-      case BLOCK_SITE:
-        return site(block);
-      case BLOCK_TASK:
-        return task(block);
-      case BLOCK_FACT:
-        return fact(block);
-      case BLOCK_NOTE:
-        return note(block);
-      case BLOCK_EVENTS:
-        return events(block, Ending::whole);
-      case BLOCK_DONE:
-        return done(block);
-      default:
-        return nullptr;
+      case BLOCK_STATES: return states(block);
+      case BLOCK_SITE: return site(block);
+      case BLOCK_TASK: return task(block);
+      case BLOCK_FACT: return fact(block);
+      case BLOCK_NOTE: return note(block);
+      case BLOCK_EVENTS: return events(block, Ending::whole);
+      case BLOCK_DONE: return done(block);
+      default: return nullptr;
     }
   }
 

@@ -1,7 +1,7 @@
 // src/record/reader.hpp
 //
-// A recording as read back. Nothing in a file is believed: sizes, numbers and names are checked against the bytes that are
-// there, so that parse() takes anything (it is what the fuzzer feeds).
+// A recording as read back. Nothing in a file is believed: sizes, numbers and names are checked against the bytes that
+// are there, so that parse() takes anything (it is what the fuzzer feeds).
 //
 //   whole     the end mark was found
 //   broken    everything up to the break is here; `problem` says where it breaks

@@ -26,7 +26,8 @@ void relax(unsigned& spins) {
     __builtin_ia32_pause();
 }
 
-// Not kernel/'s SpinLock: that is a place where the virtual world may switch threads, and recording must not change a schedule.
+// Not kernel/'s SpinLock: that is a place where the virtual world may switch threads, and recording must not change a
+// schedule.
 class SideLock {
  public:
   explicit SideLock(std::atomic<bool>& word) : word_(word) {
@@ -176,7 +177,7 @@ Recorder::Recorder(std::span<std::byte> memory, FlowOutput output) : output_(out
   notes_size_ = (memory.size() - capacity * BYTES_AN_EVENT) & ~size_t{7};
 }
 
-// ---- Recording -------------------------------------------------------------------------------------------------------
+// ---- Recording ------------------------------------------------------------------------------------------------------
 
 void Recorder::enter(const FlowSite& site, uint64_t a, uint64_t b, uint64_t c) {
   append(FlowEvent::ENTER, site, a, b, c);
@@ -214,8 +215,8 @@ void Recorder::state(const FlowSite& site, State what, uint64_t subject, uint64_
   if (output_.write != nullptr && ((number + 1) & (chunk_ - 1)) == 0) send_done_events(false);
 }
 
-// Takes the place of an older event that is whole. If that one is still being filled in, or a newer one was faster (this
-// thread slept a whole round), the event is lost: mixing two would be worse.
+// Takes the place of an older event that is whole. If that one is still being filled in, or a newer one was faster
+// (this thread slept a whole round), the event is lost: mixing two would be worse.
 [[gnu::always_inline]] inline bool Recorder::claim_in_ring(uint64_t number) {
   std::atomic_ref<uint64_t> mark = progress(number);
   uint64_t seen = mark.load(std::memory_order_relaxed);
@@ -237,7 +238,7 @@ bool Recorder::read(uint64_t number, FlowEvent& event) const {
   return true;
 }
 
-// ---- Names -----------------------------------------------------------------------------------------------------------
+// ---- Names ----------------------------------------------------------------------------------------------------------
 
 namespace {
 uint32_t site_hash(const FlowSite* site) {
@@ -359,7 +360,7 @@ bool Recorder::note(std::string_view key, std::string_view text) {
   return true;
 }
 
-// ---- Writing out -----------------------------------------------------------------------------------------------------
+// ---- Writing out ----------------------------------------------------------------------------------------------------
 
 bool Recorder::write(FlowOutput output) const {
   WEIR_BUG_ON(output_.write != nullptr);

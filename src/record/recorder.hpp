@@ -5,12 +5,12 @@
 //   ring   | ...  n-3 | n-2 | n-1 | oldest | ... |      the last events; write() makes a file of them at any moment
 //   full   | written out |  being filled  | free |      every event; whole chunks leave through a FlowOutput
 //
-// A writer claims number n by one atomic add, fills the event's place and marks it done; there is no lock. A place that is
-// still being filled when the ring comes round again is not waited for: the newer event is lost and counted. In full mode
-// nothing is lost: a writer that finds no room sends chunks off, or waits for whoever is doing so.
+// A writer claims number n by one atomic add, fills the event's place and marks it done; there is no lock. A place that
+// is still being filled when the ring comes round again is not waited for: the newer event is lost and counted. In full
+// mode nothing is lost: a writer that finds no room sends chunks off, or waits for whoever is doing so.
 //
-// Usable inside a fault: no malloc, no throw, no errno, no lock of mm, no place where the virtual world switches threads.
-// Recording therefore changes neither schedule nor counters. The file is described in README.md.
+// Usable inside a fault: no malloc, no throw, no errno, no lock of mm, no place where the virtual world switches
+// threads. Recording therefore changes neither schedule nor counters. The file is described in README.md.
 #pragma once
 
 #include <atomic>
@@ -24,7 +24,8 @@
 
 namespace weir {
 
-/// Where a recording's bytes go, in order. `write` takes all of them or returns false; after a false it is not called again.
+/// Where a recording's bytes go, in order. `write` takes all of them or returns false; after a false it is not called
+/// again.
 struct FlowOutput {
   bool (*write)(void* context, const void* bytes, size_t size) = nullptr;
   void* context = nullptr;
@@ -35,7 +36,8 @@ struct FlowOutput {
 
 class Recorder final : public FlowSink {
  public:
-  /// Functions and places of state changes that get a name. The house has about 800; what comes later is recorded nameless.
+  /// Functions and places of state changes that get a name. The house has about 800; what comes later is recorded
+  /// nameless.
   static constexpr uint32_t MAX_SITES = 1536;
   /// Tasks that get a name in the log. Events of further tasks are recorded all the same.
   static constexpr uint32_t MAX_TASKS = 1024;
@@ -47,23 +49,27 @@ class Recorder final : public FlowSink {
     return std::bit_ceil(events) * BYTES_AN_EVENT + notes;
   }
 
-  /// Ring mode. `memory` is 8-byte aligned, reads as zero (a fresh mapping does; untouched parts stay untouched), holds at
-  /// least one event, and outlives this. The events are the largest power of two that fits; what is left holds the notes.
+  /// Ring mode. `memory` is 8-byte aligned, reads as zero (a fresh mapping does; untouched parts stay untouched), holds
+  /// at least one event, and outlives this. The events are the largest power of two that fits; what is left holds the
+  /// notes.
   explicit Recorder(std::span<std::byte> memory) : Recorder(memory, FlowOutput{}) {}
   /// Full mode: everything goes to `output`, in whatever thread fills a chunk. finish() sends the rest.
   Recorder(std::span<std::byte> memory, FlowOutput output);
   Recorder(const Recorder&) = delete;
   Recorder& operator=(const Recorder&) = delete;
 
-  /// What is true of the whole run: kernel, seed, page_size, ram_pages. The first word for a key stands; true if it fits.
+  /// What is true of the whole run: kernel, seed, page_size, ram_pages. The first word for a key stands; true if it
+  /// fits.
   bool fact(std::string_view key, std::string_view value);
-  /// A snapshot at this moment ("meminfo" and its text). In a ring the oldest give way. False if it is too large to keep.
+  /// A snapshot at this moment ("meminfo" and its text). In a ring the oldest give way. False if it is too large to
+  /// keep.
   bool note(std::string_view key, std::string_view text);
-  /// Names a task. Not needed for its tid and name, which the log takes from its thread; needed for its pid, and after a
-  /// change of name.
+  /// Names a task. Not needed for its tid and name, which the log takes from its thread; needed for its pid, and after
+  /// a change of name.
   void task(int32_t tid, int32_t pid, std::string_view comm);
 
-  /// Ring mode: writes the recording as it is now. Others may go on recording; what they overwrite meanwhile counts as lost.
+  /// Ring mode: writes the recording as it is now. Others may go on recording; what they overwrite meanwhile counts as
+  /// lost.
   bool write(FlowOutput output) const;
   /// Full mode: sends what is left and the end mark. Nobody records any more. False if the output failed at any time.
   bool finish();
@@ -116,7 +122,7 @@ class Recorder final : public FlowSink {
   uint64_t* events_ = nullptr;
   uint64_t* progress_ = nullptr;  ///< of each place: 2n+1 event n is being filled in, 2n+2 it is whole
   uint64_t mask_ = 0;
-  uint64_t chunk_ = 1;            ///< full mode: events sent off together
+  uint64_t chunk_ = 1;  ///< full mode: events sent off together
   std::byte* notes_ = nullptr;
   size_t notes_size_ = 0;
   FlowOutput output_;
@@ -125,12 +131,12 @@ class Recorder final : public FlowSink {
   alignas(64) std::atomic<uint64_t> lost_{0};
 
   // Full mode.
-  std::atomic<uint64_t> sent_{0};        ///< events below it have left: their places are free. Written under send_lock_
+  std::atomic<uint64_t> sent_{0};  ///< events below it have left: their places are free. Written under send_lock_
   mutable std::atomic<bool> send_lock_{false};
-  bool header_sent_ = false;             ///< send_lock_
-  bool output_failed_ = false;           ///< send_lock_
-  uint32_t sites_sent_ = 0;              ///< send_lock_
-  size_t facts_sent_ = 0;                ///< send_lock_
+  bool header_sent_ = false;    ///< send_lock_
+  bool output_failed_ = false;  ///< send_lock_
+  uint32_t sites_sent_ = 0;     ///< send_lock_
+  size_t facts_sent_ = 0;       ///< send_lock_
 
   // Names. side_lock_ guards adding; looking up needs none.
   mutable std::atomic<bool> side_lock_{false};
@@ -139,10 +145,10 @@ class Recorder final : public FlowSink {
   std::atomic<uint32_t> site_count_{0};
   TaskSlot tasks_[TASK_SLOTS];
   std::atomic<uint32_t> task_count_{0};
-  bool tasks_unsent_ = false;                    ///< side_lock_
-  char facts_[FACT_BYTES];                       ///< side_lock_: u16 key size, u16 value size, key, value; again
-  size_t facts_used_ = 0;                        ///< side_lock_
-  size_t notes_used_ = 0;                        ///< side_lock_
+  bool tasks_unsent_ = false;  ///< side_lock_
+  char facts_[FACT_BYTES];     ///< side_lock_: u16 key size, u16 value size, key, value; again
+  size_t facts_used_ = 0;      ///< side_lock_
+  size_t notes_used_ = 0;      ///< side_lock_
 };
 
 }  // namespace weir

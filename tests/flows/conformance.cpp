@@ -25,7 +25,7 @@ bool has(const std::vector<std::string>& list, std::string_view name) {
   return std::find(list.begin(), list.end(), name) != list.end();
 }
 
-// ---- The recording, by name ------------------------------------------------------------------------------------------
+// ---- The recording, by name -----------------------------------------------------------------------------------------
 
 constexpr int64_t FOREVER = INT64_MAX;
 
@@ -103,7 +103,7 @@ const Place* first_after(const std::vector<Place>& places, int64_t after) {
   return at == places.end() ? nullptr : &*at;
 }
 
-// ---- One flow against one run ----------------------------------------------------------------------------------------
+// ---- One flow against one run ---------------------------------------------------------------------------------------
 
 // A step as it is looked for: the pointer call and its callee's step are one.
 struct Wanted {
@@ -448,8 +448,8 @@ class Checker {
     return order_all_somewhere();
   }
 
-  // Groups the calls of the root by which `when` occurs below them. `holds` says whether one of a group has everything in
-  // place; a `when` that occurs below a finished call must occur in a group that holds.
+  // Groups the calls of the root by which `when` occurs below them. `holds` says whether one of a group has everything
+  // in place; a `when` that occurs below a finished call must occur in a group that holds.
   template <class Holds>
   bool each_way(const Wanted& root, Holds holds) {
     if (root.places.empty()) return missing(root);
@@ -483,7 +483,8 @@ class Checker {
     return names;
   }
 
-  // Where the function is first called below the call; if it runs in a context of its own, anywhere after the call begins.
+  // Where the function is first called below the call; if it runs in a context of its own, anywhere after the call
+  // begins.
   [[nodiscard]] std::optional<int64_t> first_below(const std::string& name, const Place& call) const {
     const bool anywhere = in_own_context_.contains(name);
     const std::vector<Place>& calls = run_.calls(name);
@@ -626,7 +627,7 @@ class Checker {
   std::string report_;    // the first thing that is wrong
 };
 
-// ---- The tables ------------------------------------------------------------------------------------------------------
+// ---- The tables -----------------------------------------------------------------------------------------------------
 
 std::string text_of(const toml::table& from, std::string_view key) { return from[key].value_or(std::string()); }
 

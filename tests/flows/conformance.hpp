@@ -12,16 +12,17 @@
 //   EXPECT_TRUE(conforms("kswapd", recording));
 //
 // The rule, from the head of flows.toml ("The check"), and how it is read here:
-// - R, the required functions: those that are not optional, in the kernel of the era, not without effect, and whose `when`
-//   occurred. A pointer call and its callee's step are one event.
-// - order, nesting compared: R is a forest. Each of its nodes has an event of its name; a child's event lies in its parent's
-//   call, in the same task; siblings do not overlap and stand in order. Several roots are successive contexts: only their
-//   beginnings are ordered. A `deferred` step begins in any task after the call above it began. State steps without a
-//   kernel_order are leaves of the forest; where a document draws one beside a function it may also happen inside, and
-//   where it draws a function below one, that function may itself record it before it calls anything.
+// - R, the required functions: those that are not optional, in the kernel of the era, not without effect, and whose
+//   `when` occurred. A pointer call and its callee's step are one event.
+// - order, nesting compared: R is a forest. Each of its nodes has an event of its name; a child's event lies in its
+//   parent's call, in the same task; siblings do not overlap and stand in order. Several roots are successive contexts:
+//   only their beginnings are ordered. A `deferred` step begins in any task after the call above it began. State steps
+//   without a kernel_order are leaves of the forest; where a document draws one beside a function it may also happen
+//   inside, and where it draws a function below one, that function may itself record it before it calls anything.
 // - order, nesting not compared: the names, in kernel_order, begin in this order.
-// - One root: some call of the root must hold all of it, and every `when` that occurs below a finished call of the root must
-//   occur in one that holds all; so a second way through the flow is checked as well. Several roots: the whole run counts.
+// - One root: some call of the root must hold all of it, and every `when` that occurs below a finished call of the root
+//   must occur in one that holds all; so a second way through the flow is checked as well. Several roots: the whole run
+//   counts.
 // - kernel_order_all: first occurrences below the same call of the root.
 // - set: each name occurs, in one run or several. state: state steps only.
 // - States with a kernel_order (or of a state flow): in their own order, anywhere in the run.
@@ -44,7 +45,7 @@
 namespace weir::flows {
 
 struct Step {
-  std::string fn;     ///< or
+  std::string fn;  ///< or
   std::string state;
   std::string file;
   unsigned depth = 0;

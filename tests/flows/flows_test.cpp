@@ -1,6 +1,7 @@
 // tests/flows/flows_test.cpp
 //
-// Each held flow of the documents, run on its scenario (examples/flows/ID.toml) and compared, step by step, with what the recording says.
+// Each held flow of the documents, run on its scenario (examples/flows/ID.toml) and compared, step by step, with what
+// the recording says.
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -35,8 +36,9 @@ TEST_P(HeldFlow, RunsAsTheDocumentsSay) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Documents, HeldFlow,
-                         testing::Values("kswapd", "anon-fault-4-14", "add-to-swap", "oom-4-14", "user-request", "kernel-request", "alloc-path",
-                                         "kmalloc", "mmap-brk-fault", "page-cache-read", "dirty-throttle", "reclaim", "swap-system"),
+                         testing::Values("kswapd", "anon-fault-4-14", "add-to-swap", "oom-4-14", "user-request",
+                                         "kernel-request", "alloc-path", "kmalloc", "mmap-brk-fault", "page-cache-read",
+                                         "dirty-throttle", "reclaim", "swap-system"),
                          [](const testing::TestParamInfo<const char*>& info) {
                            std::string name = info.param;
                            for (char& c : name)

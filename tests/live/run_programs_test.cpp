@@ -24,9 +24,10 @@ class RunPrograms : public testing::TestWithParam<Share> {
     const Cgroup group((ram + 24) * MIB);
     RunWith inside = with;
     inside.cgroup = group.made() ? &group : nullptr;
-    const WeirOutcome managed = weir_run(std::to_string(ram) + "M", command, inside,
-                                         zram ? std::vector<std::string>{"--swap", "zram", "--swap", "file:/tmp:" + std::to_string(need * 4) + "M"}
-                                              : std::vector<std::string>{"--swap", "file:/tmp:" + std::to_string(need * 4) + "M"});
+    const WeirOutcome managed = weir_run(
+        std::to_string(ram) + "M", command, inside,
+        zram ? std::vector<std::string>{"--swap", "zram", "--swap", "file:/tmp:" + std::to_string(need * 4) + "M"}
+             : std::vector<std::string>{"--swap", "file:/tmp:" + std::to_string(need * 4) + "M"});
     EXPECT_EQ(managed.status, 0) << managed.err;
     EXPECT_TRUE(managed.out == native.out) << "output differs\n" << managed.err;
     EXPECT_GE(managed.event("pswpout"), static_cast<int64_t>(ram * MIB / 4096) * times) << managed.err;
@@ -97,7 +98,8 @@ TEST_P(RunPrograms, Gcc) {
   }
   const std::string object = folder / "big.o";
   compare({"sh", "-c", "g++ -O1 -fno-ident -c -o " + object + " " + (folder / "big.cpp") + " && sha256sum < " + object},
-          long_run() ? 260 : 64, 1, {}, false);  // to a file alone: shares of a tree of processes move, and a zram pool cannot
+          long_run() ? 260 : 64, 1, {},
+          false);  // to a file alone: shares of a tree of processes move, and a zram pool cannot
 }
 
 TEST_P(RunPrograms, StressNgVerifiesWhatItWrote) {

@@ -28,11 +28,12 @@ struct Random {
   uint64_t below(uint64_t n) { return next() % n; }
 };
 
-#define WEIR_MODEL_OPS(X)                                                                                          \
-  X(round)                                                                                                         \
-  X(mmap) X(mmap_file) X(munmap) X(mremap) X(mprotect) X(store) X(load) X(dontneed) X(mlock) X(munlock) X(brk)     \
-      X(file_read) X(file_write) X(fsync) X(fork) X(birth) X(exit) X(kill) X(kmalloc) X(kfree) X(vmalloc) X(sleep) \
-          X(balloon) X(pin)
+// clang-format off
+#define WEIR_MODEL_OPS(X)                                                                                              \
+  X(round) X(mmap) X(mmap_file) X(munmap) X(mremap) X(mprotect) X(store) X(load) X(dontneed) X(mlock) X(munlock)       \
+  X(brk) X(file_read) X(file_write) X(fsync) X(fork) X(birth) X(exit) X(kill) X(kmalloc) X(kfree) X(vmalloc)           \
+  X(sleep) X(balloon) X(pin)
+// clang-format on
 enum class Kind : uint8_t {
 #define X(k) k,
   WEIR_MODEL_OPS(X)

@@ -1,7 +1,7 @@
 // tests/support/frame_source.hpp
 //
-// Frames for a device under test, and an eye on how it treats them: a frame is given back once, only if it was got, and its
-// bytes are scribbled over when it is.
+// Frames for a device under test, and an eye on how it treats them: a frame is given back once, only if it was got, and
+// its bytes are scribbled over when it is.
 #pragma once
 
 #include <sys/mman.h>
@@ -17,8 +17,8 @@ namespace weir {
 
 class TestFrameSource final : public FrameSource {
  public:
-  /// `first` is the lowest frame's number. Frames are handed out in an order that is not theirs, so that no two neighbours in a
-  /// zspage are neighbours in memory.
+  /// `first` is the lowest frame's number. Frames are handed out in an order that is not theirs, so that no two
+  /// neighbours in a zspage are neighbours in memory.
   explicit TestFrameSource(PageCount frames, Pfn first = Pfn(7)) : first_(first), held_(static_cast<size_t>(frames.v)) {
     bytes_ = frames.v * PAGE_SIZE;
     void* place = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

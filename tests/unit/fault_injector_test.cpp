@@ -46,7 +46,8 @@ TEST(FaultAttr, ProbabilityIsInPercentAndTheSeedDecides) {
 
 class Rig {
  public:
-  explicit Rig(FaultInjectorOptions options, uint64_t seed = 1) : world({.seed = seed, .cpus = 2, .preempt_one_in = 5}) {
+  explicit Rig(FaultInjectorOptions options, uint64_t seed = 1)
+      : world({.seed = seed, .cpus = 2, .preempt_one_in = 5}) {
     disk = *SimDisk::create(place_, world, {.capacity = PageCount(1000), .content = ContentKind::tags});
     injector = std::make_unique<FaultInjector>(world, *disk, options);
   }
@@ -179,10 +180,7 @@ TEST(FaultInjector, WhenAllPlacesAreTakenRequestsPass) {
 
 TEST(FaultInjector, TheSeedDecidesAll) {
   const auto trace = [](uint64_t seed) {
-    Rig rig({.seed = seed,
-             .fail = {.probability = 20},
-             .delay = {.probability = 40},
-             .late = {.probability = 40}});
+    Rig rig({.seed = seed, .fail = {.probability = 20}, .delay = {.probability = 40}, .late = {.probability = 40}});
     rig.run([&] {
       for (uint64_t i = 0; i < 50; ++i) rig.submit(i % 2 == 0 ? BioOp::read : BioOp::write, i);
     });
@@ -210,8 +208,11 @@ TEST(FaultInjector, SynchronousDevicesFailToo) {
   VirtualWorld world;
   InstantDevice instant;
   FaultInjector injector(world, instant,
-                         {.fail = {.interval = 2, .probability = 100}, .error = Errno::nomem, .delay = {.probability = 100},
-                          .shortest = 3_us, .longest = 3_us});
+                         {.fail = {.interval = 2, .probability = 100},
+                          .error = Errno::nomem,
+                          .delay = {.probability = 100},
+                          .shortest = 3_us,
+                          .longest = 3_us});
   ASSERT_TRUE(injector.synchronous());
   world.spawn("test", [&] {
     uint64_t tag = 0;

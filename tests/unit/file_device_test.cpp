@@ -136,90 +136,100 @@ INSTANTIATE_TEST_SUITE_P(All, FileDeviceEngines,
 
 TEST_P(FileDeviceEngines, WhatWasWrittenIsReadAndLiesInTheFileAtItsPlace) {
   TestPath path;
-  with_device({.path = path.c_str(), .capacity = PageCount(64), .engine = GetParam().engine}, [&](FileDevice& device) {
-    if (device.engine() != GetParam().engine) GTEST_SKIP() << "the host has no io_uring";
-    std::mt19937_64 random(1);
-    std::map<uint64_t, std::byte> model;
-    std::vector<std::unique_ptr<Request>> requests;
-    for (int i = 0; i < 16; ++i) requests.push_back(std::make_unique<Request>());
-    for (int round = 0; round < 20; ++round) {
-      // Sixteen requests at once, each for its own page.
-      const uint64_t first = random() % 48;
-      for (uint64_t i = 0; i < requests.size(); ++i) {
-        const bool write = random() % 2 == 0;
-        const auto fill = static_cast<std::byte>(random());
-        requests[i]->bytes.fill(fill);
-        if (write) model[first + i] = fill;
-        requests[i]->submit(device, write ? BioOp::write : BioOp::read, first + i);
-      }
-      for (uint64_t i = 0; i < requests.size(); ++i) {
-        ASSERT_EQ(requests[i]->wait(), Errno::ok);
-        const std::byte expected = model.contains(first + i) ? model[first + i] : std::byte{0};
-        ASSERT_EQ(std::count(requests[i]->bytes.begin(), requests[i]->bytes.end(), expected), int{PAGE_SIZE});
-      }
-    }
-    EXPECT_FALSE(device.congested());
-    EXPECT_EQ(device.stats().reads + device.stats().writes, 320u);
+  with_device(
+      {.path = path.c_str(), .capacity = PageCount(64), .engine = GetParam().engine},
+      [&](FileDevice& device) {
+        if (device.engine() != GetParam().engine) GTEST_SKIP() << "the host has no io_uring";
+        std::mt19937_64 random(1);
+        std::map<uint64_t, std::byte> model;
+        std::vector<std::unique_ptr<Request>> requests;
+        for (int i = 0; i < 16; ++i) requests.push_back(std::make_unique<Request>());
+        for (int round = 0; round < 20; ++round) {
+          // Sixteen requests at once, each for its own page.
+          const uint64_t first = random() % 48;
+          for (uint64_t i = 0; i < requests.size(); ++i) {
+            const bool write = random() % 2 == 0;
+            const auto fill = static_cast<std::byte>(random());
+            requests[i]->bytes.fill(fill);
+            if (write) model[first + i] = fill;
+            requests[i]->submit(device, write ? BioOp::write : BioOp::read, first + i);
+          }
+          for (uint64_t i = 0; i < requests.size(); ++i) {
+            ASSERT_EQ(requests[i]->wait(), Errno::ok);
+            const std::byte expected = model.contains(first + i) ? model[first + i] : std::byte{0};
+            ASSERT_EQ(std::count(requests[i]->bytes.begin(), requests[i]->bytes.end(), expected), int{PAGE_SIZE});
+          }
+        }
+        EXPECT_FALSE(device.congested());
+        EXPECT_EQ(device.stats().reads + device.stats().writes, 320u);
 
-    const int fd = open(path.c_str(), O_RDONLY);
-    std::array<std::byte, PAGE_SIZE> bytes;
-    for (const auto& [page, fill] : model) {
-      ASSERT_EQ(pread(fd, bytes.data(), PAGE_SIZE, static_cast<off_t>(page * PAGE_SIZE)), int{PAGE_SIZE});
-      ASSERT_EQ(std::count(bytes.begin(), bytes.end(), fill), int{PAGE_SIZE});
-    }
-    close(fd);
-  }, GetParam().where);
+        const int fd = open(path.c_str(), O_RDONLY);
+        std::array<std::byte, PAGE_SIZE> bytes;
+        for (const auto& [page, fill] : model) {
+          ASSERT_EQ(pread(fd, bytes.data(), PAGE_SIZE, static_cast<off_t>(page * PAGE_SIZE)), int{PAGE_SIZE});
+          ASSERT_EQ(std::count(bytes.begin(), bytes.end(), fill), int{PAGE_SIZE});
+        }
+        close(fd);
+      },
+      GetParam().where);
 }
 
 TEST_P(FileDeviceEngines, RequestsThatMakeNoSenseEndWithAnError) {
   TestPath path;
-  with_device({.path = path.c_str(), .capacity = PageCount(8), .engine = GetParam().engine}, [&](FileDevice& device) {
-    Request request;
-    EXPECT_EQ(request.run(device, BioOp::read, 8), Errno::io);
-    EXPECT_EQ(request.run(device, BioOp::write, 1 << 20), Errno::io);
-    EXPECT_EQ(request.run(device, BioOp::discard, 0), Errno::ok);
-    uint64_t tag = 1;
-    request.bio.op = BioOp::write;
-    request.bio.content = {.tag = &tag};
-    request.ended = false;
-    device.submit_bio(request.bio);
-    EXPECT_EQ(request.wait(), Errno::inval);
-    EXPECT_EQ(device.stats().read_errors, 1u);
-    EXPECT_EQ(device.stats().write_errors, 2u);
-  }, GetParam().where);
+  with_device(
+      {.path = path.c_str(), .capacity = PageCount(8), .engine = GetParam().engine},
+      [&](FileDevice& device) {
+        Request request;
+        EXPECT_EQ(request.run(device, BioOp::read, 8), Errno::io);
+        EXPECT_EQ(request.run(device, BioOp::write, 1 << 20), Errno::io);
+        EXPECT_EQ(request.run(device, BioOp::discard, 0), Errno::ok);
+        uint64_t tag = 1;
+        request.bio.op = BioOp::write;
+        request.bio.content = {.tag = &tag};
+        request.ended = false;
+        device.submit_bio(request.bio);
+        EXPECT_EQ(request.wait(), Errno::inval);
+        EXPECT_EQ(device.stats().read_errors, 1u);
+        EXPECT_EQ(device.stats().write_errors, 2u);
+      },
+      GetParam().where);
 }
 
 TEST_P(FileDeviceEngines, AFileThatShrankIsAnIoError) {
   TestPath path;
-  with_device({.path = path.c_str(), .capacity = PageCount(8), .engine = GetParam().engine}, [&](FileDevice& device) {
-    ASSERT_EQ(truncate(path.c_str(), 4 * PAGE_SIZE), 0);
-    Request request;
-    EXPECT_EQ(request.run(device, BioOp::read, 3), Errno::ok);
-    EXPECT_EQ(request.run(device, BioOp::read, 4), Errno::io);
-  }, GetParam().where);
+  with_device(
+      {.path = path.c_str(), .capacity = PageCount(8), .engine = GetParam().engine},
+      [&](FileDevice& device) {
+        ASSERT_EQ(truncate(path.c_str(), 4 * PAGE_SIZE), 0);
+        Request request;
+        EXPECT_EQ(request.run(device, BioOp::read, 3), Errno::ok);
+        EXPECT_EQ(request.run(device, BioOp::read, 4), Errno::io);
+      },
+      GetParam().where);
 }
 
 TEST(FileDevice, IoGoesOnWhenTheProgramHasClosedTheDescriptors) {
   for (FileEngine engine : {FileEngine::kthreads, FileEngine::io_uring}) {
     TestPath path;
     std::array<int, 2> numbers{};
-    with_device({.path = path.c_str(), .capacity = PageCount(8), .engine = engine},
-                [&](FileDevice& device) {
-                  const int ring = device.ring_descriptor();
-                  // What a program may do: close all, and open something else under the same number.
-                  const int other = open("/dev/null", O_RDWR | O_CLOEXEC);
-                  ASSERT_EQ(dup2(other, device.descriptor()), device.descriptor());
-                  ASSERT_TRUE(ring < 0 || dup2(other, ring) == ring);
-                  close(other);
-                  Request request;
-                  request.bytes.fill(std::byte{0x5a});
-                  EXPECT_EQ(request.run(device, BioOp::write, 3), Errno::ok);
-                  request.bytes.fill(std::byte{0});
-                  EXPECT_EQ(request.run(device, BioOp::read, 3), Errno::ok);
-                  EXPECT_EQ(std::count(request.bytes.begin(), request.bytes.end(), std::byte{0x5a}), int{PAGE_SIZE});
-                  numbers = {device.descriptor(), ring};
-                },
-                Where::host_world);
+    with_device(
+        {.path = path.c_str(), .capacity = PageCount(8), .engine = engine},
+        [&](FileDevice& device) {
+          const int ring = device.ring_descriptor();
+          // What a program may do: close all, and open something else under the same number.
+          const int other = open("/dev/null", O_RDWR | O_CLOEXEC);
+          ASSERT_EQ(dup2(other, device.descriptor()), device.descriptor());
+          ASSERT_TRUE(ring < 0 || dup2(other, ring) == ring);
+          close(other);
+          Request request;
+          request.bytes.fill(std::byte{0x5a});
+          EXPECT_EQ(request.run(device, BioOp::write, 3), Errno::ok);
+          request.bytes.fill(std::byte{0});
+          EXPECT_EQ(request.run(device, BioOp::read, 3), Errno::ok);
+          EXPECT_EQ(std::count(request.bytes.begin(), request.bytes.end(), std::byte{0x5a}), int{PAGE_SIZE});
+          numbers = {device.descriptor(), ring};
+        },
+        Where::host_world);
     for (int number : numbers) {
       EXPECT_TRUE(number < 0 || fcntl(number, F_GETFD) >= 0) << "the program's own file was closed";
       close(number);
@@ -240,7 +250,9 @@ TEST(FileDevice, ManyThreadsSubmitAtOnce) {
     std::thread([&] {
       inside([&] {
         FileDeviceError error;
-        device = *FileDevice::create(place, world, {.path = path.c_str(), .capacity = PageCount(256), .engine = engine, .queue_depth = 4}, error);
+        device = *FileDevice::create(
+            place, world, {.path = path.c_str(), .capacity = PageCount(256), .engine = engine, .queue_depth = 4},
+            error);
       });
     }).join();
     std::atomic<int> wrong{0};
@@ -259,8 +271,8 @@ TEST(FileDevice, ManyThreadsSubmitAtOnce) {
             for (uint64_t i = 0; i < 8; ++i) {
               requests[i]->bytes.fill(std::byte{0xff});
               wrong += requests[i]->run(*device, BioOp::read, t * 64 + i) != Errno::ok;
-              wrong += std::count(requests[i]->bytes.begin(), requests[i]->bytes.end(), static_cast<std::byte>(round * 16 + i)) !=
-                       int{PAGE_SIZE};
+              wrong += std::count(requests[i]->bytes.begin(), requests[i]->bytes.end(),
+                                  static_cast<std::byte>(round * 16 + i)) != int{PAGE_SIZE};
             }
           });
         }
@@ -269,7 +281,9 @@ TEST(FileDevice, ManyThreadsSubmitAtOnce) {
     // Meanwhile: whoever has the gate for writing finds nothing under way, though something may be queued.
     std::function<void()> look = [&] { wrong += device->under_way() != 0; };
     for (int i = 0; i < 20; ++i)
-      std::thread([&] { world.enter_exclusive([](void* b) { (*static_cast<std::function<void()>*>(b))(); }, &look); }).join();
+      std::thread([&] {
+        world.enter_exclusive([](void* b) { (*static_cast<std::function<void()>*>(b))(); }, &look);
+      }).join();
     for (std::thread& thread : threads) thread.join();
     std::thread([&] { inside([&] { device->~FileDevice(); }); }).join();
     EXPECT_EQ(wrong, 0);
@@ -288,7 +302,8 @@ TEST(FileDevice, AForkedChildGoesOnWithKthreadsOfItsOwn) {
     static Request request;
     std::function<void()> make = [&] {
       FileDeviceError text;
-      device = *FileDevice::create(place, world, {.path = path.c_str(), .capacity = PageCount(8), .engine = engine}, text);
+      device =
+          *FileDevice::create(place, world, {.path = path.c_str(), .capacity = PageCount(8), .engine = engine}, text);
       request.bytes.fill(std::byte{1});
       error = request.run(*device, BioOp::write, 0);
     };
@@ -371,7 +386,8 @@ TEST(FileDevice, AnExistingFileIsTakenWithItsSize) {
   with_device({.path = path.c_str(), .origin = FileOrigin::existing},
               [](FileDevice& device) { EXPECT_EQ(device.capacity(), PageCount(10)); });
   std::string text;
-  EXPECT_EQ(refused({.path = path.c_str(), .capacity = PageCount(11), .origin = FileOrigin::existing}, &text), Errno::inval);
+  EXPECT_EQ(refused({.path = path.c_str(), .capacity = PageCount(11), .origin = FileOrigin::existing}, &text),
+            Errno::inval);
   EXPECT_NE(text.find("smaller"), std::string::npos) << text;
   EXPECT_EQ(refused({.path = path.c_str(), .capacity = PageCount(1)}), Errno::exist);
   EXPECT_TRUE(path.exists());

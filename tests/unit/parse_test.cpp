@@ -20,7 +20,8 @@ TEST(ParseSize, APercentageNeedsAWhole) {
 }
 
 TEST(ParseSize, RefusesWhatIsNoSize) {
-  for (const char* text : {"", "M", "-1", "1x", "1.M", "64 M", "99999999999999999999", "99999999999T", "1MM", "0x10", "1%%"})
+  for (const char* text :
+       {"", "M", "-1", "1x", "1.M", "64 M", "99999999999999999999", "99999999999T", "1MM", "0x10", "1%%"})
     EXPECT_FALSE(parse_size(text, Bytes(100)).has_value()) << text;
 }
 

@@ -464,18 +464,13 @@ TEST(Reader, HostileBytesDoNoHarm) {
     for (int i = static_cast<int>(random() % 6); i >= 0; --i) {
       const size_t at = random() % bytes.size();
       switch (random() % 4) {
-        case 0:
-          bytes[at] = static_cast<std::byte>(random());
-          break;
-        case 1:
-          bytes[at] = std::byte{0xff};
-          break;
+        case 0: bytes[at] = static_cast<std::byte>(random()); break;
+        case 1: bytes[at] = std::byte{0xff}; break;
         case 2:
           bytes.erase(bytes.begin() + static_cast<ptrdiff_t>(at),
                       bytes.begin() + static_cast<ptrdiff_t>(std::min(at + random() % 9, bytes.size())));
           break;
-        default:
-          bytes.insert(bytes.begin() + static_cast<ptrdiff_t>(at), random() % 9, std::byte{0});
+        default: bytes.insert(bytes.begin() + static_cast<ptrdiff_t>(at), random() % 9, std::byte{0});
       }
     }
     const Recording recording = parse(bytes);

@@ -284,7 +284,8 @@ TEST(SimDisk, TheSameSeedGivesTheSameTimes) {
       });
     }
     EXPECT_EQ(disk.world.run(), VirtualWorld::RunState::finished);
-    for (const auto& r : disk.requests) log += std::to_string(r->submitted.v) + "-" + std::to_string(r->ended_at.v) + " ";
+    for (const auto& r : disk.requests)
+      log += std::to_string(r->submitted.v) + "-" + std::to_string(r->ended_at.v) + " ";
     return log;
   };
   EXPECT_EQ(ends(1), ends(1));

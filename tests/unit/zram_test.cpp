@@ -32,7 +32,8 @@ class Device {
   explicit Device(ZramOptions options, PageCount frames = PageCount(8192)) : frames_(frames) {
     if (options.capacity == PageCount(0)) options.capacity = PageCount(1024);
     bytes_ = Zram::metadata_needed(options);
-    metadata_ = static_cast<std::byte*>(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    metadata_ =
+        static_cast<std::byte*>(mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
     zram_ = *Zram::create(place_, frames_, options, {metadata_, bytes_});
   }
   ~Device() {
@@ -87,7 +88,8 @@ PageBytes random_page(std::mt19937_64& random) {
 }
 
 PageBytes text_page(std::mt19937_64& random) {
-  static constexpr const char* WORDS[] = {"page ", "frame ", "slot ", "reclaim ", "the ", "of ", "writes ", "kswapd ", "\n"};
+  static constexpr const char* WORDS[] = {"page ", "frame ",  "slot ",   "reclaim ", "the ",
+                                          "of ",   "writes ", "kswapd ", "\n"};
   std::string text;
   while (text.size() < PAGE_SIZE) text += WORDS[random() % std::size(WORDS)];
   PageBytes page;
@@ -271,7 +273,8 @@ TEST(Zram, StoredBytesThatDoNotDecompressAreAnError) {
 TEST(Zram, OptionsOutOfRangeAreRefused) {
   EXPECT_EQ(Zram::metadata_needed({.capacity = PageCount(0)}), 0u);
   EXPECT_EQ(Zram::metadata_needed({.capacity = PageCount(1), .comp = {.streams = 0}}), 0u);
-  EXPECT_EQ(Zram::metadata_needed({.capacity = PageCount(1), .comp = {.algorithm = Compressor::zstd, .level = 20}}), 0u);
+  EXPECT_EQ(Zram::metadata_needed({.capacity = PageCount(1), .comp = {.algorithm = Compressor::zstd, .level = 20}}),
+            0u);
   TestFrameSource frames{PageCount(1)};
   alignas(Zram) static std::byte place[sizeof(Zram)];
   EXPECT_EQ(Zram::create(place, frames, {.capacity = PageCount(1)}, {}).error(), Errno::inval);
@@ -439,8 +442,12 @@ TEST(ZramThreads, ThreadsThatWriteReadAndFreeTheSameSlotsSeeOnlyWholePages) {
   constexpr int THREADS = 4;
   Device zram({.capacity = PageCount(8), .comp = {.streams = THREADS}});
   std::mt19937_64 random(1);
-  const std::vector<PageBytes> pages = {mixed_page(random, 0.2), mixed_page(random, 0.5), mixed_page(random, 0.6),
-                                        random_page(random), word_page(5), word_page(0)};
+  const std::vector<PageBytes> pages = {mixed_page(random, 0.2),
+                                        mixed_page(random, 0.5),
+                                        mixed_page(random, 0.6),
+                                        random_page(random),
+                                        word_page(5),
+                                        word_page(0)};
   std::atomic<int> torn{0};
   std::vector<std::thread> threads;
   for (int t = 0; t < THREADS; ++t) {
@@ -520,7 +527,8 @@ TEST(ZramWorld, AReadSeesTheOldPageTheNewOneOrZerosWhileOthersWriteAndFree) {
     VirtualWorld world({.seed = seed, .cpus = 3, .preempt_one_in = 2});
     Device zram({.capacity = PageCount(4), .comp = {.streams = 2}});
     std::mt19937_64 random(seed);
-    const std::vector<PageBytes> pages = {mixed_page(random, 0.3), mixed_page(random, 0.6), random_page(random), word_page(5)};
+    const std::vector<PageBytes> pages = {mixed_page(random, 0.3), mixed_page(random, 0.6), random_page(random),
+                                          word_page(5)};
     world.spawn("writer", [&] {
       for (int step = 0; step < 40; ++step) EXPECT_EQ(zram.write(0, pages[step % pages.size()]), Errno::ok);
     });

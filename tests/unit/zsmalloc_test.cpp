@@ -45,7 +45,8 @@ TEST(Zsmalloc, ClassesAreSixteenBytesApartAndWasteLittle) {
     const uint32_t fine = size <= ZS_MIN_ALLOC_SIZE ? ZS_MIN_ALLOC_SIZE : (size + 15) / 16 * 16;
     ASSERT_EQ(objects, frames * PAGE_SIZE / fine) << size;
     for (uint32_t other = 1; other <= ZS_MAX_PAGES_PER_ZSPAGE; ++other)
-      ASSERT_LE(frames * PAGE_SIZE % fine * other, other * PAGE_SIZE % fine * frames) << size << " with " << other << " frames";
+      ASSERT_LE(frames * PAGE_SIZE % fine * other, other * PAGE_SIZE % fine * frames)
+          << size << " with " << other << " frames";
   }
   EXPECT_EQ(ZsPool::zs_pages_per_zspage(4096), 1u);
   EXPECT_EQ(ZsPool::zs_objs_per_zspage(4096), 1u);
@@ -98,7 +99,7 @@ TEST(Zsmalloc, AlmostFullZspagesAreFilledBeforeAlmostEmptyOnes) {
   std::vector<ZsHandle> objects;
   const uint32_t each = ZsPool::zs_objs_per_zspage(512);
   for (uint32_t i = 0; i < 2 * each; ++i) objects.push_back(*pool.zs_malloc(512));
-  pool.zs_free(objects[0]);                                         // the first zspage lacks one, the second all but one
+  pool.zs_free(objects[0]);  // the first zspage lacks one, the second all but one
   for (uint32_t i = each; i < 2 * each - 1; ++i) pool.zs_free(objects[i]);
   const PageCount before = frames.out();
   const ZsHandle again = *pool.zs_malloc(512);

@@ -8,7 +8,9 @@
 int main(int argc, char** argv) {
   int generation = argc > 2 ? atoi(argv[2]) : 0;
   size_t n = (size_t)(argc > 1 ? atoi(argv[1]) : 32) << 20;
-  if (argc > 3) printf("generation %d, argument of %zu bytes, %s\n", generation, strlen(argv[3]), strspn(argv[3], "x") == strlen(argv[3]) ? "right" : "WRONG");
+  if (argc > 3)
+    printf("generation %d, argument of %zu bytes, %s\n", generation, strlen(argv[3]),
+           strspn(argv[3], "x") == strlen(argv[3]) ? "right" : "WRONG");
   fflush(stdout);
   char* text = malloc(100001);
   memset(text, 'x', 100000);

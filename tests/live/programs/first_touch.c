@@ -10,7 +10,10 @@ static uint64_t sum(unsigned char* p, unsigned id) {
   uint64_t s = 0;
   for (size_t i = 0; i < pages_each; ++i) {
     uint64_t* w = (uint64_t*)(p + i * 4096);
-    if (w[0] != i * 31 + id || w[511] != i * 17 + id) { printf("thread %u page %zu: %lu %lu\n", id, i, w[0], w[511]); exit(1); }
+    if (w[0] != i * 31 + id || w[511] != i * 17 + id) {
+      printf("thread %u page %zu: %lu %lu\n", id, i, w[0], w[511]);
+      exit(1);
+    }
     s += w[0] ^ w[511];
   }
   return s;
@@ -32,7 +35,11 @@ int main(int argc, char** argv) {
   pthread_t t[64];
   for (unsigned i = 0; i < n && i < 64; ++i) pthread_create(&t[i], 0, work, (void*)(uintptr_t)i);
   uint64_t total = 0;
-  for (unsigned i = 0; i < n && i < 64; ++i) { void* r; pthread_join(t[i], &r); total += (uintptr_t)r; }
+  for (unsigned i = 0; i < n && i < 64; ++i) {
+    void* r;
+    pthread_join(t[i], &r);
+    total += (uintptr_t)r;
+  }
   printf("%lu\n", total);
   return 0;
 }

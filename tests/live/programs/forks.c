@@ -1,4 +1,5 @@
-// Memory across fork while it is swapped out. Usage: forks MIB ROUNDS. Both sides write after each fork; grandchildren too.
+// Memory across fork while it is swapped out. Usage: forks MIB ROUNDS. Both sides write after each fork; grandchildren
+// too.
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdint.h>
@@ -11,11 +12,16 @@
 static size_t words;
 static uint64_t* data;
 static uint64_t value(size_t i, uint64_t salt) { return (i + 1) * 0x9e3779b97f4a7c15ull ^ salt * 0x100000001b3ull; }
-static void fill(uint64_t salt, size_t step) { for (size_t i = 0; i < words; i += step) data[i] = value(i, salt); }
+static void fill(uint64_t salt, size_t step) {
+  for (size_t i = 0; i < words; i += step) data[i] = value(i, salt);
+}
 static int wrong(uint64_t salt, size_t step, uint64_t rest) {
   for (size_t i = 0; i < words; ++i) {
     uint64_t want = value(i, i % step == 0 ? salt : rest);
-    if (data[i] != want) { fprintf(stderr, "%d: word %zu of page %zu: %lx, not %lx\n", getpid(), i, i / 512, data[i], want); return 1; }
+    if (data[i] != want) {
+      fprintf(stderr, "%d: word %zu of page %zu: %lx, not %lx\n", getpid(), i, i / 512, data[i], want);
+      return 1;
+    }
   }
   return 0;
 }
@@ -54,7 +60,7 @@ int main(int argc, char** argv) {
     fflush(stdout);
     pid_t p = fork();
     if (p == 0) {
-      int b = wrong(rest, 1, rest);       // memory as of the fork, not what the parent writes now
+      int b = wrong(rest, 1, rest);  // memory as of the fork, not what the parent writes now
       fill(childs, 3);
       b |= wrong(childs, 3, rest);
       if (round == 0) b |= grandchild(childs, 3, rest);
@@ -65,7 +71,8 @@ int main(int argc, char** argv) {
     bad |= wrong(mine, 1, mine);
     int st = 0;
     waitpid(p, &st, 0);
-    printf("round %d: child %s, parent %s\n", round, st == 0 ? "right" : "WRONG", wrong(mine, 1, mine) ? "WRONG" : "right");
+    printf("round %d: child %s, parent %s\n", round, st == 0 ? "right" : "WRONG",
+           wrong(mine, 1, mine) ? "WRONG" : "right");
     bad |= st != 0;
     rest = mine;
   }

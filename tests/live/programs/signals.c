@@ -1,4 +1,5 @@
-// Ends as it is told. Usage: signals exit N | kill N | segv | abort | wait  (wait: until SIGTERM or SIGUSR1, then 10 or 11)
+// Ends as it is told. Usage: signals exit N | kill N | segv | abort | wait  (wait: until SIGTERM or SIGUSR1, then 10 or
+// 11)
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
