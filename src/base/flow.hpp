@@ -154,14 +154,18 @@ class FlowScope {
   FlowSink* sink_;
 };
 
-#define WEIR_FLOW(...)                                                                                          \
-  static constinit const ::weir::FlowSite weir_flow_site_{__func__, ::weir::base_name(__FILE__), #__VA_ARGS__}; \
+/// The file that a function is recorded under. A room whose functions stand in several files says after its includes
+/// which one the kernel has them in: #undef WEIR_FLOW_FILE, #define WEIR_FLOW_FILE "vmscan.cpp".
+#define WEIR_FLOW_FILE ::weir::base_name(__FILE__)
+
+#define WEIR_FLOW(...)                                                                             \
+  static constinit const ::weir::FlowSite weir_flow_site_{__func__, WEIR_FLOW_FILE, #__VA_ARGS__}; \
   const ::weir::FlowScope weir_flow_scope_(weir_flow_site_ __VA_OPT__(, ) __VA_ARGS__)
 
 #define WEIR_STATE(what, subject, before, after)                                                                   \
   do {                                                                                                             \
     if (::weir::FlowSink* weir_sink_ = ::weir::engine_thread().sink; __builtin_expect(weir_sink_ != nullptr, 0)) { \
-      static constinit const ::weir::FlowSite weir_state_site_{__func__, ::weir::base_name(__FILE__), ""};         \
+      static constinit const ::weir::FlowSite weir_state_site_{__func__, WEIR_FLOW_FILE, ""};                      \
       weir_sink_->state(weir_state_site_, ::weir::State::what, ::weir::flow_value(subject),                        \
                         ::weir::flow_value(before), ::weir::flow_value(after));                                    \
     }                                                                                                              \

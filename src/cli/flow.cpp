@@ -123,12 +123,13 @@ std::string temporary_file() {
 
 /// Runs the flow's scenario with a recording. What is not asked for otherwise: the calls of the function that the
 /// scenario names.
-void run_flow(const std::string& id, std::optional<uint64_t> seed, const std::string& file, FlowPrint& how) {
+void run_flow(const std::string& id, std::optional<uint64_t> seed, const std::string& kernel, const std::string& file,
+              FlowPrint& how) {
   const std::filesystem::path path = flow_folder() / (id + ".toml");
   if (id.find('/') != std::string::npos || !std::filesystem::exists(path))
     throw sim::ScenarioError("there is no flow \"" + id + "\"; there are: " + flow_ids());
   const sim::Scenario scenario = sim::load_scenario(path.string());
-  const sim::SimResult result = sim::run_scenario(scenario, {.seed = seed, .record = file});
+  const sim::SimResult result = sim::run_scenario(scenario, {.seed = seed, .record = file, .kernel = kernel});
   for (const sim::Broken& b : result.broken) fmt::print(stderr, "weir flow: broken {}: {}\n", b.id, b.text);
   if (how.function.empty()) how.function = scenario.show;
   if (how.first == UINT64_MAX) how.first = 120;
@@ -149,7 +150,7 @@ int cmd_flow(int argc, char** argv) {
   FlowPrint how;
   uint32_t around = 0;
   bool no_states = false, arguments = false, times = false, json = false, facts = false;
-  std::string id, record;
+  std::string id, record, kernel;
   uint64_t seed = 0;
   auto* id_option =
       app.add_option("ID", id, "a flow of the documents: runs examples/flows/ID.toml and shows what it recorded");
@@ -157,13 +158,7 @@ int cmd_flow(int argc, char** argv) {
       app.add_option("--from", from, "a recording that is there already")->type_name("FILE")->excludes(id_option);
   auto* seed_option = app.add_option("--seed", seed, "with ID: in place of the scenario's seed")->needs(id_option);
   app.add_option("--record", record, "with ID: keeps the recording")->type_name("FILE")->needs(id_option);
-  app.add_option_function<std::string>(
-         "--kernel",
-         [](const std::string& kernel) {
-           if (kernel != "4.14") throw CLI::ValidationError("--kernel", "only the profile 4.14 is there yet");
-         },
-         "with ID: the profile (4.14)")
-      ->needs(id_option);
+  add_kernel_option(app, kernel, "with ID: whose rules hold, in place of the scenario's profile")->needs(id_option);
   app.add_option("--task", how.task, "only this task: a tid or a name");
   app.add_option("--function", how.function, "only calls of this function, with what is below them");
   app.add_option("--depth", how.depth, "levels of calls below each root; deeper ones are counted")
@@ -199,7 +194,7 @@ int cmd_flow(int argc, char** argv) {
   if (id_option->count() != 0) {
     try {
       from = record.empty() ? temporary = temporary_file() : record;
-      run_flow(id, seed_option->count() != 0 ? std::optional<uint64_t>(seed) : std::nullopt, from, how);
+      run_flow(id, seed_option->count() != 0 ? std::optional<uint64_t>(seed) : std::nullopt, kernel, from, how);
     } catch (const std::exception& e) {
       fmt::print(stderr, "weir flow: {}\n", e.what());
       if (!temporary.empty()) std::remove(temporary.c_str());

@@ -24,7 +24,7 @@ int cmd_sim(int argc, char** argv) {
       "  weir sim examples/004.toml --seed 7 --json out.json\n"
       "  weir sim examples/004.toml --record run.weir && weir flow --from run.weir --function do_swap_page\n"
       "\nExit status: 0; 1 when an invariant does not hold; 2 when the scenario cannot be run.");
-  std::string file, json, record;
+  std::string file, json, record, kernel;
   uint64_t seed = 0;
   bool quiet = false;
   app.add_option("FILE", file, "scenario (TOML; see docs/scenario.md)")->required();
@@ -32,6 +32,7 @@ int cmd_sim(int argc, char** argv) {
       app.add_option("--seed", seed, "decides every choice that is left open, in place of the scenario's seed");
   app.add_option("--json", json, "writes the result as JSON (\"-\": standard output, and nothing else there)");
   app.add_option("--record", record, "writes every event, for weir flow");
+  add_kernel_option(app, kernel, "whose rules hold, in place of the scenario's profile");
   app.add_flag("--quiet", quiet, "prints nothing but what is broken");
   try {
     app.parse(argc, argv);
@@ -44,6 +45,7 @@ int cmd_sim(int argc, char** argv) {
     sim::SimOptions options;
     if (seed_option->count() != 0) options.seed = seed;
     options.record = record;
+    options.kernel = kernel;
     const sim::SimResult result = sim::run_scenario(scenario, options);
     if (json == "-") {
       std::fputs(sim::to_json(result).c_str(), stdout);

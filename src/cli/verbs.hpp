@@ -1,6 +1,11 @@
 // src/cli/verbs.hpp: what main() can hand over to. argv[0] is the verb; the result is the exit status.
 #pragma once
 
+#include <CLI/CLI.hpp>
+#include <string>
+
+#include "mm/profile.hpp"
+
 #ifndef WEIR_VERSION
 #define WEIR_VERSION "0.1.0"
 #endif
@@ -10,5 +15,12 @@ namespace weir::cli {
 int cmd_run(int argc, char** argv);
 int cmd_sim(int argc, char** argv);
 int cmd_flow(int argc, char** argv);
+
+/// --kernel of the verbs that run a machine.
+inline CLI::Option* add_kernel_option(CLI::App& app, std::string& kernel, const std::string& meaning) {
+  return app.add_option("--kernel", kernel, meaning)->type_name("2.6.20|3.x|4.14")->check([](const std::string& name) {
+    return find_profile(name) != nullptr ? std::string() : std::string("there are the profiles ") + PROFILE_NAMES;
+  });
+}
 
 }  // namespace weir::cli

@@ -9,6 +9,7 @@ namespace weir {
 Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
     : world(w),
       mmu(m),
+      profile(profile_of(options.kernel)),
       pages(mem, node, vmstat, mmu, options.cpus),
       slab(pages, vmstat, options.cpus),
       tables(pages, vmstat),

@@ -14,12 +14,14 @@
 #include "mm/frame_source.hpp"
 #include "mm/mmap.hpp"
 #include "mm/oom_kill.hpp"
+#include "mm/profile.hpp"
 #include "mm/swapfile_unuse.hpp"
 #include "mm/vmscan.hpp"
 
 namespace weir {
 
 struct MachineOptions {
+  KernelEra kernel = DEFAULT_KERNEL;
   ZoneLayout layout;
   unsigned cpus = 1;
   int swappiness = 60;
@@ -101,6 +103,7 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   // Rooms, lowest first: each is given only rooms above itself in this list.
   World& world;
   Mmu& mmu;
+  const Profile& profile;
   MemMap mem;
   VmStat vmstat;
   Node node;

@@ -12,6 +12,7 @@
 
 #include "base/parse.hpp"
 #include "mm/inode.hpp"
+#include "mm/profile.hpp"
 #include "mm/swapfile_unuse.hpp"
 
 namespace weir::sim {
@@ -313,7 +314,7 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     s.cpus = static_cast<unsigned>(t.integer("cpus", 1, 1, 64));
     s.seed = static_cast<uint64_t>(t.integer("seed", 1, 0, INT64_MAX));
     s.kernel = t.text("kernel", "4.14");
-    if (s.kernel != "4.14") t.fail("kernel", "only the profile \"4.14\" is there yet");
+    if (find_profile(s.kernel) == nullptr) t.fail("kernel", std::string("there are the profiles ") + PROFILE_NAMES);
     s.content = t.choice(
         "content", std::map<std::string, ContentMode>{{"tagged", ContentMode::tagged}, {"backed", ContentMode::backed}},
         "tagged");

@@ -129,7 +129,10 @@ struct Ended {
 class Simulation final : private VerifySink {
  public:
   Simulation(const Scenario& scenario, const SimOptions& options)
-      : s_(scenario), options_(options), seed_(options.seed.value_or(scenario.seed)) {}
+      : s_(scenario),
+        options_(options),
+        seed_(options.seed.value_or(scenario.seed)),
+        profile_(*find_profile(options.kernel.empty() ? scenario.kernel : options.kernel)) {}
 
   SimResult run();
 
@@ -188,6 +191,7 @@ class Simulation final : private VerifySink {
   const Scenario& s_;
   SimOptions options_;
   uint64_t seed_;
+  const Profile& profile_;
   SimResult result_;
   std::unique_ptr<Mapping> arena_, machine_place_, scratch_, record_memory_;
   std::unique_ptr<SoftMmu> mmu_;
@@ -244,6 +248,7 @@ class Simulation final : private VerifySink {
 void Simulation::boot() {
   const auto ram_pages = pages_in(s_.ram);
   MachineOptions o;
+  o.kernel = profile_.era;
   o.layout.nr_ranges = 1;
   o.layout.ranges[0] = {Pfn(0), ram_pages};
   if (s_.dma32.v != 0) o.layout.dma32_end = Pfn(0) + pages_in(s_.dma32);
@@ -807,7 +812,7 @@ SimResult Simulation::run() {
     if (record_fd_ < 0) throw ScenarioError(fmt::format("--record {}: {}", options_.record, std::strerror(errno)));
     record_memory_ = std::make_unique<Mapping>(Recorder::bytes_for(1 << 16, 1 << 16));
     recorder_ = std::make_unique<Recorder>(record_memory_->span(), output_to_fd(record_fd_));
-    recorder_->fact("kernel", s_.kernel);
+    recorder_->fact("kernel", profile_.name);
     recorder_->fact("seed", std::to_string(seed_));
     recorder_->fact("page_size", "4096");
     recorder_->fact("ram_pages", std::to_string(pages_in(s_.ram).v));

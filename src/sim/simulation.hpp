@@ -51,6 +51,7 @@ struct SimResult {
 struct SimOptions {
   std::optional<uint64_t> seed;  ///< in place of the scenario's
   std::string record;            ///< file for the whole recording; empty: none
+  std::string kernel;            ///< a profile's name, in place of the scenario's; empty: the scenario's
   FlowSink* sink = nullptr;      ///< who hears every event where there is no file
 };
 

@@ -41,6 +41,7 @@ struct SwapOptions {
 };
 
 struct FixtureOptions {
+  KernelEra kernel = DEFAULT_KERNEL;
   Bytes ram = Bytes(uint64_t{16} << 20);
   Pfn dma32_end{uint64_t{1} << 20};  ///< lower it to have two zones
   unsigned cpus = 1;
@@ -313,6 +314,7 @@ class MachineFixture {
     mo.failures = options.uffd_failures;
     mmu = std::make_unique<SoftMmu>(mo);
     weir::MachineOptions o;
+    o.kernel = options.kernel;
     o.layout.ranges[0] = {Pfn(0), pages_in(options.ram)};
     o.layout.nr_ranges = 1;
     o.layout.dma32_end = options.dma32_end;

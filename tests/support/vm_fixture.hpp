@@ -26,6 +26,7 @@
 namespace weir::test {
 
 struct VmOptions {
+  KernelEra kernel = DEFAULT_KERNEL;
   Bytes ram = Bytes(uint64_t{16} << 20);
   Bytes swap{0};  ///< a simulated disk of this size, on
   Bytes disk{0};  ///< another one, for files
@@ -44,6 +45,7 @@ class Vm {
   Vm(VirtualWorld& world, const VmOptions& options)
       : world(world), options(options), arena_(pages_in(options.ram)), mmu(new SoftMmu(mmu_options(options))) {
     weir::MachineOptions o;
+    o.kernel = options.kernel;
     o.layout.ranges[0] = {Pfn(0), pages_in(options.ram)};
     o.layout.nr_ranges = 1;
     o.cpus = options.cpus;

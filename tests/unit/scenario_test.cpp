@@ -144,7 +144,7 @@ TEST(Scenario, EveryWrongOneIsRefusedWithPlaceAndRemedy) {
       {"[machine]\nram = \"64M\"\ncpus = 0\n", 3, "cpus: 0 is not in 1 … 64"},
       {"[machine]\ncpus = 65\n", 2, "cpus: 65 is not in 1 … 64"},
       {"[machine]\ncpus = \"two\"\n", 2, "cpus: wants a whole number"},
-      {"[machine]\nkernel = \"2.6.20\"\n", 2, "kernel: only the profile \"4.14\" is there yet"},
+      {"[machine]\nkernel = \"2.4\"\n", 2, "kernel: there are the profiles 2.6.20, 3.x, 4.14"},
       {"[machine]\ncontent = \"bytes\"\n", 2, "content: \"bytes\" is none of: backed, tagged"},
       {"[machine]\nmmu = \"arm\"\n", 2, "mmu: \"arm\" is none of: hardware, uffd"},
       {"[machine]\nnodes = 2\n", 2, "nodes: is not a key that is known here"},

@@ -1,0 +1,45 @@
+// src/mm/profile.hpp
+//
+// Whose rules a machine follows: the kernel of an era. Where the eras differ in a number, the number stands here. Where
+// they differ in what is done, a room has one policy object for each era, made at boot; there is no "if" on the era
+// inside a flow. A function that a profile's kernel does not have is not called under it.
+//
+//   2.6.20   documents 000 and 001          3.x   document 002 (3.7 to 3.10)          4.14   documents 003 and 004
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+namespace weir {
+
+enum class KernelEra : uint8_t { linux_2_6_20, linux_3, linux_4_14 };
+
+struct Profile {
+  KernelEra era;
+  const char* name;  ///< as --kernel and scenarios spell it
+};
+
+inline constexpr Profile PROFILES[] = {
+    {KernelEra::linux_2_6_20, "2.6.20"},
+    {KernelEra::linux_3, "3.x"},
+    {KernelEra::linux_4_14, "4.14"},
+};
+
+[[nodiscard]] constexpr const Profile& profile_of(KernelEra era) { return PROFILES[static_cast<size_t>(era)]; }
+static_assert(profile_of(KernelEra::linux_4_14).era == KernelEra::linux_4_14);
+
+/// Null: there is none of that name.
+[[nodiscard]] constexpr const Profile* find_profile(std::string_view name) {
+  for (const Profile& profile : PROFILES)
+    if (name == profile.name) return &profile;
+  return nullptr;
+}
+
+/// What --kernel takes, for messages.
+inline constexpr const char* PROFILE_NAMES = "2.6.20, 3.x, 4.14";
+
+inline constexpr KernelEra DEFAULT_KERNEL = KernelEra::linux_4_14;
+
+}  // namespace weir
