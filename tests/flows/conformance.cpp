@@ -15,6 +15,7 @@
 #include <unordered_map>
 
 #include "flows/evidence.hpp"
+#include "places.hpp"
 #include "record/flow_tree.hpp"
 
 namespace weir::flows {

@@ -22,6 +22,7 @@
 
 #include "kernel/host/host_world.hpp"
 #include "kernel/virtual/virtual_world.hpp"
+#include "places.hpp"
 
 namespace weir {
 namespace {

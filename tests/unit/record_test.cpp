@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "kernel/kernel.hpp"
+#include "places.hpp"
 #include "record/reader.hpp"
 #include "record/recorder.hpp"
 

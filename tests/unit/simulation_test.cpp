@@ -14,6 +14,7 @@
 #include <set>
 #include <span>
 
+#include "places.hpp"
 #include "record/reader.hpp"
 
 namespace weir::sim {

@@ -24,6 +24,8 @@
 #include <thread>
 #include <vector>
 
+#include "places.hpp"
+
 namespace weir::test {
 
 using Command = std::vector<std::string>;
