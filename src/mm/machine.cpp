@@ -83,6 +83,9 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
 void Machine::shutdown() {
   if (options_.threads == MachineOptions::Threads::all) flusher.stop();
   if (options_.threads != MachineOptions::Threads::none) vmscan.kswapd_stop();
+  // Pages whose owner has gone may still be on their way to a device. Nobody starts another write.
+  while (page_io.bios_in_flight() != 0) (void)world.schedule_timeout(1_ms);
+  std::atomic_thread_fence(std::memory_order_acquire);
   pages.set_pressure(nullptr);
 }
 
