@@ -38,7 +38,11 @@ fi
 
 export DEBIAN_FRONTEND=noninteractive
 echo "setup: installing ${missing[*]}"
-install() { apt-get install -y -q --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}" </dev/null; }
+# A machine that has just started may be updating itself: its lock is waited for. A changed configuration file stays as it is.
+install() {
+  apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0 \
+    -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold "${missing[@]}" </dev/null
+}
 # The package lists may be absent or stale on a fresh machine.
 if ! log=$(install 2>&1); then
   if ! log=$(apt-get update -q 2>&1 </dev/null && install 2>&1); then
