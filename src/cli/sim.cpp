@@ -1,7 +1,7 @@
 // src/cli/sim.cpp
 //
-// weir sim: runs a scenario and prints what became of it. Exit status: 0, 1 when an invariant does not hold, 2 for bad
-// input.
+// weir sim: runs a scenario and prints what became of it. Exit status: 0, 1 when an invariant does not hold or the
+// machine panics, 2 for bad input.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -23,7 +23,7 @@ int cmd_sim(int argc, char** argv) {
       "  weir sim examples/004.toml\n"
       "  weir sim examples/004.toml --seed 7 --json out.json\n"
       "  weir sim examples/004.toml --record run.weir && weir flow --from run.weir --function do_swap_page\n"
-      "\nExit status: 0; 1 when an invariant does not hold; 2 when the scenario cannot be run.");
+      "\nExit status: 0; 1 when an invariant does not hold or the machine panics; 2 when the scenario cannot be run.");
   std::string file, json, record, kernel;
   uint64_t seed = 0;
   bool quiet = false;
@@ -62,11 +62,9 @@ int cmd_sim(int argc, char** argv) {
         if (!out) throw sim::ScenarioError("--json " + json + ": cannot be written");
       }
     }
-    if (!result.broken.empty()) {
-      for (const sim::Broken& b : result.broken) fmt::print(stderr, "weir sim: broken {}: {}\n", b.id, b.text);
-      return 1;
-    }
-    return 0;
+    if (!result.panic.empty()) fmt::print(stderr, "weir sim: Kernel panic - not syncing: {}\n", result.panic);
+    for (const sim::Broken& b : result.broken) fmt::print(stderr, "weir sim: broken {}: {}\n", b.id, b.text);
+    return result.panic.empty() && result.broken.empty() ? 0 : 1;
   } catch (const std::exception& e) {
     fmt::print(stderr, "weir sim: {}\n", e.what());
     return 2;

@@ -126,7 +126,7 @@ struct Ended {
   std::string message;
 };
 
-class Simulation final : private VerifySink {
+class Simulation final : private VerifySink, private Executioner {
  public:
   Simulation(const Scenario& scenario, const SimOptions& options)
       : s_(scenario),
@@ -141,6 +141,12 @@ class Simulation final : private VerifySink {
     if (result_.broken.size() < 100)
       result_.broken.push_back(
           {id, fmt::format("{} (subject {:#x}: expected {:#x}, found {:#x})", what, subject, expected, found)});
+  }
+  // Executioner: a killed task ends at its next step, a panic ends the run.
+  void deliver_sigkill(Task&) override {}
+  void panic(const char* why) override {
+    result_.panic = why;
+    world_->halt();
   }
   void content_broken(const std::string& where, uint64_t expected, std::optional<uint64_t> found) {
     if (result_.broken.size() < 100)
@@ -268,6 +274,7 @@ void Simulation::boot() {
   mmu_ = std::make_unique<SoftMmu>(mo);
   machine_ = boot_must(Machine::create(machine_place_->data(), *world_, *mmu_, arena_->data(), o),
                        "the machine does not boot");
+  machine_->set_executioner(this);
   user_ = std::make_unique<UserAccess>(*mmu_, s_.content);
   mmu_->set_fault_handler(
       [](void* self, Task& task, VirtAddr address, uint32_t error_code) {
@@ -857,23 +864,27 @@ SimResult Simulation::run() {
   }
   result_.time = world_->now();
 
-  // Stopped in the middle of things, the machine is left as it is: its threads run no further, and only rest can be
-  // verified.
-  const bool stopped = state == VirtualWorld::RunState::time_reached;
-  if (stopped)
-    collect();
-  else
-    world_->spawn("shutdown", [&] {
-      if (state == VirtualWorld::RunState::finished) come_to_rest();
+  // Stopped in the middle of things, by time or by a panic, the machine is left as it is: its threads run no further,
+  // and only rest can be verified.
+  const auto cut_short = [](VirtualWorld::RunState s) {
+    return s == VirtualWorld::RunState::time_reached || s == VirtualWorld::RunState::halted;
+  };
+  if (!cut_short(state)) {
+    const bool orderly = state == VirtualWorld::RunState::finished;
+    world_->spawn("shutdown", [this, orderly] {
+      if (orderly) come_to_rest();
       machine_->shutdown();
-      if (state == VirtualWorld::RunState::finished) verify();
+      if (orderly) verify();
       collect();
     });
-  if (!stopped && world_->run() == VirtualWorld::RunState::deadlock && !result_.deadlock) {
-    result_.deadlock = true;
-    result_.deadlock_report = world_->report();
-    result_.broken.push_back({"deadlock", "the machine does not shut down"});
+    state = world_->run();
+    if (state == VirtualWorld::RunState::deadlock && !result_.deadlock) {
+      result_.deadlock = true;
+      result_.deadlock_report = world_->report();
+      result_.broken.push_back({"deadlock", "the machine does not shut down"});
+    }
   }
+  if (cut_short(state)) collect();
   if (recorder_) {
     world_->set_sink(nullptr);
     const bool whole = recorder_->finish();
@@ -918,6 +929,7 @@ std::string summary(const SimResult& r) {
     for (const auto& [name, value] : stats) out += fmt::format("{:<32} {:>14}\n", device + "." + name, value);
   out += fmt::format("\ncontents compared {}, machine verified {} time{}\n", r.contents_checked, r.verified,
                      r.verified == 1 ? "" : "s");
+  if (!r.panic.empty()) out += fmt::format("\nKernel panic - not syncing: {}\n", r.panic);
   if (r.deadlock) out += "\nDEADLOCK\n" + r.deadlock_report + "\n";
   for (const Broken& b : r.broken) out += fmt::format("BROKEN {}: {}\n", b.id, b.text);
   return out;
@@ -946,6 +958,7 @@ std::string to_json(const SimResult& r) {
   j["contents_checked"] = r.contents_checked;
   j["verified"] = r.verified;
   j["deadlock"] = r.deadlock;
+  j["panic"] = r.panic;
   j["broken"] = nlohmann::ordered_json::array();
   for (const Broken& b : r.broken) j["broken"].push_back({{"id", b.id}, {"text", b.text}});
   j["log"] = r.log;

@@ -38,6 +38,7 @@ struct SimResult {
   Nanos time{};
   bool deadlock = false;
   std::string deadlock_report;
+  std::string panic;  ///< why the machine stopped for good; empty if it did not
   std::vector<TaskOutcome> tasks;
   std::vector<Broken> broken;                                   ///< invariants and contents; empty on a good run
   std::map<std::string, uint64_t> vmstat;                       ///< /proc/vmstat names: gauges and events

@@ -136,6 +136,31 @@ TEST(Simulation, AnotherSeedIsAnotherRunAndNothingBreaks) {
   EXPECT_EQ(digests.size(), 5u);
 }
 
+TEST(Simulation, OutOfMemoryWithoutAKillableTaskIsAPanicThatEndsTheRun) {
+  const Scenario s = parse_scenario(R"(
+[machine]
+ram = "4M"
+[[task]]
+name = "protected"
+oom_score_adj = -1000
+steps = [ { op = "mmap", area = "heap", size = "16M" }, { op = "touch", area = "heap" } ]
+)",
+                                    "panic.toml");
+  const Ran first = run(s, 1, Keep::recording);
+  EXPECT_EQ(first.result.panic, "Out of memory and no killable processes");
+  EXPECT_EQ(broken(first.result), "");
+  EXPECT_EQ(task(first.result, "protected").fate, TaskOutcome::Fate::stuck);
+  EXPECT_EQ(first.result.vmstat.at("oom_kill"), 0u);
+  EXPECT_GT(first.result.vmstat.at("pgfault"), 500u);
+  EXPECT_EQ(lines_with(first.result, "Kernel panic - not syncing: Out of memory and no killable processes"), 1u);
+  EXPECT_THAT(summary(first.result), HasSubstr("Kernel panic - not syncing: Out of memory and no killable processes"));
+  EXPECT_THAT(first.json, HasSubstr("\"panic\": \"Out of memory and no killable processes\""));
+  EXPECT_EQ(parse(std::as_bytes(std::span(first.recording))).status, Recording::Status::whole);
+  const Ran second = run(s, 1, Keep::recording);
+  EXPECT_EQ(first.json, second.json);
+  EXPECT_TRUE(first.recording == second.recording);
+}
+
 TEST(Simulation, RecordingDoesNotChangeTheRun) {
   const Scenario s = busy();
   Ran with = run(s, 3, Keep::recording);

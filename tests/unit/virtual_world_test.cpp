@@ -526,6 +526,26 @@ TEST(VirtualWorld, ADroppedWorldRunsNobodyAgain) {
   EXPECT_FALSE(again);
 }
 
+TEST(VirtualWorld, HaltedItNeverRunsAgain) {
+  VirtualWorld w({.cpus = 2, .log = [](Nanos, const char*) {}});
+  int others = 0;
+  w.spawn("halts", [&] {
+    world().schedule_timeout(5_ms);
+    w.halt();
+  });
+  w.spawn("other", [&] {
+    for (;; ++others) world().schedule_timeout(1_ms);
+  });
+  EXPECT_EQ(w.run(), RunState::halted);
+  const int until_then = others;
+  EXPECT_GT(until_then, 0);
+  EXPECT_EQ(w.now(), 5_ms);
+  EXPECT_EQ(w.run(), RunState::halted);
+  EXPECT_EQ(w.run_until(1_s), RunState::halted);
+  EXPECT_EQ(w.now(), 5_ms);
+  EXPECT_EQ(others, until_then);
+}
+
 TEST(VirtualWorld, ThreadsAreReused) {
   VirtualWorld world;
   std::set<Thread*> seen;

@@ -289,6 +289,10 @@ void VirtualWorld::put_on(Cpu& cpu, VThread& t) {
 
 /// Lets all events happen that come first, then says who executes next; null when run() is to return.
 VirtualWorld::VThread* VirtualWorld::pick_next() {
+  if (halted_) {
+    stop_reason_ = StopReason::halted;
+    return nullptr;
+  }
   for (;;) {
     if ((*done_)()) {
       stop_reason_ = StopReason::done;
@@ -449,6 +453,7 @@ void VirtualWorld::drive(Nanos limit, const std::function<bool()>& done) {
 
 VirtualWorld::RunState VirtualWorld::run() {
   drive(NEVER, [this] { return live_users_ == 0; });
+  if (stop_reason_ == StopReason::halted) return RunState::halted;
   if (stop_reason_ == StopReason::done) return RunState::finished;
   describe_waiters();
   return RunState::deadlock;
@@ -456,11 +461,20 @@ VirtualWorld::RunState VirtualWorld::run() {
 
 VirtualWorld::RunState VirtualWorld::run_until(Nanos time) {
   drive(time, [] { return false; });
+  if (stop_reason_ == StopReason::halted) return RunState::halted;
   now_ = std::max(now_, time);
   if (live_users_ == 0) return RunState::finished;
   if (stop_reason_ == StopReason::limit) return RunState::time_reached;
   describe_waiters();
   return RunState::deadlock;
+}
+
+void VirtualWorld::halt() {
+  WEIR_BUG_ON(running_ == nullptr);
+  halted_ = true;
+  running_->state = VThread::State::parked;
+  switch_away();
+  bug("a halted world goes on", __FILE__, __LINE__);
 }
 
 void VirtualWorld::describe_waiters() {

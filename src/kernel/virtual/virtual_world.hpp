@@ -46,6 +46,7 @@ class VirtualWorld final : public World {
     finished,      ///< every thread that is not a kthread has ended
     time_reached,  ///< run_until: the time has come
     deadlock,      ///< threads wait, and nothing will ever wake them: see report()
+    halted,        ///< halt() was called, now or in an earlier run
   };
 
   VirtualWorld();
@@ -64,6 +65,8 @@ class VirtualWorld final : public World {
   RunState run();
   /// Runs everything that happens before `time`, kthreads and timers too; the clock then stands at `time`.
   RunState run_until(Nanos time);
+  /// Called by a thread whose machine has panicked: it goes no further, and nobody else ever does.
+  [[noreturn]] void halt();
   /// Stops all kthreads, youngest first. Called between runs. False if one does not return: see report().
   bool shutdown();
   /// After a deadlock: every thread that waits, with its comm, tid, and (debug builds) the locks it holds.
@@ -123,7 +126,7 @@ class VirtualWorld final : public World {
     uint64_t below(uint64_t n) { return next() % n; }
   };
   enum class OrderRule { strict, as_drawn };
-  enum class StopReason { done, limit, idle };
+  enum class StopReason { done, limit, idle, halted };
   static constexpr Nanos NEVER{~uint64_t{0}};
 
   // Threads.
@@ -179,6 +182,7 @@ class VirtualWorld final : public World {
   Nanos limit_ = NEVER;
   const std::function<bool()>* done_ = nullptr;
   StopReason stop_reason_ = StopReason::done;
+  bool halted_ = false;
 
   VThread* softirq_ = nullptr;
   Timer* due_ = nullptr;
