@@ -6,6 +6,7 @@
 // Linux: mm/page_alloc.c, 4.14.
 #include <algorithm>
 
+#include "kernel/log_line.hpp"
 #include "mm/page_alloc.hpp"
 
 namespace weir {
@@ -36,41 +37,6 @@ void cond_resched() {
 void sleep_for(Nanos delay) {
   if (engine_thread().world != nullptr) (void)world().schedule_timeout(delay);
 }
-
-/// One line for the log, printed when it ends. No library: the thread may run where its TLS is missing.
-class Line {
- public:
-  explicit Line(World& w) : world_(w) {}
-  Line(const Line&) = delete;
-  Line& operator=(const Line&) = delete;
-  ~Line() {
-    text_[at_] = 0;
-    world_.printk(text_);
-  }
-  Line& operator<<(const char* text) {
-    while (*text != 0 && at_ < sizeof text_ - 1) text_[at_++] = *text++;
-    return *this;
-  }
-  Line& operator<<(int64_t v) {
-    if (v < 0) *this << "-";
-    return number(v < 0 ? -static_cast<uint64_t>(v) : static_cast<uint64_t>(v), 10);
-  }
-  Line& operator<<(uint8_t v) { return number(v, 10); }
-  Line& hex(uint64_t v) { return number(v, 16); }
-
- private:
-  Line& number(uint64_t v, unsigned base) {
-    char digits[24];
-    char* p = digits + sizeof digits;
-    *--p = 0;
-    do *--p = "0123456789abcdef"[v % base];
-    while ((v /= base) != 0);
-    return *this << static_cast<const char*>(p);
-  }
-  World& world_;
-  char text_[256];
-  size_t at_ = 0;
-};
 
 }  // namespace
 
@@ -228,9 +194,8 @@ Page* PageAllocator::__alloc_pages_may_oom(gfp_t gfp, Order order, const AllocCo
 
 void PageAllocator::warn_alloc(gfp_t gfp, Order order) {
   if (gfp.has(__GFP_NOWARN) || engine_thread().world == nullptr) return;
-  World& w = world();
   // A machine that fails fails often: 10 messages in 5 seconds say it.
-  const uint64_t now = w.now().v + 1;
+  const uint64_t now = world().now().v + 1;
   if (const uint64_t since = warn_window_.load(std::memory_order_relaxed); since == 0 || now - since > (5_s).v) {
     warn_window_.store(now, std::memory_order_relaxed);
     warned_.store(0, std::memory_order_relaxed);
@@ -238,28 +203,31 @@ void PageAllocator::warn_alloc(gfp_t gfp, Order order) {
   if (warned_.fetch_add(1, std::memory_order_relaxed) >= 10) return;
 
   const Thread* thread = engine_thread().thread;
-  (Line(w) << (thread != nullptr ? thread->comm : "-") << ": page allocation failure. order:" << order.v << ", mode:0x")
+  (LogLine() << (thread != nullptr ? thread->comm : "-") << ": page allocation failure. order:" << order.v
+             << ", mode:0x")
       .hex(gfp.v);
-  Line(w) << "Mem-Info:";
+  LogLine() << "Mem-Info:";
   const auto gauge = [&](NodeStat s) { return vmstat_.node_page_state(s); };
-  Line(w) << "active_anon:" << gauge(NodeStat::nr_active_anon) << " inactive_anon:" << gauge(NodeStat::nr_inactive_anon)
-          << " isolated_anon:" << gauge(NodeStat::nr_isolated_anon);
-  Line(w) << "active_file:" << gauge(NodeStat::nr_active_file) << " inactive_file:" << gauge(NodeStat::nr_inactive_file)
-          << " isolated_file:" << gauge(NodeStat::nr_isolated_file);
-  Line(w) << "unevictable:" << gauge(NodeStat::nr_unevictable) << " dirty:" << gauge(NodeStat::nr_dirty)
-          << " writeback:" << gauge(NodeStat::nr_writeback);
-  Line(w) << "slab_reclaimable:" << gauge(NodeStat::nr_slab_reclaimable)
-          << " slab_unreclaimable:" << gauge(NodeStat::nr_slab_unreclaimable);
-  Line(w) << "mapped:" << gauge(NodeStat::nr_mapped) << " pagetables:" << gauge(NodeStat::nr_page_table_pages)
-          << " free:" << gauge(NodeStat::nr_free_pages);
+  LogLine() << "active_anon:" << gauge(NodeStat::nr_active_anon)
+            << " inactive_anon:" << gauge(NodeStat::nr_inactive_anon)
+            << " isolated_anon:" << gauge(NodeStat::nr_isolated_anon);
+  LogLine() << "active_file:" << gauge(NodeStat::nr_active_file)
+            << " inactive_file:" << gauge(NodeStat::nr_inactive_file)
+            << " isolated_file:" << gauge(NodeStat::nr_isolated_file);
+  LogLine() << "unevictable:" << gauge(NodeStat::nr_unevictable) << " dirty:" << gauge(NodeStat::nr_dirty)
+            << " writeback:" << gauge(NodeStat::nr_writeback);
+  LogLine() << "slab_reclaimable:" << gauge(NodeStat::nr_slab_reclaimable)
+            << " slab_unreclaimable:" << gauge(NodeStat::nr_slab_unreclaimable);
+  LogLine() << "mapped:" << gauge(NodeStat::nr_mapped) << " pagetables:" << gauge(NodeStat::nr_page_table_pages)
+            << " free:" << gauge(NodeStat::nr_free_pages);
   constexpr int64_t KB = PAGE_SIZE / 1024;
   for (unsigned i = node_.zonelist.count; i-- > 0;) {
     const Zone& zone = *node_.zonelist.zones[i];
-    Line(w) << "Node " << node_.id.v << " " << zone_name(zone.type)
-            << " free:" << zone.nr_free.load(std::memory_order_relaxed) * KB
-            << "kB min:" << zone.wmark(Watermark::min) * KB << "kB low:" << zone.wmark(Watermark::low) * KB
-            << "kB high:" << zone.wmark(Watermark::high) * KB << "kB present:" << zone.present_pages.v * KB
-            << "kB managed:" << zone.managed_pages.load(std::memory_order_relaxed) * KB << "kB";
+    LogLine() << "Node " << node_.id.v << " " << zone_name(zone.type)
+              << " free:" << zone.nr_free.load(std::memory_order_relaxed) * KB
+              << "kB min:" << zone.wmark(Watermark::min) * KB << "kB low:" << zone.wmark(Watermark::low) * KB
+              << "kB high:" << zone.wmark(Watermark::high) * KB << "kB present:" << zone.present_pages.v * KB
+              << "kB managed:" << zone.managed_pages.load(std::memory_order_relaxed) * KB << "kB";
   }
 }
 

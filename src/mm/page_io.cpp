@@ -102,7 +102,8 @@ bool PageIo::swap_set_page_dirty(Page& page) {
 }
 
 Result<void> PageIo::swap_writepage(Page& page, WritebackControl& wbc) {
-  WEIR_FLOW(filemap_.pages().mem().pfn(page), SwpEntry{page.private_});
+  const SwpEntry entry{page.private_};
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), entry);
   if (try_to_free_swap_ != nullptr && try_to_free_swap_(try_arg_, page)) {
     filemap_.unlock_page(page);
     return {};

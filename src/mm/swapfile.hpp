@@ -17,6 +17,7 @@
 #pragma once
 
 #include "block/block.hpp"
+#include "kernel/log_line.hpp"
 #include "mm/mm_types.hpp"
 #include "mm/swapops.hpp"
 #include "mm/vmalloc.hpp"
@@ -38,28 +39,6 @@ enum SwpFlag : uint32_t {
   SWP_SOLIDSTATE = 16,
   SWP_BLKDEV = 64,
   SWP_FILE = 128
-};
-
-/// One line for the log, printed when it ends. No library: the thread may run where its TLS is missing.
-class LogLine {
- public:
-  LogLine() = default;
-  LogLine(const LogLine&) = delete;
-  LogLine& operator=(const LogLine&) = delete;
-  ~LogLine();
-  LogLine& operator<<(const char* text);
-  LogLine& operator<<(int64_t v);
-  LogLine& operator<<(uint64_t v) { return number(v, 10); }
-  LogLine& operator<<(int32_t v) { return *this << int64_t{v}; }
-  LogLine& operator<<(uint32_t v) { return number(v, 10); }
-  LogLine& hex(uint64_t v) { return number(v, 16); }
-  /// Right-aligned in `width`, for tables.
-  LogLine& column(int64_t v, unsigned width);
-
- private:
-  LogLine& number(uint64_t v, unsigned base);
-  char text_[256];
-  size_t at_ = 0;
 };
 
 /// An array too large for one block of frames: vzalloc'ed, reached page by page at the frames' places.

@@ -230,6 +230,29 @@ std::string describe_state(const Recording& recording, const FlowEvent& event, c
   return out;
 }
 
+/// What an expression is called: the last name of a chain, "pfn" of "filemap_.pages().mem().pfn(page)". Anything else
+/// is shown as it was written.
+static std::string_view argument_name(std::string_view expression) {
+  std::string_view chain = expression;
+  if (const size_t open = chain.find_last_of("({["); open != std::string_view::npos && open > 0) {
+    // The last call's arguments; what stands before them is a chain without spaces, or no chain.
+    if (chain.back() != ')' || chain[open] != '(') return expression;
+    chain = chain.substr(0, open);
+  }
+  const auto in_name = [](char c) {
+    return c == '_' || (c >= '0' && c <= '9') || ((c | 0x20) >= 'a' && (c | 0x20) <= 'z');
+  };
+  const auto in_chain = [&](char c) {
+    return in_name(c) || c == '.' || c == '-' || c == '>' || c == ':' || c == '(' || c == ')';
+  };
+  if (!std::all_of(chain.begin(), chain.end(), in_chain)) return expression;
+  size_t first = chain.size();
+  while (first > 0 && in_name(chain[first - 1])) --first;
+  std::string_view name = chain.substr(first);
+  while (name.size() > 1 && name.back() == '_') name.remove_suffix(1);
+  return name.empty() ? expression : name;
+}
+
 std::string describe_arguments(const Recording& recording, const FlowEvent& event) {
   std::string_view names = recording.site(event).arguments;
   std::string out;
@@ -241,7 +264,7 @@ std::string describe_arguments(const Recording& recording, const FlowEvent& even
       if (names[end] == ')' || names[end] == ']' || names[end] == '}') --depth;
     }
     if (i > 0) out += ", ";
-    out += names.substr(0, end);
+    out += argument_name(names.substr(0, end));
     out += event.value[i] < 4096 ? fmt::format("={}", event.value[i]) : fmt::format("={:#x}", event.value[i]);
     names.remove_prefix(std::min(end + 1, names.size()));
     while (!names.empty() && names.front() == ' ') names.remove_prefix(1);

@@ -154,6 +154,11 @@ TEST(FlowTree, NamesArguments) {
   EXPECT_EQ(
       print_flow(recording, {.arguments = Shown::yes}),
       "task 1 (task1)\n|-->f(address=0x7f1000, flags & mask(a, b)=5, x[1, 2]=0) //(f.cpp) (running when it ended)\n");
+  recording.sites[recording.events[0].site].arguments =
+      "filemap_.pages().mem().pfn(page), ctx.address, file.f_inode->ino";
+  EXPECT_EQ(describe_arguments(recording, recording.events[0]), "pfn=0x7f1000, address=5, ino=0");
+  recording.sites[recording.events[0].site].arguments = "held_, a - b, f(x, g(y))";
+  EXPECT_EQ(describe_arguments(recording, recording.events[0]), "held=0x7f1000, a - b=5, f(x, g(y))=0");
   recording.sites[recording.events[0].site].arguments = ",,)((";
   EXPECT_EQ(describe_arguments(recording, recording.events[0]), "=0x7f1000, =5, )((=0");
 }
