@@ -15,8 +15,7 @@ bool killed(const Task& task) { return task.sigkill.load(std::memory_order_acqui
 
 }  // namespace
 
-Fault::Fault(Memory& memory, Vmas& vmas, VmStat&, Pressure*& pressure)
-    : memory_(memory), vmas_(vmas), pressure_(pressure) {}
+Fault::Fault(Memory& memory, Vmas& vmas, Pressure*& pressure) : memory_(memory), vmas_(vmas), pressure_(pressure) {}
 
 FaultResult Fault::do_page_fault(Task& task, VirtAddr address, uint32_t error_code) {
   WEIR_FLOW(address, error_code);

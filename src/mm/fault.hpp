@@ -24,7 +24,7 @@ enum FaultError : uint32_t { PF_PROT = 1, PF_WRITE = 2, PF_USER = 4, PF_INSTR = 
 
 class Fault {
  public:
-  Fault(Memory& memory, Vmas& vmas, VmStat&, Pressure*& pressure);
+  Fault(Memory& memory, Vmas& vmas, Pressure*& pressure);
   /// Runs until the access can be repeated or the task must be told. Takes mmap_sem for reading; holds nothing on
   /// return.
   FaultResult do_page_fault(Task& task, VirtAddr address, uint32_t error_code);

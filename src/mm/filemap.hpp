@@ -56,6 +56,9 @@ class AddressSpaceOps {
 
 struct Inode;
 
+/// Do the copies that private mappings have made of a file's pages go with them? Linux: even_cows.
+enum class EvenCows : uint8_t { no, yes };
+
 struct AddressSpace {
   Inode* host = nullptr;             ///< null: swap
   AddressSpaceOps* a_ops = nullptr;  // immutable

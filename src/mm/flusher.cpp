@@ -12,8 +12,7 @@ constexpr Nanos PAUSE_AFTER_ERRORS = 100_ms;
 
 }  // namespace
 
-Flusher::Flusher(PageWriteback& writeback, FilemapIo& /*files*/, VmStat& vmstat)
-    : writeback_(writeback), vmstat_(vmstat) {}
+Flusher::Flusher(PageWriteback& writeback, VmStat& vmstat) : writeback_(writeback), vmstat_(vmstat) {}
 
 void Flusher::start(World& world) {
   WEIR_BUG_ON(has_thread());

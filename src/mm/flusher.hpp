@@ -13,7 +13,8 @@
 // Without a dirty inode the thread sleeps without an end: an idle machine is not woken by it.
 #pragma once
 
-#include "mm/filemap_io.hpp"
+#include "mm/inode.hpp"
+#include "mm/page_writeback.hpp"
 
 namespace weir {
 
@@ -26,7 +27,7 @@ inline constexpr int64_t WRITEBACK_CHUNK = 1024;
 class Flusher final : public WritebackControlSink {
  public:
   /// The files whose inodes it is given outlive it, or are forgotten first.
-  Flusher(PageWriteback& writeback, FilemapIo& files, VmStat& vmstat);
+  Flusher(PageWriteback& writeback, VmStat& vmstat);
   /// Starts the thread. Without a thread to be had the writers write themselves.
   void start(World& world);
   /// Waits until what is being written is submitted, and ends the thread. Dirty pages stay dirty.

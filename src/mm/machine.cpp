@@ -23,11 +23,11 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       vmas(slab),
       rmap(tables, slab, filemap, swap_files, vmstat, mmu),
       memory(tables, vmas, rmap, swap_cache, swap_files, filemap, vmstat, mmu),
-      fault(memory, vmas, vmstat, pressure_),
+      fault(memory, vmas, pressure_),
       spaces(memory, fault, vmas, rmap, tables, swap_files, slab, vmstat, mmu),
       writeback(filemap, vmstat),
       files(filemap, page_io, writeback, slab, vmstat, mmu),
-      flusher(writeback, files, vmstat),
+      flusher(writeback, vmstat),
       vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, vmstat, mmu),
       swapon(swap_files, swap_cache, swap_slots, vmstat),
       oom(tasks, pages, swap_files, vmstat),
@@ -162,15 +162,6 @@ int Machine::page_mkclean(Page& page) {
   const int dirty = rmap.page_mkclean(page, batch);
   mmu.flush_batch(batch);
   return dirty;
-}
-
-void Machine::unmap_page(Page& page) {
-  FlushBatch batch;
-  (void)rmap.try_to_unmap(page, batch);
-  mmu.flush_batch(batch);
-  // An mlocked mapping of a page behind the new end of its file: unmapping it regardless comes with truncate of mapped
-  // files.
-  WEIR_BUG_ON(page_mapped(page));
 }
 
 PageCount Machine::set_ram(PageCount target) {

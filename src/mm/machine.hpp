@@ -10,6 +10,7 @@
 
 #include <span>
 
+#include "mm/filemap_io.hpp"
 #include "mm/flusher.hpp"
 #include "mm/frame_source.hpp"
 #include "mm/mmap.hpp"
@@ -97,7 +98,9 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   void panic(const char* why) override;
   // MappedFilePages
   int page_mkclean(Page& page) override;
-  void unmap_page(Page& page) override;
+  void unmap_mapping_range(AddressSpace& mapping, uint64_t holebegin, uint64_t holelen, EvenCows even_cows) override {
+    memory.unmap_mapping_range(mapping, holebegin, holelen, even_cows);
+  }
 
  public:
   // Rooms, lowest first: each is given only rooms above itself in this list.

@@ -59,6 +59,9 @@ class Memory {
   /// hardware of a PTE that is gone: an Mmu with mappings of its own looks at the PTE again, under the lock that
   /// flush_range takes too.)
   void zap_page_range(VmArea& vma, VirtAddr start, VirtAddr end);
+  /// Every PTE of the file's pages in [holebegin, holebegin + holelen) goes, VM_LOCKED or not, and hardware's; holelen
+  /// 0: to the end of all files. Byte offsets, whole pages. Private copies go too, or stay. May sleep. Linux 4.14.
+  void unmap_mapping_range(AddressSpace& mapping, uint64_t holebegin, uint64_t holelen, EvenCows even_cows);
   /// All VMAs of a dying mm.
   void unmap_vmas(Mm& mm);
   /// Those of a list that left the tree (munmap): one flush for all.
@@ -118,8 +121,8 @@ class Memory {
 
   // memory_ranges.cpp
   void tlb_flush_mmu(MmuGather& gather);
-  void zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtAddr end);
-  void zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte);
+  void zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtAddr end, EvenCows even_cows = EvenCows::yes);
+  void zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte, EvenCows even_cows);
   Result<void> copy_one_pte(VmArea& dst, VmArea& src, VirtAddr address, Pte* dst_pte, Pte* src_pte);
   [[nodiscard]] bool make_absent(Mm& mm, VirtAddr start, VirtAddr end);
   void move_ptes(VmArea& from, VirtAddr old_addr, VirtAddr old_end, VirtAddr new_addr);

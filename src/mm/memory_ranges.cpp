@@ -1,5 +1,7 @@
 // src/mm/memory_ranges.cpp: whole ranges of page tables: zapped, copied by fork, moved by mremap, restricted by
 // mprotect. See memory.hpp. Linux: mm/memory.c, mm/mremap.c (move_page_tables), mm/mprotect.c (change_protection).
+#include <algorithm>
+
 #include "mm/memory.hpp"
 
 namespace weir {
@@ -30,8 +32,13 @@ void Memory::tlb_flush_mmu(MmuGather& gather) {
 }
 
 /// PTE's lock held; the gather has room.
-void Memory::zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte) {
-  if (pte_none(Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)})) return;
+void Memory::zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte, EvenCows even_cows) {
+  const Pte now{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)};
+  if (pte_none(now)) return;
+  if (even_cows == EvenCows::no) {
+    const Page* page = vm_normal_page(now);
+    if (page == nullptr || PageAnon(*page)) return;
+  }
   Mm& mm = *vma.vm_mm;
   const Pte was = tables_.ptep_get_and_clear(mm, address, pte);
   // Old or young: where hardware does not have an old page, the architecture has its bytes, and gives them up by
@@ -57,7 +64,7 @@ void Memory::zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte)
   };
 }
 
-void Memory::zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtAddr end) {
+void Memory::zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtAddr end, EvenCows even_cows) {
   WEIR_FLOW(start, end);
   Mm& mm = *vma.vm_mm;
   for (VirtAddr a = tables_.next_table(mm, start, end); a < end; a = tables_.next_table(mm, a, end)) {
@@ -65,7 +72,8 @@ void Memory::zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtA
     while (a < stop) {
       {
         PteLock first = tables_.pte_offset_map_lock(mm, a);
-        for (Pte* pte = first.get(); a < stop && !gather.full(); a = a + PAGE_SIZE, ++pte) zap_pte(gather, vma, a, pte);
+        for (Pte* pte = first.get(); a < stop && !gather.full(); a = a + PAGE_SIZE, ++pte)
+          zap_pte(gather, vma, a, pte, even_cows);
       }
       if (gather.full()) tlb_flush_mmu(gather);
     }
@@ -79,6 +87,24 @@ void Memory::zap_page_range(VmArea& vma, VirtAddr start, VirtAddr end) {
   MmuGather gather(*vma.vm_mm);
   zap_pte_range(gather, vma, start, end);
   tlb_flush_mmu(gather);
+}
+
+void Memory::unmap_mapping_range(AddressSpace& mapping, uint64_t holebegin, uint64_t holelen, EvenCows even_cows) {
+  WEIR_FLOW(holebegin, holelen);
+  const uint64_t first = holebegin >> PAGE_SHIFT;
+  const uint64_t last = holelen == 0 ? ~uint64_t{0} : (holebegin + holelen - 1) >> PAGE_SHIFT;
+  // Held for reading: no mapping leaves, and none moves.
+  ScopedRead guard(mapping.i_mmap_rwsem);
+  for (VmArea* vma = mapping.i_mmap.iter_first(first, last); vma != nullptr;
+       vma = mapping.i_mmap.iter_next(vma, first, last)) {
+    const uint64_t from = std::max(first, vma->vm_pgoff);
+    const uint64_t to = std::min(last, vma->vm_pgoff + vma->pages() - 1);
+    update_hiwater_rss(*vma->vm_mm);
+    MmuGather gather(*vma->vm_mm);
+    zap_pte_range(gather, *vma, vma->vm_start + ((from - vma->vm_pgoff) << PAGE_SHIFT),
+                  vma->vm_start + ((to - vma->vm_pgoff + 1) << PAGE_SHIFT), even_cows);
+    tlb_flush_mmu(gather);
+  }
 }
 
 void Memory::unmap_vmas(Mm& mm) {

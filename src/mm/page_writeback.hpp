@@ -59,8 +59,8 @@ class MappedFilePages {
  public:
   /// Page locked: every PTE of it clean and write-protected, hardware too when this returns. How many were dirty.
   virtual int page_mkclean(Page& page) = 0;
-  /// Page locked: every PTE of it gone, VM_LOCKED or not (the file is shorter now), hardware too.
-  virtual void unmap_page(Page& page) = 0;
+  /// See Memory::unmap_mapping_range. A page of the range may be locked by the caller.
+  virtual void unmap_mapping_range(AddressSpace& mapping, uint64_t holebegin, uint64_t holelen, EvenCows even_cows) = 0;
 
  protected:
   ~MappedFilePages() = default;

@@ -19,7 +19,9 @@ void zero_page_tail(Mmu& mmu, Page& page, uint32_t offset) {
 void Truncate::truncate_complete_page(Page& page) {
   WEIR_FLOW(filemap_.pages().mem().pfn(page), page.index);
   // Nobody can map it again: faults look at the size with the page locked.
-  if (page_mapped(page) && writeback_.mapped_pages() != nullptr) writeback_.mapped_pages()->unmap_page(page);
+  if (page_mapped(page) && writeback_.mapped_pages() != nullptr)
+    writeback_.mapped_pages()->unmap_mapping_range(*Filemap::file_mapping(page), page.index << PAGE_SHIFT, PAGE_SIZE,
+                                                   EvenCows::no);
   writeback_.cancel_dirty_page(page);
   filemap_.lru().clear_page_mlock(page);
   filemap_.delete_from_page_cache(page);
@@ -58,11 +60,21 @@ void Truncate::truncate_inode_pages(AddressSpace& mapping, uint64_t start) {
   }
 }
 
+void Truncate::truncate_pagecache(Inode& inode, uint64_t size) {
+  WEIR_FLOW(inode.ino, size);
+  const uint64_t holebegin = page_align_up(size);
+  MappedFilePages* mapped = writeback_.mapped_pages();
+  if (mapped != nullptr) mapped->unmap_mapping_range(inode.i_data, holebegin, 0, EvenCows::yes);
+  truncate_inode_pages(inode.i_data, size);
+  // A fault that had found its page before the size fell may have made a private copy of it meanwhile.
+  if (mapped != nullptr) mapped->unmap_mapping_range(inode.i_data, holebegin, 0, EvenCows::yes);
+}
+
 void Truncate::truncate_setsize(Inode& inode, uint64_t size) {
   WEIR_FLOW(inode.ino, size);
   const uint64_t old = inode.i_size.exchange(size, std::memory_order_acq_rel);
   if (size >= old) return;
-  truncate_inode_pages(inode.i_data, size);
+  truncate_pagecache(inode, size);
   // Only now: who was making a page valid had it locked, and was waited for above.
   const uint64_t pages = i_size_pages(inode);
   if (inode.valid_pages.load(std::memory_order_acquire) > pages)

@@ -2,10 +2,11 @@
 //
 // Pages leave their file.
 //
-//   truncate:    size first; then every page behind it: lock, wait for its write, unmap, give up its bytes, off the
-//   tree invalidate:  only pages that nobody would miss: clean, unmapped, not locked, not under writeback, not in use
+//   truncate:    size first; then every mapping behind it goes, private copies too; then every page: lock, wait for its
+//                write, unmap, give up its bytes, off the tree
+//   invalidate:  only pages that nobody would miss: clean, unmapped, not locked, not under writeback, not in use
 //
-// Linux: mm/truncate.c. Not here: copies that private mappings have made of pages behind the new end stay mapped.
+// Linux: mm/truncate.c.
 #pragma once
 
 #include "mm/inode.hpp"
@@ -21,6 +22,8 @@ class Truncate {
   /// The file is `size` bytes long from now on, and no page behind that is cached or mapped when this returns. Nobody
   /// else changes the size (Inode::rwsem). Sleeps.
   void truncate_setsize(Inode& inode, uint64_t size);
+  /// The same for what is cached and mapped; the size is set already.
+  void truncate_pagecache(Inode& inode, uint64_t size);
   /// Every page from byte `start` on goes; of the page that `start` is inside of, the bytes from there on become zero.
   void truncate_inode_pages(AddressSpace& mapping, uint64_t start);
   /// Drops what can be dropped at once of pages [start, end]. Returns how many.

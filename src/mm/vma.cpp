@@ -30,8 +30,7 @@ void Vmas::free(VmArea& vma) {
   slab_.destroy(*cache_, &vma);
 }
 
-// ---- Finding
-// ---------------------------------------------------------------------------------------------------------
+// ---- Finding --------------------------------------------------------------------------------------------------------
 
 VmArea* Vmas::find_vma(Mm& mm, VirtAddr address) const {
   if (VmArea* cached = mm.vmacache.load(std::memory_order_acquire); cached != nullptr && cached->contains(address))
@@ -72,8 +71,7 @@ VmArea* Vmas::prev(Mm& mm, VmArea& vma) const {
   return at != mm.mmap.begin() ? &*--at : nullptr;
 }
 
-// ---- Linking
-// ---------------------------------------------------------------------------------------------------------
+// ---- Linking --------------------------------------------------------------------------------------------------------
 
 void Vmas::insert(Mm& mm, VmArea& vma) {
   vma.vm_mm = &mm;
@@ -105,8 +103,7 @@ void Vmas::resize(Mm& mm, VmArea& vma, VirtAddr start, VirtAddr end) {
   if ((vma.vm_flags & VM_LOCKED) != 0) mm.locked_vm += change;
 }
 
-// ---- Placing
-// ---------------------------------------------------------------------------------------------------------
+// ---- Placing --------------------------------------------------------------------------------------------------------
 
 /// Keeps the promise of cached_hole_size. A hole that begins below free_area_cache belongs to what is searched anyway,
 /// but the part above it could be missed: the search begins above it from now on.

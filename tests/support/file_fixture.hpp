@@ -109,7 +109,7 @@ class FileMachine : public TestMachine {
         io(filemap, swap_files, vmstat, user),
         writeback(filemap, vmstat),
         files(filemap, io, writeback, slab, vmstat, user),
-        flusher(writeback, files, vmstat) {
+        flusher(writeback, vmstat) {
     slab.kmem_cache_init();
     WEIR_BUG_ON(!lru.init() || !filemap.init() || !io.init(64) || !files.init());
   }

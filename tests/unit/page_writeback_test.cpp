@@ -215,7 +215,7 @@ TEST_F(PageWritebackTest, WhatWasStoredThroughAMappingIsWrittenToo) {
       ++cleaned;
       return dirty_ptes;
     }
-    void unmap_page(Page& page) override { page._mapcount.store(-1); }
+    void unmap_mapping_range(AddressSpace&, uint64_t, uint64_t, EvenCows) override {}
     int cleaned = 0, dirty_ptes = 0;
   } mapped;
   wb().set_mapped_pages(&mapped);
