@@ -66,11 +66,9 @@ std::optional<Bytes> parse_size(std::string_view text, Bytes whole) {
       default: return {};
     }
     if (shift != 0) rest.remove_prefix(1);
-    if (rest.size() == 2 && lower(rest[0]) == 'i' && lower(rest[1]) == 'b')
-      rest = {};
-    else if (rest.size() == 1 && lower(rest[0]) == 'b')
-      rest = {};
-    if (!rest.empty()) return {};
+    const bool ends_in_b = (rest.size() == 1 && lower(rest[0]) == 'b') ||
+                           (rest.size() == 2 && lower(rest[0]) == 'i' && lower(rest[1]) == 'b');
+    if (!rest.empty() && !ends_in_b) return {};
   }
   const std::optional<uint64_t> bytes = scaled(*n, uint64_t{1} << shift);
   if (!bytes) return {};

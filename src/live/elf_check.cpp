@@ -21,7 +21,7 @@ std::string find_in_path(const std::string& program) {
   std::istringstream dirs(path != nullptr ? path : "/usr/local/bin:/usr/bin:/bin");
   std::string dir;
   while (std::getline(dirs, dir, ':')) {
-    const std::string full = (dir.empty() ? "." : dir) + "/" + program;
+    std::string full = (dir.empty() ? "." : dir) + "/" + program;
     struct stat st {};
     if (stat(full.c_str(), &st) == 0 && S_ISREG(st.st_mode) && access(full.c_str(), X_OK) == 0) return full;
   }

@@ -223,8 +223,7 @@ TEST_P(LiveTest, the_budget_can_be_lowered_and_raised) {
   for (uint64_t page = 0; page < pages; ++page) ASSERT_TRUE(holds(p + page * WORDS, page, 1)) << page;
 }
 
-// ---- fork
-// ---------------------------------------------------------------------------------------------------------------
+// ---- fork -----------------------------------------------------------------------------------------------------------
 
 TEST_P(LiveTest, a_child_sees_memory_as_of_the_fork_and_both_go_on) {
   constexpr uint64_t pages = (24 << 20) / PAGE;

@@ -353,8 +353,7 @@ TEST(Region, direct_reads_from_a_file_arrive_whole) {
   close(fd);
 }
 
-// ---- Faults that are not ours, and ends
-// ---------------------------------------------------------------------------------
+// ---- Faults that are not ours, and ends -----------------------------------------------------------------------------
 
 sigjmp_buf back;
 std::atomic<void*> bus_address{nullptr};

@@ -13,8 +13,7 @@ VmOptions racing(uint64_t seed) { return {.swap = SWAP, .cpus = 2, .seed = seed,
 
 uint64_t seeds() { return std::getenv("WEIR_LONG") != nullptr ? 500 : 40; }
 
-// ---- Copy on write
-// -----------------------------------------------------------------------------------------------------------
+// ---- Copy on write --------------------------------------------------------------------------------------------------
 
 TEST(CopyOnWrite, AForkCopiesNoPageAndBothSidesReadTheSame) {
   run_vm({}, [](Vm& vm) {
@@ -277,8 +276,7 @@ TEST(SwapIn, APageThatCannotBeReadIsABusError) {
   });
 }
 
-// ---- Races of faults
-// ---------------------------------------------------------------------------------------------------------
+// ---- Races of faults ------------------------------------------------------------------------------------------------
 
 TEST(Race, ThreadsFaultingOneRangeLeaveOnePageEachAndOneTable) {
   for (uint64_t seed = 1; seed <= seeds(); ++seed) {
@@ -320,8 +318,7 @@ TEST(Race, DontneedDuringFaultsLosesNoFrame) {
   }
 }
 
-// ---- Files
-// -------------------------------------------------------------------------------------------------------------------
+// ---- Files ----------------------------------------------------------------------------------------------------------
 
 /// A file of `pages` pages, each with its number + 1 in front, and nothing of it in memory.
 struct MappedFile {
@@ -492,8 +489,7 @@ TEST(FileFault, AForkedMappingKeepsItsCopiesAndReadsTheRestFromTheFile) {
   });
 }
 
-// ---- Zapping
-// -----------------------------------------------------------------------------------------------------------------
+// ---- Zapping --------------------------------------------------------------------------------------------------------
 
 TEST(Zap, DontneedGivesZeroesAfterwards) {
   run_vm({.swap = SWAP}, [](Vm& vm) {
@@ -521,8 +517,7 @@ TEST(Zap, AFrameIsNotReusedWhileAnotherCpuMayStillReachIt) {
   });
 }
 
-// ---- Memory pressure in a fault
-// ------------------------------------------------------------------------------------------------
+// ---- Memory pressure in a fault -------------------------------------------------------------------------------------
 
 TEST(Pressure, ATaskThatNeedsMoreThanThereIsIsKilledAndLeavesNothing) {
   run_vm({.ram = Bytes(uint64_t{4} << 20)}, [](Vm& vm) {

@@ -15,8 +15,7 @@ namespace {
 constexpr uint64_t N = 96;                                                 // pages of the window that the model knows
 constexpr VirtAddr BASE{(uint64_t{1} << 32) + PMD_SIZE - 40 * PAGE_SIZE};  // it lies across two PTE tables
 
-// ---- The model
-// -----------------------------------------------------------------------------------------------------------------
+// ---- The model ------------------------------------------------------------------------------------------------------
 
 struct ModelPage {
   uint64_t prot = 0;
@@ -313,8 +312,7 @@ TEST(MmapModel, TheSameOnHardwareThatHasNeitherBitsNorProtection) {
   }
 }
 
-// ---- Single calls
-// --------------------------------------------------------------------------------------------------------------
+// ---- Single calls ---------------------------------------------------------------------------------------------------
 
 unsigned count(Task& task) { return static_cast<unsigned>(task.mm->map_count); }
 
@@ -413,8 +411,7 @@ TEST(Mmap, TheNumberOfMappingsIsLimited) {
   });
 }
 
-// ---- brk
-// ---------------------------------------------------------------------------------------------------------------------
+// ---- brk ------------------------------------------------------------------------------------------------------------
 
 TEST(Brk, TheHeapGrowsAndShrinksAsOneMapping) {
   run_vm({}, [](Vm& vm) {
@@ -443,8 +440,7 @@ TEST(Brk, APageStaysFreeBelowTheNextMapping) {
   });
 }
 
-// ---- mremap
-// --------------------------------------------------------------------------------------------------------------------
+// ---- mremap ---------------------------------------------------------------------------------------------------------
 
 TEST(Mremap, AMappingThatCannotGrowMovesWithItsPages) {
   run_vm({.swap = Bytes(uint64_t{8} << 20)}, [](Vm& vm) {
@@ -492,8 +488,7 @@ TEST(Mremap, ArgumentsAreChecked) {
   });
 }
 
-// ---- mlock
-// ---------------------------------------------------------------------------------------------------------------------
+// ---- mlock ----------------------------------------------------------------------------------------------------------
 
 TEST(Mlock, LockedPagesArePresentUnevictableAndStay) {
   run_vm({.swap = Bytes(uint64_t{8} << 20)}, [](Vm& vm) {

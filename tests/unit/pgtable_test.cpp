@@ -143,8 +143,7 @@ TEST(PageTables, WithoutMemoryNothingIsLeftHalfMade) {
   });
 }
 
-// ---- Accessors
-// -----------------------------------------------------------------------------------------------------------------
+// ---- Accessors ------------------------------------------------------------------------------------------------------
 
 TEST(Pte, AccessorsChangeTheirBitsAndNoOthers) {
   Tables t;

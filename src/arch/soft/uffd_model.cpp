@@ -34,8 +34,7 @@ Result<void> UffdModel::attach(MemMap& mem, PageTables& tables, Bootmem& boot, P
   return {};
 }
 
-// ---- The table
-// -------------------------------------------------------------------------------------------------------------
+// ---- The table ------------------------------------------------------------------------------------------------------
 
 UffdModel::Slot* UffdModel::find(uint64_t key) const {
   for (uint64_t i = home(key);; i = (i + 1) & (capacity_ - 1)) {
@@ -68,8 +67,7 @@ Page* UffdModel::lookup(const Mm& mm, VirtAddr address) const {
   return slot != nullptr ? &mem_->page(Pfn(slot->pfn)) : nullptr;
 }
 
-// ---- Host pages
-// ------------------------------------------------------------------------------------------------------------
+// ---- Host pages -----------------------------------------------------------------------------------------------------
 
 bool UffdModel::has_host_page(const Page& page) const {
   return kind(page) == Kind::mapped || kind(page) == Kind::staged || resident(pfn(page));
@@ -168,8 +166,7 @@ Result<void> UffdModel::map_in(Mm& mm, VirtAddr address, Page& page) {
   return {};
 }
 
-// ---- Out
-// -------------------------------------------------------------------------------------------------------------------
+// ---- Out ------------------------------------------------------------------------------------------------------------
 
 /// The PTE says that hardware should not know the page: it is old, or holds the page's slot.
 bool UffdModel::still_maps(const FlushEntry& entry, Purpose purpose) const {
@@ -248,8 +245,7 @@ void UffdModel::unpin(const Mm& mm, VirtAddr address) {
   --slot->pins;
 }
 
-// ---- Frames changing hands
-// ---------------------------------------------------------------------------------------------------
+// ---- Frames changing hands ------------------------------------------------------------------------------------------
 
 void UffdModel::arch_alloc_page(Page& page, Order order, gfp_t gfp) {
   for (uint64_t i = 0; i < static_cast<uint64_t>(pages_of(order).v); ++i) {

@@ -158,8 +158,7 @@ Result<void> UffdMmu::update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* 
   return {};
 }
 
-// ---- Out
-// -------------------------------------------------------------------------------------------------------------
+// ---- Out ------------------------------------------------------------------------------------------------------------
 
 /// Window lock held: is the entry still what it was when it was put into the batch?
 bool UffdMmu::still_maps(const FlushEntry& entry, Purpose purpose) const {
@@ -339,8 +338,7 @@ void UffdMmu::drop(VirtAddr start, uint64_t length) {
   if (r != 0 && r != -ENOMEM) refused("MADV_DONTNEED", r, __FILE__, __LINE__);
 }
 
-// ---- Staging slots
-// ---------------------------------------------------------------------------------------------------
+// ---- Staging slots --------------------------------------------------------------------------------------------------
 
 bool UffdMmu::slot_taken(uint32_t slot) const { return (slot_map_[slot / 64] >> (slot % 64) & 1) != 0; }
 

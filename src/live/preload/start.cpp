@@ -214,7 +214,7 @@ void finish() {
 
 using namespace weir::live::preload;
 
-WEIR_EXPORT void _exit(int status) noexcept {
+WEIR_EXPORT void _exit(int status) {
   finish();
   for (;;) weir::sys::call(SYS_exit_group, status);
 }
