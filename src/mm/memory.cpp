@@ -385,7 +385,8 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   ptl.unlock();
 
   swap_.swap_free(entry);
-  if (swap_.vm_swap_full() || (vma.vm_flags & VM_LOCKED) != 0 || page->test(PageFlag::mlocked))
+  // On a device without room a page that changes could not be written to its slot again: without one it may go elsewhere.
+  if (swap_.vm_swap_full() || !swap_.has_room(entry) || (vma.vm_flags & VM_LOCKED) != 0 || page->test(PageFlag::mlocked))
     cache_.try_to_free_swap(*page);
   if (!copy_next) {
     ret |= make_known(ctx, pte, *page);

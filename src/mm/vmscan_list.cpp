@@ -303,6 +303,11 @@ bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& u
     case References::reclaim:
     case References::reclaim_clean: break;
   }
+  // It may have to be written, and its slot's device has filled up since: a slot elsewhere. Where only its bytes tell
+  // whether it is dirty, that is known too late: when it is unmapped.
+  if (PageSwapCache(page) && page_mapped(page) && (page.test(PageFlag::dirty) || !mmu_.caps().has_dirty) &&
+      !swap_.has_room(SwpEntry{page.private_}))
+    (void)cache_.try_to_free_swap(page);
   if (PageAnon(page) && PageSwapBacked(page) && !PageSwapCache(page)) {
     if (!sc.gfp_mask.has(__GFP_IO)) return decide(Candidate::Verdict::keep, PageKeep::no_io);
     if (!cache_.add_to_swap(page)) return decide(Candidate::Verdict::activate, PageKeep::no_slot);

@@ -310,6 +310,93 @@ TEST_F(OnePage, ADeviceWithoutRoomKeepsThePageAndTheNextGoesElsewhere) {
   });
 }
 
+TEST_F(OnePage, APageReadFromADeviceWithoutRoomGoesElsewhereNextTime) {
+  ReclaimWorld w(QUIET);
+  TestDevice& zram = w.add_area({.name = "zram0", .pages = 2000}, 10);
+  TestDevice& disk = w.add_area({.name = "disk0", .pages = 2000}, 1);
+  w.run([&] {
+    Task& t = w.task("a");
+    const VirtAddr at = w.map(t, 20);
+    w.fill(t, at, 20, 1);
+    w.make_old(t, at, 20);
+    EXPECT_EQ(w.reclaim(20).v, 20);
+    const size_t written = zram.written.size();
+    zram.room = false;
+    w.expect(t, at, 20, 1);
+    for (uint64_t i = 0; i < 20; ++i) w.put(t, w.at(at, i), 100 + i);
+    w.make_old(t, at, 20);
+    const auto gone = static_cast<size_t>(w.reclaim(20).v);
+    EXPECT_GE(gone, 16u) << "they are tied to the full device";
+    EXPECT_EQ(zram.written.size(), written);
+    EXPECT_EQ(disk.written.size(), gone);
+    EXPECT_EQ(w.broken(), "");
+    w.expect(t, at, 20, 100);
+  });
+}
+
+TEST_F(OnePage, ADirtyPageWhoseDeviceHasFilledUpTakesASlotElsewhere) {
+  ReclaimWorld w(QUIET);
+  TestDevice& zram = w.add_area({.name = "zram0", .pages = 2000}, 10);
+  TestDevice& disk = w.add_area({.name = "disk0", .pages = 2000}, 1);
+  w.run([&] {
+    Task& t = w.task("a");
+    const VirtAddr at = w.map(t, 20);
+    w.fill(t, at, 20, 1);
+    w.make_old(t, at, 20);
+    EXPECT_EQ(w.reclaim(20).v, 20);
+    w.expect(t, at, 20, 1);  // back, with copies in their slots
+    const size_t written = zram.written.size();
+    for (uint64_t i = 0; i < 20; ++i) w.page_at(t, w.at(at, i))->set(PageFlag::dirty);
+    zram.room = false;
+    w.make_old(t, at, 20);
+    const auto gone = static_cast<size_t>(w.reclaim(20).v);
+    EXPECT_GE(gone, 16u);
+    EXPECT_EQ(zram.written.size(), written);
+    EXPECT_EQ(disk.written.size(), gone);
+    EXPECT_EQ(w.broken(), "");
+    w.expect(t, at, 20, 1);
+  });
+}
+
+TEST_F(OnePage, APageThatItsFullDeviceRefusedLeavesItsSlotWhenItIsTouched) {
+  ReclaimWorld w(QUIET);
+  TestDevice& zram = w.add_area({.name = "zram0", .pages = 2000}, 10);
+  TestDevice& disk = w.add_area({.name = "disk0", .pages = 2000}, 1);
+  w.run([&] {
+    Task& t = w.task("a");
+    const VirtAddr at = w.map(t, 1);
+    w.put(t, at, 42);
+    w.make_old(t, at, 1);
+    // Room when a slot is asked for, none when it is written to.
+    class FillsUp final : public BlockDevice {
+     public:
+      explicit FillsUp(TestDevice& d) : d_(d) {}
+      [[nodiscard]] const char* name() const override { return d_.name(); }
+      [[nodiscard]] PageCount capacity() const override { return d_.capacity(); }
+      [[nodiscard]] bool synchronous() const override { return true; }
+      [[nodiscard]] bool has_room() const override { return d_.room; }
+      void submit_bio(Bio&) override {}
+      Result<void> rw_page(BioOp op, uint64_t index, Content content) override {
+        if (op == BioOp::write) d_.room = false;
+        return d_.rw_page(op, index, content);
+      }
+
+     private:
+      TestDevice& d_;
+    } filling(zram);
+    w.m().swap_files.swap_info(0)->bdev = &filling;
+    EXPECT_EQ(w.reclaim(1).v, 0);
+    EXPECT_TRUE(is_swap_pte(w.pte(t, at)));
+    EXPECT_EQ(w.get(t, at), 42u);
+    w.make_old(t, at, 1);
+    EXPECT_EQ(w.reclaim(1).v, 1);
+    EXPECT_EQ(disk.written.size(), 1u);
+    w.m().swap_files.swap_info(0)->bdev = &zram;
+    EXPECT_EQ(w.broken(), "");
+    EXPECT_EQ(w.get(t, at), 42u);
+  });
+}
+
 TEST_F(OnePage, AWriteThatFindsNoRoomLeavesThePageDirtyAndWhole) {
   ReclaimWorld w(QUIET);
   TestDevice& zram = w.add_area({.pages = 64});
