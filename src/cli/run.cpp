@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include <csignal>
@@ -21,6 +22,7 @@
 #include <new>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/parse.hpp"
@@ -318,6 +320,10 @@ void write_stats(const RunOptions& o, SharedRun& run, int status) {
   }
   j["nr_processes"] = run.processes.load();
   j["over_budget_pages"] = run.frames_over.load();
+  // Of the budget's frames, those that nobody has: 0, or the shares' sum is wrong.
+  int64_t lost = static_cast<int64_t>(run.ram_bytes >> PAGE_SHIFT) - run.frames_left.load();
+  for (const ProcessSlot& slot : run.slots) lost -= slot.frames.load();
+  j["lost_budget_pages"] = lost;
   j["vmstat"] = std::move(vmstat);
   j["zram"] = std::move(zram);
   j["unmanaged_anon_share"] = anon != 0 ? static_cast<double>(unmanaged) / static_cast<double>(anon) : 0.0;
@@ -328,6 +334,31 @@ void write_stats(const RunOptions& o, SharedRun& run, int status) {
 }
 
 uint64_t event_of(const live::ProcessStats& s, VmEvent e) { return s.events[static_cast<unsigned>(e)].load(); }
+
+/// A line for each process of a tree that swapped, those that did so most first; the rest in one.
+void report_processes(SharedRun& run, uint64_t processes) {
+  constexpr size_t MOST_LINES = 6;
+  std::vector<const ProcessSlot*> swapped;
+  each_process(run, [&](const ProcessSlot& slot) {
+    if (event_of(slot.stats, VmEvent::pswpout) != 0) swapped.push_back(&slot);
+  });
+  std::sort(swapped.begin(), swapped.end(), [](const ProcessSlot* a, const ProcessSlot* b) {
+    return event_of(a->stats, VmEvent::pswpout) > event_of(b->stats, VmEvent::pswpout);
+  });
+  const size_t lines = std::min(swapped.size(), MOST_LINES);
+  for (size_t i = 0; i < lines; ++i) {
+    const ProcessSlot& s = *swapped[i];
+    fmt::print(stderr, "weir: {} ({}) · pages out {}, in {}{}\n",
+               std::string_view(s.comm, strnlen(s.comm, sizeof s.comm)), s.pid.load(),
+               event_of(s.stats, VmEvent::pswpout), event_of(s.stats, VmEvent::pswpin),
+               s.state.load() == static_cast<uint32_t>(ProcessState::oom_killed) ? " · killed" : "");
+  }
+  if (processes > lines)
+    fmt::print(stderr, "weir: and {} more process{}{}\n", processes - lines, processes - lines == 1 ? "" : "es",
+               swapped.size() > lines || run.nr_retired.load() != 0 ? ""
+               : processes - lines == 1                             ? " that did not swap"
+                                                                    : ", none of which swapped");
+}
 
 void report(const RunOptions& o, SharedRun& run, int status) {
   uint64_t in = 0, out = 0, major = 0, faults = 0, orig = 0, used = 0, unmanaged = 0;
@@ -356,10 +387,14 @@ void report(const RunOptions& o, SharedRun& run, int status) {
   fmt::print(stderr, "weir: faults {} minor, {} major · pages out {} ({}), in {} ({})\n",
              faults - std::min(major, faults), major, out, human(out * PAGE_SIZE), in, human(in * PAGE_SIZE));
   if (used != 0) fmt::print(stderr, "weir: zram took at most {} · held {} at the end\n", human(used), human(orig));
+  if (processes > 1) report_processes(run, processes);
   fmt::print(stderr, "weir: {} process{} · private memory outside management at most {}{}\n", processes,
              processes == 1 ? "" : "es", human(unmanaged << 10), processes == 1 ? "" : " in one");
   if (const int64_t over = run.frames_over.load(); over > 0)
-    fmt::print(stderr, "weir: forks and starts went over the budget, by {} at most, until shares had shrunk\n",
+    // Both count a page that they share; the host holds it once, until one of them writes to it.
+    fmt::print(stderr,
+               "weir: shares were {} over the budget at most, for moments: forks (a page that parent and child share "
+               "counts in both) and starts\n",
                human(static_cast<uint64_t>(over) * PAGE_SIZE));
 }
 

@@ -22,20 +22,24 @@ namespace weir {
 namespace {
 
 constexpr size_t WINDOW = size_t{1} << UffdMmu::WINDOW_SHIFT;
-/// Of what the machine has to give, for compressed pages at most: so that the working set keeps frames while there is
-/// another place for pages, and reclaim keeps some where there is not.
+/// Of what the machine has to give, for compressed pages: so that the working set keeps frames while there is another
+/// place for pages, and reclaim keeps some where there is not.
 constexpr int64_t ZRAM_PERCENT = 60, ZRAM_PERCENT_ALONE = 85;
+/// Where there is another place, beyond that only for pages that have a slot here and are on their way out.
+constexpr int64_t ZRAM_PERCENT_OVER = 70;
+/// And so much for everything else: a small share is better used for the pages that are worked on.
+constexpr PageCount ROOM_TO_WORK = pages_in(4_MiB);
 struct PoolLimits {
   PageCount all{},
       steer{};  ///< of one pool: what it may hold; from where on pages go elsewhere (0: nowhere else to go)
 };
-PoolLimits pool_limits(const LiveOptions& options, PageCount managed) {
-  int64_t zrams = 0;
-  for (const SwapSpec& spec : options.swap) zrams += spec.kind == SwapSpec::Kind::zram ? 1 : 0;
+PoolLimits pool_limits(unsigned zrams, unsigned areas, PageCount managed) {
   if (zrams == 0) return {};
-  const PageCount all(managed.v * ZRAM_PERCENT_ALONE / 100 / zrams);
-  return {all, static_cast<size_t>(zrams) == options.swap.size() ? PageCount(0)
-                                                                 : PageCount(managed.v * ZRAM_PERCENT / 100 / zrams)};
+  const auto percent = [&](int64_t n) { return PageCount(managed.v * n / 100 / zrams); };
+  if (zrams == areas) return {percent(ZRAM_PERCENT_ALONE), PageCount(0)};
+  const int64_t most = std::max((managed - ROOM_TO_WORK).v, managed.v / 8) / zrams;
+  return {std::min(percent(ZRAM_PERCENT_OVER), PageCount(most + most / 8)),
+          std::min(percent(ZRAM_PERCENT), PageCount(most))};
 }
 /// Of the budget, for what is not in the arena: engine stacks, this object, descriptors of the host's.
 constexpr size_t ENGINE_OVERHEAD = 768 << 10;
@@ -73,20 +77,33 @@ long host_mprotect(uint64_t start, uint64_t length, int prot) { return raw_sysca
 
 }  // namespace
 
-/// OOM, or somebody's SIGKILL. The report is printed already.
+/// OOM, or somebody's SIGKILL. The report is printed already. One thread ends the process; others that find the task
+/// killed wait for that here, or the last counters and the recording would be cut off.
 void LiveMachine::die() {
-  if (!parts_->dying.exchange(true, std::memory_order_acq_rel) && options_.before_kill != nullptr)
-    options_.before_kill();
-  for (;;) {
+  uint32_t nobody = 0;
+  const auto me = static_cast<uint32_t>(raw_syscall(SYS_gettid));
+  if (parts_->dying.compare_exchange_strong(nobody, me, std::memory_order_acq_rel)) {
+    if (options_.before_kill != nullptr) options_.before_kill();
     raw_syscall(SYS_kill, raw_syscall(SYS_getpid), SIGKILL);
-    raw_syscall(SYS_pause);
   }
+  for (;;) raw_syscall(SYS_pause);
 }
 
 // ---- Starting
 // --------------------------------------------------------------------------------------------------------
 
 void LiveMachine::Parts::deliver_sigkill(Task&) {}  // who runs in the engine finds Task::sigkill on the way out
+PageCount LiveMachine::Parts::try_to_free_pages(Order order, gfp_t gfp) {
+  return machine->pressure().try_to_free_pages(order, gfp);
+}
+void LiveMachine::Parts::wakeup_kswapd(ZoneType classzone, Order order) {
+  machine->pressure().wakeup_kswapd(classzone, order);
+}
+bool LiveMachine::Parts::out_of_memory(const OomControl& control) {
+  if (live.options_.more_ram != nullptr && !fatal_signal_pending() && live.options_.more_ram()) return true;
+  return machine->pressure().out_of_memory(control);
+}
+PageCount LiveMachine::Parts::zone_reclaimable_pages() const { return machine->pressure().zone_reclaimable_pages(); }
 void LiveMachine::Parts::panic(const char* why) { bug(why, __FILE__, __LINE__); }
 
 namespace {
@@ -251,6 +268,7 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
       },
       &call);
   p.world->mute(false);
+  options_.swap = {};  // the caller's
   if (!call.ok) return false;
   if (!start_fault_threads()) {
     explain(error, "the engine's threads cannot be started", "raise the limit on threads (ulimit -u)");
@@ -281,6 +299,7 @@ bool LiveMachine::boot(LiveError& error) {
   p.boot_managed = p.machine->pages.managed_pages();
   p.mmu->booted(p.machine->pages);
   p.machine->set_executioner(&p);
+  p.machine->pages.set_pressure(&p);
 
   char comm[16] = "program";
   raw_syscall(SYS_prctl, 16 /* PR_GET_NAME */, comm);
@@ -302,6 +321,7 @@ bool LiveMachine::boot(LiveError& error) {
 bool LiveMachine::start_swap(LiveError& error) {
   Parts& p = *parts_;
   std::byte* metadata = p.mmu->reserve().data();
+  for (const SwapSpec& spec : options_.swap) p.nr_zrams += spec.kind == SwapSpec::Kind::zram ? 1 : 0;
   for (size_t i = 0; i < options_.swap.size(); ++i) {
     const SwapSpec& spec = options_.swap[i];
     Parts::Area& area = p.areas[p.nr_areas];
@@ -309,7 +329,7 @@ bool LiveMachine::start_swap(LiveError& error) {
     if (spec.kind == SwapSpec::Kind::zram) {
       std::snprintf(area.name, sizeof area.name, "zram%u", p.nr_areas);
       p.zram_options[i].name = area.name;
-      const PoolLimits limits = pool_limits(options_, p.boot_managed);
+      const PoolLimits limits = pool_limits(p.nr_zrams, static_cast<unsigned>(options_.swap.size()), p.boot_managed);
       p.zram_options[i].mem_limit = limits.all;
       p.zram_options[i].full_at = limits.steer;
       const size_t bytes = Zram::metadata_needed(p.zram_options[i]);
@@ -717,7 +737,10 @@ Result<void> LiveMachine::give_up(void* address, size_t length) {
 // ----------------------------------------------------------------------------------------------------
 
 void LiveMachine::stats(LiveStats& out) {
-  if (parts_->dying.load(std::memory_order_acquire)) return count(out);  // on an engine stack already
+  // before_kill() of the thread that ends the process: on an engine stack already.
+  if (const uint32_t dying = parts_->dying.load(std::memory_order_acquire);
+      dying != 0 && dying == static_cast<uint32_t>(raw_syscall(SYS_gettid)))
+    return count(out);
   (void)in_engine(*parts_, [&]() -> Result<void> {
     count(out);
     return {};
@@ -770,17 +793,18 @@ Result<void> LiveMachine::write_recording(int fd) {
 }
 
 Bytes LiveMachine::set_ram(Bytes ram) {
+  return *in_engine(*parts_, [&]() -> Result<Bytes> { return set_ram_inside(ram); });
+}
+
+Bytes LiveMachine::set_ram_inside(Bytes ram) {
   Parts& p = *parts_;
-  const PageCount reached = *in_engine(p, [&]() -> Result<PageCount> {
-    // What boot keeps is part of the budget.
-    const PageCount boot = p.frames - p.boot_managed;
-    // The pools' part goes with it: what they hold cannot be squeezed out later.
-    const PoolLimits limits = pool_limits(options_, pages_in(ram) - boot);
-    for (unsigned i = 0; i < p.nr_areas; ++i)
-      if (p.areas[i].zram != nullptr) p.areas[i].zram->set_mem_limit(limits.all, limits.steer);
-    return p.machine->set_ram(pages_in(ram) - boot) + boot;
-  });
-  return bytes_of(reached);
+  // What boot keeps is part of the budget.
+  const PageCount boot = p.frames - p.boot_managed;
+  // The pools' part goes with it: what they hold cannot be squeezed out later.
+  const PoolLimits limits = pool_limits(p.nr_zrams, p.nr_areas, pages_in(ram) - boot);
+  for (unsigned i = 0; i < p.nr_areas; ++i)
+    if (p.areas[i].zram != nullptr) p.areas[i].zram->set_mem_limit(limits.all, limits.steer);
+  return bytes_of(p.machine->set_ram(pages_in(ram) - boot) + boot);
 }
 
 namespace {

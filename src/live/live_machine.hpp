@@ -48,14 +48,18 @@ enum class Delivery : uint8_t {
 };
 
 struct LiveOptions {
-  Bytes ram{};                     ///< at least 4 MiB; everything the engine needs is in it
-  std::span<const SwapSpec> swap;  ///< first = used first; may be empty: then what does not fit is killed
+  Bytes ram{};  ///< at least 4 MiB; everything the engine needs is in it
+  std::span<const SwapSpec>
+      swap;  ///< first = used first; looked at during create() alone; may be empty: then what does not fit is killed
   Delivery delivery = Delivery::signal;
   Bytes address_space{uint64_t{1} << 38};  ///< for managed memory; costs nothing until mapped
   size_t recorder_ring = 0;                ///< bytes for the last events; 0: no recording
   unsigned fault_threads = 2;              ///< thread delivery: 1…8
   int userfaultfd_device = -1;  ///< an open /dev/userfaultfd that somebody with the right handed over; not closed
   bool quiet_boot = false;      ///< no line on stderr for each swap area
+  /// RAM and swap are full, and somebody will be killed for it: can the budget grow? On an engine stack, may sleep; may
+  /// call set_ram_inside(), nothing else of the machine. True: it has grown, try again.
+  bool (*more_ram)() = nullptr;
   /// RAM and swap are full, the report is out and SIGKILL is next: the last moment to keep counters or the recording.
   /// Once, on an engine stack, maybe with locks of the machine held: may call stats() and write_recording(), nothing
   /// else of the machine.
@@ -157,6 +161,8 @@ class LiveMachine {
   unsigned verify();
   /// Lower or raise the budget, not above what create() was given. Returns what is reached, in bytes.
   Bytes set_ram(Bytes ram);
+  /// The same from LiveOptions::more_ram.
+  Bytes set_ram_inside(Bytes ram);
 
   /// The engine's descriptors, for whoever manages the process's table. -1: not open.
   struct Files {

@@ -15,10 +15,15 @@
 namespace weir {
 
 /// Lies in memory of its own, mapped by create(). Set up in this order, taken down in the other.
-struct LiveMachine::Parts final : Executioner {
+struct LiveMachine::Parts final : Executioner, Pressure {
   explicit Parts(LiveMachine& l) : live(l) {}
   void deliver_sigkill(Task& task) override;
   void panic(const char* why) override;
+  // The machine's, but that the budget may grow before anybody is killed.
+  PageCount try_to_free_pages(Order order, gfp_t gfp) override;
+  void wakeup_kswapd(ZoneType classzone, Order order) override;
+  bool out_of_memory(const OomControl& control) override;
+  [[nodiscard]] PageCount zone_reclaimable_pages() const override;
   /// The task has got a fatal signal, and its thread is outside.
   [[noreturn]] void enter_and_die() {
     for (;;) world->enter([](void* l) { static_cast<LiveMachine*>(l)->die(); }, &live);
@@ -38,7 +43,7 @@ struct LiveMachine::Parts final : Executioner {
   Machine* machine = nullptr;
   Task* task = nullptr;  ///< the program: all its threads are one task
   Thread* fault_threads[8] = {};
-  std::atomic<bool> dying{false};
+  std::atomic<uint32_t> dying{0};  ///< id of the thread that ends the process
   /// Mappings change in the machine and in the host under this one.
   Mutex layout{LockRank::layout};
 
@@ -54,7 +59,7 @@ struct LiveMachine::Parts final : Executioner {
     char folder[256] = {};  ///< where a forked child's copy is made
     char name[256] = {};
   } areas[LiveStats::MAX_AREAS];
-  unsigned nr_areas = 0;
+  unsigned nr_areas = 0, nr_zrams = 0;
 
   alignas(HostWorld) std::byte world_place[sizeof(HostWorld)];
   alignas(UffdMmu) std::byte mmu_place[sizeof(UffdMmu)];

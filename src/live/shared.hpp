@@ -17,7 +17,7 @@
 namespace weir::live {
 
 inline constexpr uint64_t RUN_MAGIC = 0x6e75722d72696577;  // "weir-run"
-inline constexpr uint32_t RUN_VERSION = 1;
+inline constexpr uint32_t RUN_VERSION = 2;
 inline constexpr unsigned MAX_PROCESSES = 256;
 inline constexpr unsigned MAX_SWAP_SPECS = 4;
 inline constexpr unsigned NR_EVENTS = static_cast<unsigned>(VmEvent::count);
@@ -42,14 +42,16 @@ enum class ProcessState : uint32_t { none, starting, managed, unmanaged, oom_kil
 
 /// A process of the run, living or not: who is short of slots or frames takes those of a process that is gone.
 ///
-///   frames of all slots + SharedRun::frames_left = the budget
+///   frames of all slots + SharedRun::frames_left = the budget (while no move of frames is under way)
 struct ProcessSlot {
   std::atomic<int32_t> pid;     ///< 0: free
   std::atomic<uint32_t> state;  ///< ProcessState
   char comm[16];
-  std::atomic<int64_t> frames;  ///< of the run's budget, held by this process
-  std::atomic<uint32_t> wants;  ///< 1: it could use more frames than it holds
-  std::atomic<uint32_t> ended;  ///< 1: the process, or its program (exec), is over; its counters are final
+  std::atomic<int64_t> frames;     ///< of the run's budget, held by this process
+  std::atomic<uint32_t> wants;     ///< Need: it could use more frames than it holds
+  std::atomic<int64_t> can_give;   ///< frames that it could do without
+  std::atomic<uint32_t> answered;  ///< the last SharedRun::bell at which it had nothing to give
+  std::atomic<uint32_t> ended;     ///< 1: the process, or its program (exec), is over; its counters are final
   ProcessStats stats;
 };
 
@@ -69,10 +71,11 @@ struct SharedRun {
   // ---- the run
   std::atomic<int64_t>
       frames_left;  ///< of the budget, held by nobody; below zero after a fork, until shares have shrunk
-  std::atomic<int64_t> frames_over;  ///< the most that frames_left was below zero
-  std::atomic<uint32_t> bell;        ///< futex: counts up when a process wants frames; all helper threads sleep on it
-  std::atomic<uint32_t> processes;   ///< that ever had a machine
-  std::atomic<uint32_t> failed;      ///< a process could not be managed; why: message
+  std::atomic<int64_t> frames_over;                ///< the most that frames_left was below zero
+  std::atomic<uint64_t> moves_begun, moves_ended;  ///< of frames between slots and frames_left
+  std::atomic<uint32_t> bell;       ///< futex: counts up when a process wants frames; all helper threads sleep on it
+  std::atomic<uint32_t> processes;  ///< that ever had a machine
+  std::atomic<uint32_t> failed;     ///< a process could not be managed; why: message
   char message[1024];
   ProcessStats retired;  ///< counters of processes whose slots have been used again: events only
   std::atomic<uint32_t> nr_retired;

@@ -81,6 +81,25 @@ TEST(RunErrors, WhenRamAndSwapAreFullItIsKilledWithAReport) {
   EXPECT_GE(o.event("oom_kill"), 1);
 }
 
+TEST(RunErrors, AKilledProcessLeavesItsLastCountersAndAWholeRecording) {
+  WEIR_NEEDS_LIVE();
+  Folder folder;
+  const std::string record = folder / "r.weir";
+  // All threads find out at about the same time, the helper too.
+  for (int round = 0; round < 20; ++round) {
+    const WeirOutcome o = weir_run("8M", {program("first_touch"), "64", "8"}, {},
+                                   {"--quiet", "--swap", "file:/tmp:4M", "--record", record, "--record-events", "16K"});
+    ASSERT_EQ(o.status, 137) << "round " << round << ": " << o.err;
+    ASSERT_TRUE(o.stats.is_object());
+    EXPECT_TRUE(o.stats["processes"][0].value("oom_killed", false)) << "round " << round;
+    EXPECT_GE(o.event("oom_kill"), 1) << "round " << round;
+    const Outcome flow = run({weir_command(), "flow", "--from", record, "--function", "oom_kill_process"});
+    EXPECT_EQ(flow.status, 0) << "round " << round << ": " << flow.err;
+    EXPECT_NE(flow.out.find("oom_kill_process"), std::string::npos) << "round " << round;
+    std::filesystem::remove(record);
+  }
+}
+
 TEST(RunErrors, WithoutSwapItIsKilledAtItsBudget) {
   WEIR_NEEDS_LIVE();
   const WeirOutcome o = weir_run("12M", {program("first_touch"), "64", "1"}, {}, {"--swap", "none"});

@@ -17,6 +17,7 @@ TEST(RunFork, ChildrenAndGrandchildrenSeeMemoryAsOfTheFork) {
   EXPECT_GE(managed.event("pswpout"), frames(24));
   ASSERT_TRUE(managed.stats.is_object());
   EXPECT_EQ(managed.stats["nr_processes"], 4);
+  EXPECT_EQ(managed.stats["lost_budget_pages"], 0);
 }
 
 TEST(RunFork, PythonForksWithItsHeapSwappedOut) {
@@ -51,6 +52,10 @@ TEST(RunFork, AShellPipelineOfManagedProcesses) {
   const WeirOutcome managed = weir_run("24M", shell);
   EXPECT_EQ(managed.out, native.out) << managed.err;
   EXPECT_EQ(managed.status, native.status);
+  ASSERT_TRUE(managed.stats.is_object());
+  EXPECT_EQ(managed.stats["lost_budget_pages"], 0);
+  // Each fork copies a shell that uses little: nothing like a second budget.
+  EXPECT_LE(managed.stats["over_budget_pages"], frames(12)) << managed.err;
 }
 
 TEST(RunFork, ProcessesShareTheBudget) {

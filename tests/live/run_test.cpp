@@ -115,6 +115,18 @@ TEST(Run, StandardStreamsPassThrough) {
   EXPECT_NE(managed.err.find("weir: sh exited 0"), std::string::npos) << managed.err;
 }
 
+TEST(Run, TheReportOfAPipelineIsShort) {
+  WEIR_NEEDS_LIVE();
+  const std::string touch = program("first_touch");
+  const WeirOutcome managed =
+      weir_run("16M", {"sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do echo $i | cat; done; " + touch + " 24 1"}, {},
+               {"--swap", "file:/tmp:128M"});
+  ASSERT_EQ(managed.status, 0) << managed.err;
+  EXPECT_NE(managed.err.find("weir: first_touch ("), std::string::npos) << managed.err;
+  EXPECT_NE(managed.err.find(" more process"), std::string::npos) << managed.err;
+  EXPECT_LE(std::count(managed.err.begin(), managed.err.end(), '\n'), 12) << managed.err;
+}
+
 TEST(Run, QuietSaysNothing) {
   WEIR_NEEDS_LIVE();
   const WeirOutcome managed = weir_run("16M", {"/bin/true"}, {}, {"--quiet", "--swap", "zram"});

@@ -73,14 +73,23 @@ pid_t libc_Fork() {
 
 /// Forks the machine; the child has a slot and its helper thread when this returns.
 pid_t fork_managed() {
-  publish();
+  publish(Counters::now);
   lock_memory();
+  if (!budget_fork()) {
+    unlock_memory();
+    say("too many processes at a time: a run holds at most 256");
+    errno = EAGAIN;
+    return -1;
+  }
   const pid_t pid = LiveMachine::fork(libc_Fork);
+  const int e = errno;
+  if (pid != 0) budget_fork_done(pid);
   unlock_memory();
   if (pid == 0) {
     budget_forked();
     start_helper();
   }
+  errno = e;
   return pid;
 }
 

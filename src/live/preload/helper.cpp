@@ -23,8 +23,8 @@ namespace {
 constexpr size_t STACK = 128 << 10, TLS_BELOW = 56 << 10, TLS_ABOVE = 8 << 10;
 char* area = nullptr;  // stack, then TLS; a forked child's helper uses it again
 
-LiveStats publish_stats;
-std::atomic<uint32_t> publish_lock{0};
+std::atomic<uint32_t> publish_lock{0};  // around the stores alone: its holder never waits, in the engine least of all
+bool published_last = false;            // publish_lock
 
 /// RssAnon of /proc/self/status, in KiB; 0 when it cannot be read.
 uint64_t rss_anon_kb() {
@@ -74,25 +74,42 @@ void helper_main(void*) {
     const uint32_t bell = run->bell.load();
     timespec pause{static_cast<time_t>(pause_ms / 1000), static_cast<long>(pause_ms % 1000 * 1000000)};
     sys::call(SYS_futex, sys::arg(&run->bell), FUTEX_WAIT, bell, sys::arg(&pause));
-    publish();
-    budget_tick();
-    if (pause_ms < 100) pause_ms += pause_ms / 2;
+    const uint32_t rung = run->bell.load();
+    publish(Counters::now);
+    if (budget_tick(rung))
+      pause_ms = 5;
+    else if (pause_ms < 100)
+      pause_ms += pause_ms / 2;
   }
 }
 
 }  // namespace
 
-void publish() {
-  if (publish_lock.exchange(1) != 0) return;  // somebody is at it
-  LiveStats& s = publish_stats;
-  machine->stats(s);
+void publish(Counters when) {
+  LiveStats s;
+  machine->stats(s);  // may not return: a thread that finds its process killed ends in there
+  const auto free = static_cast<uint64_t>(s.node[static_cast<unsigned>(NodeStat::nr_free_pages)]);
+  const uint64_t in_use = s.managed_pages > free ? s.managed_pages - free : 0;
+  const uint64_t anon = rss_anon_kb();
+  const uint64_t managed = s.host_resident_pages * (PAGE_SIZE >> 10);
+  const uint64_t unmanaged = anon > managed ? anon - managed : 0;
   ProcessStats& out = slot->stats;
   auto put = [](auto& to, uint64_t v) {
     to.store(static_cast<std::remove_cvref_t<decltype(to.load())>>(v), std::memory_order_relaxed);
   };
+  auto raise = [](std::atomic<uint64_t>& to, uint64_t v) {
+    if (v > to.load(std::memory_order_relaxed)) to.store(v, std::memory_order_relaxed);
+  };
+
+  while (publish_lock.exchange(1, std::memory_order_acquire) != 0) sys::call(SYS_sched_yield);
+  if (published_last && when == Counters::now) {
+    // A snapshot from before the end.
+    publish_lock.store(0, std::memory_order_release);
+    return;
+  }
+  published_last = when == Counters::last;
   for (unsigned i = 0; i < NR_GAUGES; ++i) put(out.gauges[i], static_cast<uint64_t>(s.node[i]));
   for (unsigned i = 0; i < NR_EVENTS; ++i) put(out.events[i], s.event[i]);
-  const auto free = static_cast<uint64_t>(s.node[static_cast<unsigned>(NodeStat::nr_free_pages)]);
   put(out.nr_free_pages, free);
   put(out.managed_pages, s.managed_pages);
   put(out.swap_total_pages, static_cast<uint64_t>(s.swap_total));
@@ -119,19 +136,16 @@ void publish() {
   put(out.huge_pages, huge);
   put(out.file_swap_bytes, file_bytes);
   put(out.managed_bytes, s.mapped_pages * PAGE_SIZE);
-  const uint64_t in_use = s.managed_pages > free ? s.managed_pages - free : 0;
-  if (in_use > out.resident_peak.load(std::memory_order_relaxed)) put(out.resident_peak, in_use);
-  const uint64_t anon = rss_anon_kb();
-  const uint64_t managed = s.host_resident_pages * (PAGE_SIZE >> 10);
-  const uint64_t unmanaged = anon > managed ? anon - managed : 0;
+  raise(out.resident_peak, in_use);
   put(out.rss_anon_kb, anon);
   put(out.unmanaged_kb, unmanaged);
-  if (unmanaged > out.unmanaged_peak_kb.load(std::memory_order_relaxed)) put(out.unmanaged_peak_kb, unmanaged);
-  publish_lock.store(0);
+  raise(out.unmanaged_peak_kb, unmanaged);
+  publish_lock.store(0, std::memory_order_release);
 }
 
 void start_helper() {
   publish_lock.store(0);
+  published_last = false;
   if (area == nullptr) {
     const long p = sys::call(SYS_mmap, 0, STACK + TLS_BELOW + TLS_ABOVE, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);

@@ -45,9 +45,12 @@ void say(const char* text);
 [[gnu::format(printf, 1, 2)]] void sayf(const char* format, ...);
 
 // ---- start.cpp
-/// A slot of `run` for this process; null when all are taken by living processes.
-ProcessSlot* claim_slot();
-/// Last counters and the recording: before the process ends. Once; any thread.
+/// A slot of `run` for a process; null when all are taken by living processes.
+ProcessSlot* take_slot(int32_t pid);
+/// The slot bears this process's name.
+void name_slot(ProcessSlot& s);
+/// Last counters and the recording: before the process ends. Any thread; when several come, all return after the last
+/// counters and the recording are written, once.
 void finish();
 
 // ---- memory.cpp
@@ -58,17 +61,27 @@ void unlock_memory();
 // ---- helper.cpp
 /// Starts the helper thread: counters every tenth of a second, the share of RAM when it must change.
 void start_helper();
-/// Counters to the slot, now.
-void publish();
+enum class Counters : uint8_t { now, last };
+/// Counters to the slot. After the last ones older snapshots are dropped. In a process that is being killed only the
+/// thread that ends it comes back from here.
+void publish(Counters when);
 
 // ---- budget.cpp
-/// This process's share of RAM to begin with.
+/// This process's share of RAM to begin with. Waits for others to give, a second at most.
 void budget_start();
-/// After a fork, in the child, that came with a copy of its parent's share.
+/// Before a fork, lock_memory() held: a slot and a share for the child. False: no slot.
+bool budget_fork();
+/// After it, in the parent: the child's process id, or -1.
+void budget_fork_done(int32_t child);
+/// After it, in the child: slot and share are its own.
 void budget_forked();
-/// From time to time, by the helper thread.
-void budget_tick();
+/// RAM and swap are full, on an engine stack: true if others gave.
+bool budget_before_oom();
+/// From time to time, by the helper thread; `bell`: SharedRun::bell when it woke up. True: it should look again soon.
+bool budget_tick(uint32_t bell);
 /// The process ends: what it held is for others.
 void budget_end();
+/// A process that is over: what its slot holds is for others.
+void budget_reclaim(ProcessSlot& s);
 
 }  // namespace weir::live::preload

@@ -19,7 +19,8 @@ ProcessSlot* slot = nullptr;
 
 namespace {
 
-std::atomic<uint32_t> finished{0};
+// Whose recording is being written, and is written: `slot`'s when it is this process's, which a forked child's is not.
+std::atomic<ProcessSlot*> recording{nullptr}, recorded{nullptr};
 
 /// This process cannot be managed: the launcher and the user hear why, and it ends unless that was asked for.
 void refuse(const char* why) {
@@ -86,7 +87,9 @@ void retire(ProcessSlot& s) {
   memset(static_cast<void*>(&s.stats), 0, sizeof s.stats);
   s.ended.store(0);
   s.wants.store(0);
-  run->frames_left.fetch_add(s.frames.exchange(0));
+  s.can_give.store(0);
+  s.answered.store(run->bell.load());
+  budget_reclaim(s);
 }
 
 bool is_gone(int32_t pid) { return sys::call(SYS_kill, pid, 0) == -ESRCH; }
@@ -112,6 +115,7 @@ LiveMachine* create_machine(LiveError& error) {
   options.delivery = Delivery::thread;
   options.quiet_boot = true;
   options.before_kill = before_kill;
+  options.more_ram = budget_before_oom;
   if (run->record_events != 0) options.recorder_ring = Recorder::bytes_for(run->record_events);
   return LiveMachine::create(options, error);
 }
@@ -135,15 +139,20 @@ __attribute__((constructor(101))) void start(int, char**, char** env) {
   if (place == nullptr || *place == 0) return;
   if (environ == nullptr) environ = env;
   if (!open_run(place)) _exit(2);
-  slot = claim_slot();
+  const auto pid = static_cast<int32_t>(sys::call(SYS_getpid));
+  // The program before an exec of this process is over.
+  for (ProcessSlot& s : run->slots)
+    if (s.pid.load() == pid && s.ended.exchange(1) == 0) budget_reclaim(s);
+  slot = take_slot(pid);
   if (slot == nullptr) return refuse("too many processes at a time: a run holds at most 256");
   LiveError error;
   LiveMachine* made = create_machine(error);
   if (made == nullptr) return refuse(error.text);
   machine = made;
+  name_slot(*slot);
   run->processes.fetch_add(1);
-  slot->state.store(static_cast<uint32_t>(ProcessState::managed));
   budget_start();
+  slot->state.store(static_cast<uint32_t>(ProcessState::managed));
   start_helper();
 }
 
@@ -169,11 +178,7 @@ void sayf(const char* format, ...) {
   say(text);
 }
 
-ProcessSlot* claim_slot() {
-  const auto pid = static_cast<int32_t>(sys::call(SYS_getpid));
-  // The program before an exec of this process is over.
-  for (ProcessSlot& s : run->slots)
-    if (s.pid.load() == pid && s.ended.exchange(1) == 0) run->frames_left.fetch_add(s.frames.exchange(0));
+ProcessSlot* take_slot(int32_t pid) {
   ProcessSlot* mine = nullptr;
   for (ProcessSlot& s : run->slots) {
     int32_t none = 0;
@@ -191,23 +196,29 @@ ProcessSlot* claim_slot() {
     retire(s);
     mine = &s;
   }
-  if (mine == nullptr) return nullptr;
-  mine->state.store(static_cast<uint32_t>(ProcessState::starting));
-  const long fd = sys::call(SYS_openat, AT_FDCWD, sys::arg("/proc/self/comm"), O_RDONLY | O_CLOEXEC);
-  if (fd >= 0) {
-    const long n = sys::call(SYS_read, fd, sys::arg(mine->comm), sizeof mine->comm - 1);
-    if (n > 0) mine->comm[n - 1] = 0;
-    sys::call(SYS_close, fd);
-  }
+  if (mine != nullptr) mine->state.store(static_cast<uint32_t>(ProcessState::starting));
   return mine;
 }
 
+void name_slot(ProcessSlot& s) {
+  const long fd = sys::call(SYS_openat, AT_FDCWD, sys::arg("/proc/self/comm"), O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return;
+  const long n = sys::call(SYS_read, fd, sys::arg(s.comm), sizeof s.comm - 1);
+  if (n > 0) s.comm[n - 1] = 0;
+  sys::call(SYS_close, fd);
+}
+
 void finish() {
-  if (machine == nullptr || finished.exchange(1) != 0) return;
-  publish();
-  if (run->record_events != 0) write_recording();
-  budget_end();
-  slot->ended.store(1);
+  if (machine == nullptr) return;
+  // Who gets no further than this is a thread of a killed process: another one writes what is left to write.
+  publish(Counters::last);
+  if (recording.exchange(slot) != slot) {
+    if (run->record_events != 0) write_recording();
+    recorded.store(slot);
+  }
+  // Writing enters no engine, so it ends.
+  while (recorded.load() != slot) sys::call(SYS_sched_yield);
+  if (slot->ended.exchange(1) == 0) budget_end();
 }
 
 }  // namespace weir::live::preload
