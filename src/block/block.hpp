@@ -58,6 +58,17 @@ class BlockDevice {
   [[nodiscard]] virtual PageCount capacity() const = 0;
   /// Queues the request. Never fails: errors come with end_io. Never allocates from the machine (but zram's pool).
   virtual void submit_bio(Bio& bio) = 0;
+  /// A list, linked by `next`, that the submitter is going to wait for: the same as submitting them one after another,
+  /// but neighbours may be served together, and by this thread. Sleeps. Worth making a list for where batches() says
+  /// so.
+  virtual void submit_bios(Bio* first) {
+    while (first != nullptr) {
+      Bio& bio = *first;
+      first = bio.next;
+      submit_bio(bio);
+    }
+  }
+  [[nodiscard]] virtual bool batches() const { return false; }
   /// True if rw_page serves requests at once, without waiting for a device (zram; it may sleep for a compressor's
   /// stream).
   [[nodiscard]] virtual bool synchronous() const { return false; }

@@ -8,6 +8,7 @@
 #include <linux/magic.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <sys/vfs.h>
 
 #include <cstring>
@@ -24,6 +25,11 @@ namespace {
 static_assert(sizeof(io_uring) <= 256 && alignof(io_uring) <= 8);
 
 io_uring& as_ring(std::byte* storage) { return *reinterpret_cast<io_uring*>(storage); }
+
+/// Right behind it on the device, and the same to be done.
+bool follows(const Bio& first, const Bio& second) {
+  return first.op == second.op && first.sector + SECTORS_PER_PAGE == second.sector;
+}
 
 Errno errno_of(long result) { return result < 0 ? static_cast<Errno>(-result) : Errno::ok; }
 
@@ -288,6 +294,10 @@ void FileDevice::unmap_ring() {
 Result<void> FileDevice::restart_in_child(int descriptor) {
   WEIR_BUG_ON(under_way_.load(std::memory_order_relaxed) != 0);
   for (Thread*& thread : threads_) thread = nullptr;
+  {
+    ScopedLock guard(lock_);
+    waking_ = false;
+  }
   to_serve_.forget_waiters();
   to_complete_.forget_waiters();
   idle_.forget_waiters();
@@ -307,7 +317,8 @@ bool FileDevice::congested() const {
          options_.congested_above;
 }
 
-void FileDevice::submit_bio(Bio& bio) {
+/// False: the request has ended already.
+bool FileDevice::accept(Bio& bio) {
   WEIR_FLOW(bio.sector, bio.op);
   bio.device = this;
   bio.next = nullptr;
@@ -317,38 +328,109 @@ void FileDevice::submit_bio(Bio& bio) {
     stats_.discards.fetch_add(1, std::memory_order_relaxed);
     bio.status = Errno::ok;
     bio.end_io(bio);
-    return;
+    return false;
   }
   (bio.op == BioOp::write ? stats_.writes : stats_.reads).fetch_add(1, std::memory_order_relaxed);
   if (bio.content.tagged() || bio.pages != 1 || bio.sector % SECTORS_PER_PAGE != 0 ||
       bio.sector / SECTORS_PER_PAGE >= capacity) {
     end(bio, bio.content.tagged() ? Errno::inval : Errno::io);
-    return;
+    return false;
   }
-  if (engine_ == FileEngine::synchronous) {
-    end(bio, finish_transfer(bio, transfer(bio, 0)));
-    return;
-  }
-  {
-    ScopedLock guard(lock_);
-    (last_ != nullptr ? last_->next : first_) = &bio;
-    last_ = &bio;
-    waiting_.fetch_add(1, std::memory_order_release);
-  }
-  to_serve_.wake_one();
+  return true;
 }
 
-Bio* FileDevice::take_waiting() {
-  ScopedLock guard(lock_);
-  Bio* bio = first_;
-  if (bio == nullptr) return nullptr;
-  first_ = bio->next;
-  if (first_ == nullptr) last_ = nullptr;
-  bio->next = nullptr;
-  // In this order: whoever adds the two up never sees fewer than there are.
-  under_way_.fetch_add(1, std::memory_order_relaxed);
-  waiting_.fetch_sub(1, std::memory_order_relaxed);
-  return bio;
+/// n accepted ones, linked.
+void FileDevice::queue(Bio& first, Bio& last, unsigned n) {
+  bool wake = true;
+  {
+    ScopedLock guard(lock_);
+    (last_ != nullptr ? last_->next : first_) = &first;
+    last_ = &last;
+    waiting_.fetch_add(n, std::memory_order_release);
+    // Who is on the way sees these too, and wakes the next if there is more than it takes.
+    if (engine_ == FileEngine::kthreads) wake = !waking_;
+    waking_ = true;
+  }
+  if (wake) to_serve_.wake_one();
+}
+
+void FileDevice::submit_bio(Bio& bio) {
+  WEIR_FLOW(bio.sector, bio.op);
+  if (!accept(bio)) return;
+  if (engine_ == FileEngine::synchronous)
+    end(bio, finish_transfer(bio, transfer(bio, 0)));
+  else
+    queue(bio, bio, 1);
+}
+
+void FileDevice::submit_bios(Bio* first) {
+  const Thread* thread = engine_thread().thread;
+  const bool here = engine_ == FileEngine::kthreads && thread != nullptr && (thread->flags & PF_HAS_FILES) != 0;
+  Bio* run[MAX_RUN];
+  unsigned n = 0;
+  const auto pass_on = [&] {
+    if (n == 0) return;
+    if (here) {
+      under_way_.fetch_add(n, std::memory_order_relaxed);
+      serve(run, n);
+    } else {
+      for (unsigned i = 0; i + 1 < n; ++i) run[i]->next = run[i + 1];
+      queue(*run[0], *run[n - 1], n);
+    }
+    n = 0;
+  };
+  while (first != nullptr) {
+    Bio& bio = *first;
+    first = bio.next;
+    if (engine_ == FileEngine::synchronous) {
+      submit_bio(bio);
+      continue;
+    }
+    if (!accept(bio)) continue;
+    if (n == MAX_RUN || (here && n != 0 && !follows(*run[n - 1], bio))) pass_on();
+    run[n++] = &bio;
+  }
+  pass_on();
+}
+
+/// The first of the queue and its neighbours.
+unsigned FileDevice::take_waiting(Bio** run, unsigned most) {
+  unsigned n = 0;
+  bool more = false;
+  {
+    ScopedLock guard(lock_);
+    while (n < most && first_ != nullptr && (n == 0 || follows(*run[n - 1], *first_))) {
+      Bio* bio = first_;
+      first_ = bio->next;
+      if (first_ == nullptr) last_ = nullptr;
+      bio->next = nullptr;
+      run[n++] = bio;
+    }
+    // In this order: whoever adds the two up never sees fewer than there are.
+    under_way_.fetch_add(n, std::memory_order_relaxed);
+    waiting_.fetch_sub(n, std::memory_order_relaxed);
+    more = waking_ = first_ != nullptr;
+  }
+  if (more && engine_ == FileEngine::kthreads) to_serve_.wake_one();
+  return n;
+}
+
+/// A run of neighbours, under way: one call for all. What that leaves undone is done one by one.
+void FileDevice::serve(Bio* const* run, unsigned n) {
+  uint64_t done = 0;
+  if (n > 1) {
+    iovec parts[MAX_RUN];
+    for (unsigned i = 0; i < n; ++i) parts[i] = {run[i]->content.bytes, PAGE_SIZE};
+    const long r = raw_syscall(run[0]->op == BioOp::write ? SYS_pwritev : SYS_preadv, fd_, parts, n,
+                               static_cast<long>(run[0]->sector * 512), 0L);
+    if (r > 0) done = static_cast<uint64_t>(r);
+  }
+  for (unsigned i = 0; i < n; ++i) {
+    const bool whole = done >= PAGE_SIZE;
+    if (whole) done -= PAGE_SIZE;
+    complete(*run[i], whole ? Errno::ok : finish_transfer(*run[i], transfer(*run[i], 0)));
+    if (!whole) done = 0;
+  }
 }
 
 void FileDevice::end(Bio& bio, Errno status) {
@@ -396,8 +478,8 @@ void FileDevice::io_thread(void* self) {
         [&] { return device.waiting_.load(std::memory_order_acquire) != 0 || kthread_should_stop(); });
     if (device.waiting_.load(std::memory_order_acquire) == 0 && kthread_should_stop()) return;
     KthreadPass pass;
-    if (Bio* bio = device.take_waiting(); bio != nullptr)
-      device.complete(*bio, device.finish_transfer(*bio, device.transfer(*bio, 0)));
+    Bio* run[MAX_RUN];
+    if (const unsigned n = device.take_waiting(run, MAX_RUN); n != 0) device.serve(run, n);
   }
 }
 
@@ -422,8 +504,8 @@ void FileDevice::fill_ring() {
   io_uring& ring = as_ring(ring_);
   unsigned taken = 0;
   while (under_way_.load(std::memory_order_acquire) < options_.queue_depth) {
-    Bio* bio = take_waiting();
-    if (bio == nullptr) break;
+    Bio* bio = nullptr;
+    if (take_waiting(&bio, 1) == 0) break;
     // There is always one: all earlier entries were submitted, and the ring holds queue_depth of them.
     io_uring_sqe* sqe = io_uring_get_sqe(&ring);
     WEIR_BUG_ON(sqe == nullptr);

@@ -3,12 +3,13 @@
 // A real file or partition as a device: a swap file, live and in backed simulations.
 //
 //   synchronous:  submit_bio: pread/pwrite --> end_io                                       simulations: deterministic
-//   kthreads:     submit_bio --> queue --> one of the I/O kthreads: pread/pwrite --> end_io
+//   kthreads:     submit_bio --> queue --> one of the I/O kthreads: preadv/pwritev of neighbours --> end_io
 //   io_uring:     submit_bio --> queue --> submitter kthread: ring --> completer kthread --> end_io
 //
 // Whose descriptor? A kthread of the host world has a descriptor table of its own, a copy made when it starts. The file
 // (and the ring) is opened first, then the kthreads start: they keep it whatever the program does to its own table
-// afterwards. So live, I/O is issued by the kthreads only. `synchronous` issues it in the submitter's thread, whose
+// afterwards. So live, I/O is issued by kthreads only: the device's, or a fault thread that waits for it
+// (submit_bios). `synchronous` issues it in the submitter's thread, whose
 // program may have closed the number and opened something else under it: never live.
 //
 // Linux: the block layer below submit_bio; the file itself stands for the disk.
@@ -83,6 +84,9 @@ class FileDevice final : public BlockDevice {
   /// Content must be bytes, page aligned. A discard does nothing: the room stays reserved.
   /// status: EIO for requests behind the end or cut short, EINVAL for tagged content, else the host's errno.
   void submit_bio(Bio& bio) override;
+  /// By this thread if it is one of the engine's that has the file (PF_HAS_FILES).
+  void submit_bios(Bio* first) override;
+  [[nodiscard]] bool batches() const override { return engine_ == FileEngine::kthreads; }
   [[nodiscard]] bool congested() const override;
 
   /// Nothing is queued or under way. Holding the gate for writing, nothing is under way, but something may be queued.
@@ -109,6 +113,7 @@ class FileDevice final : public BlockDevice {
 
  private:
   static constexpr unsigned MAX_IO_THREADS = 16;
+  static constexpr unsigned MAX_RUN = 32;  ///< neighbours in one call
 
   FileDevice(World& world, const FileDeviceOptions& options, int fd, PageCount capacity, bool direct, bool reserved);
   Result<void> start();
@@ -119,7 +124,10 @@ class FileDevice final : public BlockDevice {
   static void io_thread(void* self);
   static void submitter_thread(void* self);
   static void completer_thread(void* self);
-  [[nodiscard]] Bio* take_waiting();
+  [[nodiscard]] bool accept(Bio& bio);
+  void queue(Bio& first, Bio& last, unsigned n);
+  [[nodiscard]] unsigned take_waiting(Bio** run, unsigned most);
+  void serve(Bio* const* run, unsigned n);
   void fill_ring();
   /// The host's result of reading or writing from byte `done` on: bytes, or -errno.
   [[nodiscard]] long transfer(const Bio& bio, uint64_t done) const;
@@ -140,13 +148,14 @@ class FileDevice final : public BlockDevice {
   SpinLock lock_{LockRank::device};
   Bio* first_ WEIR_GUARDED_BY(lock_) = nullptr;
   Bio* last_ WEIR_GUARDED_BY(lock_) = nullptr;
-  std::atomic<unsigned> waiting_{0};    // in the list
-  std::atomic<unsigned> under_way_{0};  // taken from it, not ended
-  std::atomic<unsigned> in_ring_{0};    // of those, what the host has: written by the submitter and the completer
-  WaitQueue to_serve_;                  // I/O kthreads and the submitter
-  WaitQueue to_complete_;               // the completer: the ring holds something
-  WaitQueue idle_;                      // the destructor
-  alignas(8) std::byte ring_[256];      // struct io_uring
+  bool waking_ WEIR_GUARDED_BY(lock_) = false;  // kthreads: one was woken and has not come yet, or all are at work
+  std::atomic<unsigned> waiting_{0};            // in the list
+  std::atomic<unsigned> under_way_{0};          // taken from it, not ended
+  std::atomic<unsigned> in_ring_{0};  // of those, what the host has: written by the submitter and the completer
+  WaitQueue to_serve_;                // I/O kthreads and the submitter
+  WaitQueue to_complete_;             // the completer: the ring holds something
+  WaitQueue idle_;                    // the destructor
+  alignas(8) std::byte ring_[256];    // struct io_uring
   bool has_ring_ = false;
   FileIdentity file_, ring_file_;  // what the descriptors were when they were opened
 };

@@ -31,10 +31,11 @@ enum ThreadFlag : uint32_t {
   PF_LESS_THROTTLE = 1u << 4,
   PF_MEMALLOC_NOFS = 1u << 5,
   PF_MEMALLOC_NOIO = 1u << 6,
-  TIF_MEMDIE = 1u << 8,    ///< chosen by the OOM killer: may use the reserves to die
-  PF_STAGING = 1u << 9,    ///< inside the arch's own work: no fault may be taken
-  PF_NOFREEZE = 1u << 10,  ///< the freezer leaves it alone
-  PF_IN_PASS = 1u << 11,   ///< inside a KthreadPass
+  TIF_MEMDIE = 1u << 8,     ///< chosen by the OOM killer: may use the reserves to die
+  PF_STAGING = 1u << 9,     ///< inside the arch's own work: no fault may be taken
+  PF_NOFREEZE = 1u << 10,   ///< the freezer leaves it alone
+  PF_IN_PASS = 1u << 11,    ///< inside a KthreadPass
+  PF_HAS_FILES = 1u << 12,  ///< its descriptor table has the swap files: it may read them itself
 };
 
 inline constexpr int MAX_HELD_LOCKS = 24;

@@ -50,6 +50,9 @@ class Mmu {
     bool has_alias = true;          ///< one frame at several addresses
     bool tracks_host_pages =
         false;  ///< frames have host pages elsewhere than at their place: arch_alloc/free_page are wanted
+    /// A fault costs more than mapping a page: with the page that is asked for, neighbours within so many pages are
+    /// mapped that need no I/O. 1: only what is asked for.
+    unsigned fault_around = 1;
   };
   [[nodiscard]] virtual Caps caps() const = 0;
   /// Boot: bootmem is up, the allocator is not. What the Mmu needs for every frame (tags, hashes) it takes from `boot`;

@@ -178,26 +178,35 @@ uint32_t Memory::do_anonymous_page(FaultContext& ctx) {
   if (!anon_vma_prepare(vma)) return VM_FAULT_OOM;
   Page* page = alloc_locked_page();
   if (page == nullptr) return VM_FAULT_OOM;
-  mmu_.clear_user_highpage(*page);
-  page->set(PageFlag::uptodate);
+  uint32_t ret = VM_FAULT_OK;
+  if (map_anonymous(ctx, *page, ret) && ret == VM_FAULT_OK && caps_.fault_around > 1) anonymous_around(ctx);
+  return ret;
+}
+
+/// A new frame, locked, becomes a page of zeros at ctx.address. False: another thread was faster, and the frame is
+/// freed.
+bool Memory::map_anonymous(FaultContext& ctx, Page& page, uint32_t& ret) {
+  VmArea& vma = ctx.vma;
+  mmu_.clear_user_highpage(page);
+  page.set(PageFlag::uptodate);
   Pte entry = mk_pte(tables_.pages().mem().pfn(page), vma);
   if ((vma.vm_flags & VM_WRITE) != 0) entry = pte_mkwrite(pte_mkdirty(entry));
   {
     PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
-    if (!pte_none(*ptl)) {  // another thread was faster
+    if (!pte_none(*ptl)) {
       ptl.unlock();
-      unlock_put(*page);
-      return VM_FAULT_OK;
+      unlock_put(page);
+      return false;
     }
-    PageAllocator::get_page(*page);
+    PageAllocator::get_page(page);
     ctx.mm.inc_mm_counter(RssKind::anon);
-    rmap_.page_add_new_anon_rmap(*page, vma, ctx.address);
-    filemap_.lru().lru_cache_add_active_or_unevictable(*page, vma);
+    rmap_.page_add_new_anon_rmap(page, vma, ctx.address);
+    filemap_.lru().lru_cache_add_active_or_unevictable(page, vma);
     tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), entry);
   }
-  const uint32_t ret = make_known(ctx, entry, *page);
-  unlock_put(*page);
-  return ret;
+  ret = make_known(ctx, entry, page);
+  unlock_put(page);
+  return true;
 }
 
 // ---- Files
@@ -391,6 +400,7 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   if (!copy_next) {
     ret |= make_known(ctx, pte, *page);
     unlock_put(*page);
+    if (caps_.fault_around > 1) swap_around(ctx);
     return ret;
   }
   unlock_put(*page);

@@ -111,6 +111,13 @@ class Memory {
   uint32_t wp_page_shared(FaultContext& ctx, Page& page, PteLock ptl);
   uint32_t present_fault(FaultContext& ctx, PteLock ptl);
 
+  // memory_around.cpp
+  void swap_around(FaultContext& ctx);
+  void map_cached(FaultContext& ctx, Page& page);
+  [[nodiscard]] Page* cached_at(const FaultContext& ctx, Pte& pte);
+  void anonymous_around(FaultContext& ctx);
+  bool map_anonymous(FaultContext& ctx, Page& page, uint32_t& ret);
+
   uint32_t make_known(FaultContext& ctx, Pte pte, Page& page);
   [[nodiscard]] bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags);
   [[nodiscard]] Result<void> anon_vma_prepare(VmArea& vma);

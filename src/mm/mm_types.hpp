@@ -89,7 +89,10 @@ struct Mm {
   std::atomic<bool> on_mmlist{false};
   std::atomic<bool> oom_skip{false};  ///< the reaper is done with it, or may not touch it
   void* arch = nullptr;               ///< the Mmu's own
-  Task* owner = nullptr;              ///< whose address space it was first; for messages and charging
+  /// Rows of first touches: the page expected next << 8 | pages mapped last. Hints, raced on without harm.
+  std::atomic<uint64_t> touch_rows[4] = {};
+  std::atomic<uint32_t> next_touch_row{0};
+  Task* owner = nullptr;  ///< whose address space it was first; for messages and charging
 
   [[nodiscard]] int64_t rss(RssKind k) const {
     return rss_stat[static_cast<unsigned>(k)].load(std::memory_order_relaxed);

@@ -26,7 +26,7 @@ Result<void> PageIo::init(unsigned pool_size) {
   return {};
 }
 
-PageIo::PageBio& PageIo::get_bio() {
+PageIo::PageBio& PageIo::get_bio(ReadList* list) {
   PageBio* bio = nullptr;
   const auto take = [&]() WEIR_NO_THREAD_SAFETY_ANALYSIS {
     if (bio != nullptr) return true;
@@ -37,7 +37,10 @@ PageIo::PageBio& PageIo::get_bio() {
     return true;
   };
   // Completions need nothing to free theirs, so this ends.
-  if (!take()) pool_wait_.wait(take);
+  if (!take()) {
+    if (list != nullptr) submit(*list);
+    pool_wait_.wait(take);
+  }
   in_flight_.fetch_add(1, std::memory_order_relaxed);
   bio->bio = Bio();
   return *bio;
@@ -54,8 +57,8 @@ void PageIo::bio_put(PageBio& bio) {
 }
 
 // Page locked, or under writeback: its bytes stay where kmap finds them until the end.
-PageIo::PageBio& PageIo::prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&)) {
-  PageBio& bio = get_bio();
+PageIo::PageBio& PageIo::prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&), ReadList* list) {
+  PageBio& bio = get_bio(list);
   bio.page = &page;
   bio.bio.op = op;
   bio.bio.sector = sector;
@@ -70,6 +73,13 @@ void PageIo::submit(BlockDevice& device, PageBio& bio) {
   // The page lock goes with a read: its end unlocks.
   if (bio.bio.op == BioOp::read) lockdep_release_any(bio.page, LockRank::page);
   device.submit_bio(bio.bio);
+}
+
+void PageIo::submit(ReadList& list) {
+  if (list.first == nullptr) return;
+  Bio* const first = list.first;
+  list.first = list.last = nullptr;
+  list.device->submit_bios(first);
 }
 
 void PageIo::submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& page, void (*done)(Page&, Errno, void*),
@@ -231,7 +241,7 @@ Result<void> PageIo::bdev_read_page(BlockDevice& device, uint64_t index, Page& p
   return {};
 }
 
-Result<void> PageIo::swap_readpage(Page& page) {
+Result<void> PageIo::swap_readpage(Page& page, ReadList* list) {
   const Pfn pfn = filemap_.pages().mem().pfn(page);
   const SwpEntry entry{page.private_};
   WEIR_FLOW(pfn, entry);
@@ -246,7 +256,17 @@ Result<void> PageIo::swap_readpage(Page& page) {
   vmstat_.count_vm_event(VmEvent::pswpin);
   page.clear(PageFlag::error);
   if (!si->bdev->synchronous()) {
-    submit(*si->bdev, prepare(BioOp::read, swp_offset(entry) * SECTORS_PER_PAGE, page, end_swap_bio_read));
+    PageBio& bio = prepare(BioOp::read, swp_offset(entry) * SECTORS_PER_PAGE, page, end_swap_bio_read, list);
+    if (list == nullptr || !si->bdev->batches()) {
+      submit(*si->bdev, bio);
+      return {};
+    }
+    vmstat_.count_vm_events(VmEvent::pgpgin, SECTORS_PER_PAGE);
+    lockdep_release_any(bio.page, LockRank::page);
+    bio.bio.next = nullptr;
+    (list->last != nullptr ? list->last->next : list->first) = &bio.bio;
+    list->last = &bio.bio;
+    list->device = si->bdev;
     return {};
   }
   const Result<void> got = bdev_read_page(*si->bdev, swp_offset(entry), page);

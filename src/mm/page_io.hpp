@@ -33,7 +33,17 @@ class PageIo {
   Result<void> __swap_writepage(Page& page, WritebackControl& wbc);
   /// Page locked, in the swap cache, not uptodate. Unlocked when the read is over; then it is uptodate, or PG_error.
   /// Sleeps.
-  Result<void> swap_readpage(Page& page);
+  Result<void> swap_readpage(Page& page) { return swap_readpage(page, nullptr); }
+  /// Reads of one readahead window, for devices that serve neighbours together: started when the list is submitted.
+  /// Linux plugs the queue for as long.
+  struct ReadList {
+    BlockDevice* device = nullptr;
+    Bio* first = nullptr;
+    Bio* last = nullptr;
+  };
+  /// The read may only have been put into `list`.
+  Result<void> swap_readpage(Page& page, ReadList* list);
+  void submit(ReadList& list);
   /// A swap-cache page is newer than its slot. True if it was clean before. Without tags: nobody looks for dirty swap
   /// pages by tree.
   bool swap_set_page_dirty(Page& page);
@@ -63,9 +73,9 @@ class PageIo {
     PageBio* next_free = nullptr;
   };
 
-  [[nodiscard]] PageBio& get_bio();
+  [[nodiscard]] PageBio& get_bio(ReadList* list);
   void bio_put(PageBio& bio);
-  [[nodiscard]] PageBio& prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&));
+  [[nodiscard]] PageBio& prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&), ReadList* list = nullptr);
   void submit(BlockDevice& device, PageBio& bio);
   Result<void> bdev_write_page(BlockDevice& device, uint64_t index, Page& page);
   /// True: the device's copy of a page that was just read is gone, and the page dirty.

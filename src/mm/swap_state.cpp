@@ -191,9 +191,17 @@ Page* SwapCache::lookup_swap_cache(SwpEntry entry) {
   // On a page that is being written the same bit means that it is wanted back by reclaim; it stays.
   if (page->test(PageFlag::reclaim) && !page->test(PageFlag::writeback) && page->test_and_clear(PageFlag::reclaim)) {
     vmstat_.count_vm_event(VmEvent::swap_ra_hit);
-    swapin_readahead_hits_.fetch_add(1, std::memory_order_relaxed);
+    // Where neighbours are mapped together, the one that was left to be asked for stands for its window.
+    const unsigned stands_for =
+        mmu_.caps().fault_around > 1 ? std::max(last_readahead_pages_.load(std::memory_order_relaxed), 1u) : 1;
+    swapin_readahead_hits_.fetch_add(stands_for, std::memory_order_relaxed);
   }
   return page;
+}
+
+Page* SwapCache::find_swap_cache(SwpEntry entry) {
+  AddressSpace* space = space_of(entry);
+  return space != nullptr ? filemap_.find_get_page(*space, swp_offset(entry)) : nullptr;
 }
 
 // --------------------------------------------------------------------------------------------------------------
@@ -252,7 +260,11 @@ Page* SwapCache::read_swap_cache_async(SwpEntry entry, gfp_t gfp) {
   bool fresh = false;
   Page* page = __read_swap_cache_async(entry, gfp, fresh);
   // An error shows as a page that is not uptodate, to whoever waits for its lock.
-  if (fresh) (void)io_.swap_readpage(*page);
+  if (fresh) {
+    PageIo::ReadList list;
+    (void)io_.swap_readpage(*page, &list);
+    io_.submit(list);
+  }
   return page;
 }
 
@@ -292,6 +304,7 @@ Page* SwapCache::swapin_readahead(SwpEntry entry, gfp_t gfp) {
     // Aligned, so that the next fault of a row falls into the next window. Slot 0 is the header's.
     const uint64_t first = std::max<uint64_t>(offset & ~uint64_t{window - 1}, 1);
     const uint64_t last = std::min(offset | (window - 1), si->max - 1);
+    PageIo::ReadList list;
     for (uint64_t at = first; at <= last; ++at) {
       bool fresh = false;
       Page* page = __read_swap_cache_async(swp_entry(si->type, at), gfp, fresh);
@@ -301,10 +314,11 @@ Page* SwapCache::swapin_readahead(SwpEntry entry, gfp_t gfp) {
           page->set(PageFlag::reclaim);  // PG_readahead
           vmstat_.count_vm_event(VmEvent::swap_ra);
         }
-        (void)io_.swap_readpage(*page);
+        (void)io_.swap_readpage(*page, &list);
       }
       filemap_.lru().put_page(*page);
     }
+    io_.submit(list);
     filemap_.lru().lru_add_drain();
   }
   return read_swap_cache_async(entry, gfp);

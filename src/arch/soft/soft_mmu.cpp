@@ -24,7 +24,8 @@ Mmu::Caps SoftMmu::caps() const {
           .has_write_protect = false,
           .has_zero_page = false,
           .has_alias = false,
-          .tracks_host_pages = true};
+          .tracks_host_pages = true,
+          .fault_around = 8};
 }
 
 Result<void> SoftMmu::attach(MemMap& mem, PageTables& tables, Bootmem& boot) {

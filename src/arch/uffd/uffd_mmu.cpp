@@ -21,7 +21,8 @@ Mmu::Caps UffdMmu::caps() const {
           .has_write_protect = false,
           .has_zero_page = false,
           .has_alias = false,
-          .tracks_host_pages = true};
+          .tracks_host_pages = true,
+          .fault_around = FAULT_AROUND};
 }
 
 Result<void> UffdMmu::attach(MemMap& mem, PageTables& tables, Bootmem& boot) {
