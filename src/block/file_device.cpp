@@ -319,7 +319,6 @@ bool FileDevice::congested() const {
 
 /// False: the request has ended already.
 bool FileDevice::accept(Bio& bio) {
-  WEIR_FLOW(bio.sector, bio.op);
   bio.device = this;
   bio.next = nullptr;
   bio.submitted = world_.now();
@@ -364,6 +363,7 @@ void FileDevice::submit_bio(Bio& bio) {
 }
 
 void FileDevice::submit_bios(Bio* first) {
+  WEIR_FLOW(first->sector, first->op);
   const Thread* thread = engine_thread().thread;
   const bool here = engine_ == FileEngine::kthreads && thread != nullptr && (thread->flags & PF_HAS_FILES) != 0;
   Bio* run[MAX_RUN];
