@@ -3,8 +3,9 @@
 
     run_region_bench.py BENCH_REGION [--seconds S] [--patterns ur,uw,sr,sw] [--threads 1,2] [--json FILE]
 
-The kernel: cgroup v1 with 256 MiB, zram0 with lz4, whose compressed pages lie outside the group. The region: a budget that leaves about
-256 MiB to its pages, compressed pages inside it. Needs root, the cgroup v1 memory controller and zram; without one of them the
+Both keep as many pages of the 512 MiB uncompressed. The kernel: cgroup v1 with 256 MiB, zram0 with lz4, whose compressed pages lie
+outside the group. The region: its budget holds compressed pages and tables too, so it is set by trial: short runs, until 256 MiB of its
+pages are resident (within 1 %). The column `resident` has what each run ended with. Needs root, the cgroup v1 memory controller and zram; without one of them the
 kernel's half is left out and it says so. Whatever it sets up it takes down again, also when it fails.
 """
 import argparse
@@ -15,7 +16,8 @@ import subprocess
 import sys
 import time
 
-SIZE_MIB, RAM_MIB, REGION_RAM_MIB = 512, 256, 424
+SIZE_MIB, RAM_MIB = 512, 256
+FIRST_GUESS_MIB = 424  # a region's budget of which 256 MiB are left when the rest is compressed to a little over a half
 GROUP = pathlib.Path("/sys/fs/cgroup/memory/weir-bench")
 ZRAM = pathlib.Path("/sys/block/zram0")
 FIELDS = ["us_per_access", "us_per_fault", "fault_mean", "fault_p50", "fault_p99", "cpu_us_per_fault"]
@@ -82,12 +84,12 @@ def join_group():
     (GROUP / "tasks").write_text(str(os.getpid()))
 
 
-def measure(bench, backend, pattern, threads, seconds, delivery="signal"):
+def measure(bench, backend, pattern, threads, seconds, budget=0, delivery="signal"):
     """One run; a process that the kernel's OOM killer ended is started again, and counted."""
     killed = 0
     command = [bench, "--backend", backend, "--pattern", pattern, "--threads", str(threads), "--size", str(SIZE_MIB), "--seconds", str(seconds)]
     if backend == "region":
-        command += ["--ram", str(REGION_RAM_MIB), "--delivery", delivery]
+        command += ["--ram", str(budget), "--delivery", delivery]
     while True:
         run = subprocess.run(command, capture_output=True, text=True, preexec_fn=join_group if backend == "plain" else None)
         if run.returncode == 0:
@@ -95,6 +97,21 @@ def measure(bench, backend, pattern, threads, seconds, delivery="signal"):
         killed += 1
         if run.returncode != -9 or killed == 8:
             raise RuntimeError(f"{' '.join(command)}: {run.returncode}: {run.stderr}")
+
+
+def budget_for(bench, resident):
+    """MiB of budget that leave `resident` MiB of a region's pages uncompressed."""
+    budget, best = FIRST_GUESS_MIB, None
+    for _ in range(5):
+        got = measure(bench, "region", "ur", 1, 0.5, budget)["resident_mib"]
+        if best is None or abs(got - resident) < abs(best[1] - resident):
+            best = budget, got
+        if abs(got - resident) < resident / 100:
+            break
+        # A page more that stays uncompressed takes its own frame and gives back a little over half of one.
+        budget += round((resident - got) * 0.45) or (1 if got < resident else -1)
+    print(f"The region's budget: {best[0]} MiB, of which {best[1]:.0f} MiB are resident pages; the kernel's group has {resident} MiB.\n", flush=True)
+    return best[0]
 
 
 def main():
@@ -114,20 +131,21 @@ def main():
                 results.append(measure(args.bench, "plain", pattern, threads, args.seconds))
     except OSError as e:
         print(f"Without the kernel's half: {e}.\n")
+    budget = budget_for(args.bench, RAM_MIB)
     for pattern, threads in cases:
-        results.append(measure(args.bench, "region", pattern, threads, args.seconds))
+        results.append(measure(args.bench, "region", pattern, threads, args.seconds, budget))
 
     kernel = {(r["pattern"], r["threads"]): r for r in results if r["backend"] == "plain"}
     print(f"{SIZE_MIB} MiB over {RAM_MIB} MiB, half-compressible pages; us; ratio = region / kernel\n")
-    print("| pattern | threads | | " + " | ".join(FIELDS) + " | faults/access | killed |\n" + "| --- " * (5 + len(FIELDS)) + "|")
+    print("| pattern | threads | | " + " | ".join(FIELDS) + " | faults/access | resident | killed |\n" + "| --- " * (6 + len(FIELDS)) + "|")
     for region in (r for r in results if r["backend"] == "region"):
         key = region["pattern"], region["threads"]
         rows = ([("kernel", kernel[key])] if key in kernel else []) + [("region", region)]
         for name, row in rows:
-            print(f"| {key[0]} | {key[1]} | {name} | " + " | ".join(f"{row[f]:.2f}" for f in FIELDS) + f" | {row['faults_per_access']:.3f} | {row['killed']} |")
+            print(f"| {key[0]} | {key[1]} | {name} | " + " | ".join(f"{row[f]:.2f}" for f in FIELDS) + f" | {row['faults_per_access']:.3f} | {row.get('resident_mib', RAM_MIB):.0f} | {row['killed']} |")
         if key in kernel:
             ratios = [region[f] / kernel[key][f] if kernel[key][f] else float("nan") for f in FIELDS]
-            print(f"| {key[0]} | {key[1]} | **ratio** | " + " | ".join(f"{r:.2f}" for r in ratios) + " | | |")
+            print(f"| {key[0]} | {key[1]} | **ratio** | " + " | ".join(f"{r:.2f}" for r in ratios) + " | | | |")
     if args.json:
         pathlib.Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
 
