@@ -52,7 +52,7 @@ struct Request {
   std::atomic<bool> ended{false};
   WaitQueue done;
 
-  void submit(FileDevice& device, BioOp op, uint64_t page) {
+  void prepare(BioOp op, uint64_t page) {
     bio = {.op = op, .sector = page * SECTORS_PER_PAGE, .content = {.bytes = bytes.data()}, .owner = this};
     bio.end_io = [](Bio& b) {
       auto& request = *static_cast<Request*>(b.owner);
@@ -60,6 +60,9 @@ struct Request {
       request.done.wake_all();
     };
     ended = false;
+  }
+  void submit(FileDevice& device, BioOp op, uint64_t page) {
+    prepare(op, page);
     device.submit_bio(bio);
   }
   Errno wait() {
@@ -171,6 +174,40 @@ TEST_P(FileDeviceEngines, WhatWasWrittenIsReadAndLiesInTheFileAtItsPlace) {
           ASSERT_EQ(std::count(bytes.begin(), bytes.end(), fill), int{PAGE_SIZE});
         }
         close(fd);
+      },
+      GetParam().where);
+}
+
+// In and out of order, with gaps and with one behind the end; by the device's threads and by the submitter's own.
+TEST_P(FileDeviceEngines, AListOfRequestsIsServedLikeSingleOnes) {
+  TestPath path;
+  with_device(
+      {.path = path.c_str(), .capacity = PageCount(64), .engine = GetParam().engine},
+      [&](FileDevice& device) {
+        if (device.engine() != GetParam().engine) GTEST_SKIP() << "the host has no io_uring";
+        Request filler;
+        for (uint64_t page = 0; page < 64; ++page) {
+          filler.bytes.fill(static_cast<std::byte>(page + 1));
+          ASSERT_EQ(filler.run(device, BioOp::write, page), Errno::ok);
+        }
+        const std::vector<uint64_t> pages{3, 4, 5, 9, 10, 8, 63, 64, 20, 21, 22, 23};
+        for (const uint32_t flag : {0u, static_cast<uint32_t>(PF_HAS_FILES)}) {
+          const ThreadFlagScope scope(flag);
+          std::vector<std::unique_ptr<Request>> requests;
+          for (const uint64_t page : pages) {
+            Request& r = *requests.emplace_back(std::make_unique<Request>());
+            r.prepare(BioOp::read, page);
+            if (requests.size() > 1) requests[requests.size() - 2]->bio.next = &r.bio;
+          }
+          device.submit_bios(&requests[0]->bio);
+          for (size_t i = 0; i < pages.size(); ++i) {
+            ASSERT_EQ(requests[i]->wait(), pages[i] < 64 ? Errno::ok : Errno::io);
+            if (pages[i] == 64) continue;
+            const auto expected = static_cast<std::byte>(pages[i] + 1);
+            EXPECT_EQ(std::count(requests[i]->bytes.begin(), requests[i]->bytes.end(), expected), int{PAGE_SIZE});
+          }
+        }
+        EXPECT_EQ(device.stats().read_errors, 2u);
       },
       GetParam().where);
 }

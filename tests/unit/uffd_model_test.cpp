@@ -97,6 +97,35 @@ TEST(UffdModel, AnAgedPageIsFreedWithItsRange) {
   });
 }
 
+TEST(UffdModel, FirstTouchesInARowAreServedTogether) {
+  run_vm(uffd(), [](Vm& vm) {
+    Task& task = vm.task();
+    const VirtAddr at = vm.map(task, 64);
+    const uint64_t faults = task.min_flt;
+    for (uint64_t i = 0; i < 64; ++i) EXPECT_EQ(vm.read(task, Vm::page_at(at, i)), 0u);
+    EXPECT_LE(task.min_flt - faults, 16u);
+    EXPECT_EQ(task.mm->rss(RssKind::anon), 64);
+    // One here, one there: nothing that is not asked for.
+    const VirtAddr sparse = vm.map(task, 64);
+    for (uint64_t i = 0; i < 64; i += 3) vm.write(task, Vm::page_at(sparse, i), i);
+    EXPECT_EQ(task.mm->rss(RssKind::anon), 64 + 22);
+  });
+}
+
+TEST(UffdModel, PagesThatWereReadAheadComeWithTheFault) {
+  run_vm(uffd(), [](Vm& vm) {
+    Task& task = vm.task();
+    const VirtAddr at = vm.map(task, 64);
+    for (uint64_t i = 0; i < 64; ++i) vm.write(task, Vm::page_at(at, i), i + 1);
+    for (uint64_t i = 0; i < 64; ++i) ASSERT_TRUE(vm.swap_out(task, Vm::page_at(at, i)));
+    const uint64_t faults = task.min_flt + task.maj_flt;
+    for (uint64_t i = 0; i < 64; ++i) EXPECT_EQ(vm.read(task, Vm::page_at(at, i)), i + 1);
+    EXPECT_LE(task.min_flt + task.maj_flt - faults, 32u);
+    EXPECT_EQ(task.mm->rss(RssKind::anon), 64);
+    EXPECT_EQ(task.mm->rss(RssKind::swapents), 0);
+  });
+}
+
 TEST(UffdModel, DirtyIsWhatDiffersFromTheSlot) {
   run_vm(uffd(), [](Vm& vm) {
     Task& task = vm.task();
