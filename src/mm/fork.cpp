@@ -100,7 +100,7 @@ Result<void> AddressSpaces::dup_mmap(Mm& mm, Mm& old) {
     if ((vma.vm_flags & VM_DONTCOPY) != 0) continue;
     VmArea* copy = vmas_.vm_area_dup(vma, GFP_KERNEL);
     if (copy == nullptr) return Errno::nomem;
-    copy->vm_flags &= ~VM_LOCKED;
+    copy->vm_flags &= ~VM_LOCKED_CLEAR;
     copy->vm_mm = &mm;
     if (const Result<void> linked = rmap_.anon_vma_fork(*copy, vma); !linked) {
       vmas_.free(*copy);
@@ -134,6 +134,10 @@ void AddressSpaces::mmdrop(Mm& mm) {
 void AddressSpaces::exit_mmap(Mm& mm) {
   WEIR_FLOW(mm);
   ScopedWrite guard(mm.mmap_sem);
+  if (mm.locked_vm > 0) {
+    mm.locked_vm = 0;
+    for (VmArea& vma : mm.mmap) munlock_vma_pages_all(vma);
+  }
   memory_.unmap_vmas(mm);
   for (VmArea& vma : mm.mmap) {
     rmap_.unlink_anon_vmas(vma);

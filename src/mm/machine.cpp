@@ -63,6 +63,7 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   WEIR_TRY_VOID(spaces.init());
   WEIR_TRY_VOID(files.init());
   spaces.set_file_ops(files);
+  spaces.set_vmscan(vmscan);
   task_cache_ = WEIR_TRY(slab.kmem_cache_create("task_struct", sizeof(Task), {}));
 
   writeback.set_ratios(options.dirty_background_ratio, options.dirty_ratio);

@@ -538,6 +538,12 @@ uint32_t Memory::wp_page_copy(FaultContext& ctx, Page* old_page) {
   const uint32_t ret = make_known(ctx, entry, *page);
   unlock_put(*page);
   if (old_page != nullptr) {
+    // Whoever else maps it need not want it in memory.
+    if ((ctx.vma.vm_flags & VM_LOCKED) != 0) {
+      filemap_.lock_page(*old_page);
+      if (old_page->test(PageFlag::mlocked)) lru.munlock_vma_page(*old_page);
+      filemap_.unlock_page(*old_page);
+    }
     lru.put_page(*old_page);
     lru.put_page(*old_page);  // the mapping's
   }

@@ -74,6 +74,7 @@ class Memory {
 
   [[nodiscard]] Page* zero_page() const { return zero_page_; }
   [[nodiscard]] Filemap& filemap() const { return filemap_; }
+  [[nodiscard]] SwapCache& cache() const { return cache_; }
   [[nodiscard]] PageTables& tables() const { return tables_; }
   /// The page that a PTE maps and counts: null for none, swap entries and the zero page. Linux: vm_normal_page.
   [[nodiscard]] Page* vm_normal_page(Pte pte) const {

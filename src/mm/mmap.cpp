@@ -192,7 +192,7 @@ Result<VirtAddr> AddressSpaces::do_mmap(Mm& mm, const MmapRequest& request) {
   if (request.file != nullptr ? file_ops_ == nullptr : shared) return Errno::nodev;
   if (shared && !mmu_.caps().has_alias) return Errno::nosys;
 
-  uint64_t flags = (request.prot & VM_ACCESS_FLAGS) | VM_MAY_FLAGS | request.extra_flags;
+  uint64_t flags = (request.prot & VM_ACCESS_FLAGS) | VM_MAY_FLAGS | request.extra_flags | mm.def_flags;
   if (shared) flags |= VM_SHARED | VM_MAYSHARE;
   VirtAddr start = request.addr;
   if (request.place == MmapRequest::Place::fixed) {
@@ -252,9 +252,9 @@ Result<void> AddressSpaces::do_munmap(Mm& mm, VirtAddr start, uint64_t length) {
   VmaList list;
   while (vma != nullptr && vma->vm_start < end) {
     VmArea* next = vmas_.next(mm, *vma);
-    if ((vma->vm_flags & VM_LOCKED) != 0) munlock_vma_pages_range(*vma, vma->vm_start, vma->vm_end);
     WEIR_STATE(vma_remove, vma->vm_start, vma->vm_end, 0);
     vmas_.remove(mm, *vma);
+    munlock_vma_pages_all(*vma);
     list.push_back(*vma);
     vma = next;
   }
@@ -313,7 +313,7 @@ Result<void> AddressSpaces::do_brk_flags(Mm& mm, VirtAddr start, uint64_t length
   if (mm.map_count > sysctl_max_map_count) return Errno::nomem;
   const Wanted wanted{.start = start,
                       .end = start + length,
-                      .flags = VM_READ | VM_WRITE | VM_MAY_FLAGS,
+                      .flags = VM_READ | VM_WRITE | VM_MAY_FLAGS | mm.def_flags,
                       .anon_vma = nullptr,
                       .file = nullptr,
                       .ops = nullptr,

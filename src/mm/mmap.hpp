@@ -18,6 +18,7 @@
 
 #include "mm/fault.hpp"
 #include "mm/inode.hpp"
+#include "mm/vmscan.hpp"
 
 namespace weir {
 
@@ -32,7 +33,7 @@ struct MmapRequest {
   uint64_t pgoff = 0;
 };
 
-enum class Advice : uint8_t { normal, random, sequential, willneed, dontneed };
+enum class Advice : uint8_t { normal, random, sequential, willneed, dontneed, free, cold, pageout };
 
 class AddressSpaces {
  public:
@@ -41,6 +42,10 @@ class AddressSpaces {
   Result<void> init();
   /// Who serves the faults of mapped files. Without it files cannot be mapped (ENODEV).
   void set_file_ops(VmOps& ops) { file_ops_ = &ops; }
+  /// Who takes the pages that madvise gives up (pageout).
+  void set_vmscan(Vmscan& vmscan) { vmscan_ = &vmscan; }
+  /// The last kind of advice that the kernel knows; others are EINVAL.
+  void set_newest_advice(Advice advice) { newest_advice_ = advice; }
 
   Result<Mm*> mm_alloc(Task* owner);
   void mmget(Mm& mm) { mm.mm_users.fetch_add(1, std::memory_order_acq_rel); }
@@ -66,11 +71,20 @@ class AddressSpaces {
                           VirtAddr fixed = VirtAddr(0));
   Result<void> mprotect(Mm& mm, VirtAddr start, uint64_t length, uint64_t prot);
   /// dontneed: the pages go, and read as zero (or as the file) again. random, sequential: how files are read ahead.
-  /// Others: nothing.
+  /// free (4.5; anonymous memory): the pages may go when memory is short; one that is written to until then stays.
+  /// Where hardware has no dirty bits they go at once. cold (5.4): to the inactive lists. pageout (5.4): out, as far as
+  /// they go now. willneed: nothing. Errors: EINVAL (the place; locked memory; free of a file's), ENOMEM (a hole; the
+  /// rest is done).
   Result<void> madvise(Mm& mm, VirtAddr start, uint64_t length, Advice advice);
-  enum class Lock : uint8_t { no, yes };
-  /// yes: faults everything in (as `task`).
+  enum class Lock : uint8_t { no, yes, onfault };
+  /// yes: faults everything in (as `task`). onfault (mlock2): what is in memory stays, the rest from its fault on. no:
+  /// munlock. Errors: EINVAL, ENOMEM (a hole; memory that cannot be brought in).
   Result<void> mlock(Task& task, VirtAddr start, uint64_t length, Lock lock);
+  enum class LockFuture : uint8_t { no, yes, onfault };
+  /// All that is mapped now (`current`; onfault as above), and what is mapped from now on (`future`: its pages stay
+  /// from their faults on; they are not brought in by mmap). What cannot be brought in is left out.
+  Result<void> mlockall(Task& task, Lock current, LockFuture future);
+  Result<void> munlockall(Task& task);
 
  private:
   // mmap.cpp; mmap_sem held for writing
@@ -117,9 +131,16 @@ class AddressSpaces {
 
   // mprotect.cpp, madvise.cpp, mlock.cpp
   Result<VmArea*> mprotect_fixup(Mm& mm, VmArea& vma, VirtAddr start, VirtAddr end, uint64_t prot);
-  Result<void> madvise_dontneed(Mm& mm, VirtAddr start, VirtAddr end);
-  Result<void> populate(Task& task, VirtAddr start, VirtAddr end);
+  Result<void> madvise_vma(VmArea& vma, VirtAddr start, VirtAddr end, Advice advice);
+  void madvise_free_pte_range(VmArea& vma, VirtAddr start, VirtAddr end);
+  void madvise_free_single_vma(VmArea& vma, VirtAddr start, VirtAddr end);
+  void madvise_cold_or_pageout(VmArea& vma, VirtAddr start, VirtAddr end, Advice advice);
+  Result<void> apply_vma_lock_flags(Mm& mm, VirtAddr start, VirtAddr end, uint64_t lock_flags);
+  void apply_mlockall_flags(Mm& mm, uint64_t lock_flags);
+  Result<VmArea*> mlock_fixup(VmArea& vma, VirtAddr start, VirtAddr end, uint64_t lock_flags);
+  Result<void> __mm_populate(Task& task, VirtAddr start, VirtAddr end);
   void munlock_vma_pages_range(VmArea& vma, VirtAddr start, VirtAddr end);
+  void munlock_vma_pages_all(VmArea& vma);
   Page* get_present_page(Mm& mm, VirtAddr address, Pte& pte);
 
   // fork.cpp
@@ -139,6 +160,8 @@ class AddressSpaces {
   VmStat& vmstat_;
   Mmu& mmu_;
   VmOps* file_ops_ = nullptr;
+  Vmscan* vmscan_ = nullptr;
+  Advice newest_advice_ = Advice::pageout;
   KmemCache* mm_cache_ = nullptr;
   std::atomic<uint64_t> next_mm_id_{1};
   SpinLock dead_lock_{LockRank::leaf};
@@ -148,6 +171,8 @@ class AddressSpaces {
   MmList dead_ WEIR_GUARDED_BY(dead_lock_);
 };
 
+/// What munlock and fork take off a mapping.
+inline constexpr uint64_t VM_LOCKED_CLEAR = VM_LOCKED | VM_LOCKONFAULT;
 /// Rights that a mapping may be given later.
 inline constexpr uint64_t VM_MAY_FLAGS = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
 /// One past the last address that user tables can map. What lies in [0, this) is freed with its last mapping.

@@ -63,6 +63,7 @@ Rmap::Rmap(PageTables& tables, Slab& slab, Filemap& filemap, SwapFiles& swap, Vm
 Result<void> Rmap::init() {
   anon_vma_cache_ = WEIR_TRY(slab_.kmem_cache_create("anon_vma", sizeof(AnonVma), {}));
   chain_cache_ = WEIR_TRY(slab_.kmem_cache_create("anon_vma_chain", sizeof(AnonVmaChain), {}));
+  filemap_.lru().set_locked_mappings(*this);
   return {};
 }
 
@@ -540,7 +541,15 @@ bool Rmap::try_to_unmap_one(Page& page, VmArea& vma, VirtAddr address, void* arg
   const Pte was = self.tables_.ptep_clear_flush(mm, address, pte.get());
   if (pte_dirty(was)) self.set_page_dirty(page);
   update_hiwater_rss(mm);
-  if (PageAnon(page)) {
+  if (PageAnon(page) && !PageSwapBacked(page)) {
+    if (page.test(PageFlag::dirty)) {
+      // Written since it was given up: wanted again.
+      self.tables_.set_pte_at(mm, address, pte.get(), was);
+      self.filemap_.lru().set_page_flag(page, PageFlag::swapbacked);
+      return false;
+    }
+    mm.dec_mm_counter(RssKind::anon);
+  } else if (PageAnon(page)) {
     const SwpEntry entry{page.private_};
     if (!PageSwapCache(page) || !self.swap_.swap_duplicate(entry)) {
       // No slot, or its count has no room: everything as it was.
@@ -569,6 +578,22 @@ TryToUnmap Rmap::try_to_unmap(Page& page, FlushBatch& batch) {
   RmapWalkControl control{.arg = &walk, .rmap_one = try_to_unmap_one, .done = page_mapcount_is_zero};
   rmap_walk(page, control);
   return recorded::page_mapcount(page) == 0 ? TryToUnmap::success : TryToUnmap::fail;
+}
+
+bool Rmap::try_to_munlock_one(Page& page, VmArea& vma, VirtAddr address, void* arg) {
+  if ((vma.vm_flags & VM_LOCKED) == 0) return true;
+  Rmap& self = *static_cast<Rmap*>(arg);
+  const PteLock pte = self.page_vma_mapped_walk(page, vma, address);
+  if (!pte) return true;
+  self.filemap_.lru().mlock_vma_page(page);
+  return false;
+}
+
+void Rmap::try_to_munlock(Page& page) {
+  WEIR_FLOW(tables_.pages().mem().pfn(page));
+  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
+  RmapWalkControl control{.arg = this, .rmap_one = try_to_munlock_one};
+  rmap_walk(page, control);
 }
 
 /// A private mapping's dirty bit is about the task's own copy, never about the file.

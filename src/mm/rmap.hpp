@@ -72,7 +72,7 @@ enum class Exclusive : uint8_t { no, yes };
 /// Peak RSS is taken down before RSS falls.
 void update_hiwater_rss(Mm& mm);
 
-class Rmap {
+class Rmap final : private LockedMappings {
  public:
   Rmap(PageTables& tables, Slab& slab, Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu);
   Result<void> init();
@@ -111,7 +111,11 @@ class Rmap {
   /// Takes every PTE away: anonymous ones get the page's swap entry. fail: a VM_LOCKED mapping, or memory for a count
   /// is missing; PTEs already changed stay valid swap entries. Hardware is flushed by the caller: batch ->
   /// Mmu::flush_batch (a full one from here).
+  /// An anonymous page without PG_swapbacked (MADV_FREE) gets no entry: its PTEs go, unless it was written since; then
+  /// it is as before.
   TryToUnmap try_to_unmap(Page& page, FlushBatch& batch);
+  /// A page that is being munlocked: a VM_LOCKED mapping of it that is left makes it PG_mlocked again. Page locked.
+  void try_to_munlock(Page& page) override;
   /// For a file page about to be written: every PTE clean and write-protected. Returns how many were dirty.
   int page_mkclean(Page& page, FlushBatch& batch);
 
@@ -147,6 +151,7 @@ class Rmap {
   PteLock page_vma_mapped_walk(Page& page, VmArea& vma, VirtAddr address);
   static bool page_referenced_one(Page& page, VmArea& vma, VirtAddr address, void* arg);
   static bool try_to_unmap_one(Page& page, VmArea& vma, VirtAddr address, void* arg);
+  static bool try_to_munlock_one(Page& page, VmArea& vma, VirtAddr address, void* arg);
   static bool page_mkclean_one(Page& page, VmArea& vma, VirtAddr address, void* arg);
   static bool invalid_mkclean_vma(VmArea& vma, void* arg);
   static bool page_mapcount_is_zero(Page& page);

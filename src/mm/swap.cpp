@@ -160,6 +160,28 @@ void Lru::move_fn(Batch batch, Page& page) {
       vmstat_.count_vm_event(VmEvent::pgrotated);
       return;
     }
+    case Batch::deactivate: {
+      if (!page.test(PageFlag::lru) || !page.test(PageFlag::active) || page.test(PageFlag::unevictable)) return;
+      const LruList from = page_lru(page);
+      clear_page_flag(page, PageFlag::active);
+      clear_page_flag(page, PageFlag::referenced);
+      move_page(page, from, page_lru(page), End::head);
+      vmstat_.count_vm_event(VmEvent::pgdeactivate);
+      update_page_reclaim_stat(page_is_file_cache(page), false);
+      return;
+    }
+    case Batch::lazyfree: {
+      if (!page.test(PageFlag::lru) || page.test(PageFlag::unevictable) || !lazyfree_candidate(page)) return;
+      const LruList from = page_lru(page);
+      clear_page_flag(page, PageFlag::active);
+      clear_page_flag(page, PageFlag::referenced);
+      clear_page_aged(page);
+      clear_page_flag(page, PageFlag::swapbacked);
+      move_page(page, from, page_lru(page), End::head);
+      vmstat_.count_vm_event(VmEvent::pglazyfree);
+      update_page_reclaim_stat(1, false);
+      return;
+    }
     case Batch::count: break;
   }
 }
@@ -275,6 +297,22 @@ void Lru::activate_page(Page& page) {
     pagevec_add(Batch::activate, page);
 }
 
+void Lru::deactivate_page(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  if (page.test(PageFlag::lru) && page.test(PageFlag::active) && !page.test(PageFlag::unevictable))
+    pagevec_add(Batch::deactivate, page);
+}
+
+bool Lru::lazyfree_candidate(const Page& page) {
+  return PageAnon(page) && PageSwapBacked(page) && !PageSwapCache(page);
+}
+
+void Lru::mark_page_lazyfree(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  if (page.test(PageFlag::lru) && !page.test(PageFlag::unevictable) && lazyfree_candidate(page))
+    pagevec_add(Batch::lazyfree, page);
+}
+
 // The page is not on a list: perhaps it waits in this CPU's pagevec, then it goes to the active list from there. A page
 // in another CPU's pagevec is left alone: its flag cannot be set without knowing that it is not being isolated.
 bool Lru::__lru_cache_activate_page(Page& page) {
@@ -357,40 +395,60 @@ Result<void> Lru::isolate_lru_page(Page& page) {
 }
 
 void Lru::putback_lru_page(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  const bool was_unevictable = page.test(PageFlag::unevictable);
+  bool evictable = false;
   for (;;) {
-    if (page_evictable(page)) {
+    evictable = page_evictable(page);
+    if (evictable) {
       clear_page_flag(page, PageFlag::unevictable);
       lru_cache_add(page);
-    } else {
-      add_page_to_unevictable_list(page);
-      vmstat_.count_vm_event(VmEvent::unevictable_pgs_culled);
-      // munlock may have come between the test and the list: then nobody else would ever look at the page again.
-      if (page_evictable(page) && isolate_lru_page(page)) {
-        put_page(page);
-        continue;
-      }
+      break;
     }
-    break;
+    add_page_to_unevictable_list(page);
+    // munlock may have come between the test and the list: then nobody else would ever look at the page again.
+    if (!page_evictable(page) || !isolate_lru_page(page)) break;
+    put_page(page);
   }
+  if (was_unevictable && evictable) vmstat_.count_vm_event(VmEvent::unevictable_pgs_rescued);
+  if (!was_unevictable && !evictable) vmstat_.count_vm_event(VmEvent::unevictable_pgs_culled);
   put_page(page);
 }
 
 void Lru::mlock_vma_page(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
   if (page.test_and_set(PageFlag::mlocked)) return;
   vmstat_.inc_node_page_state(NodeStat::nr_mlock);
+  vmstat_.count_vm_event(VmEvent::unevictable_pgs_mlocked);
+  // Not on a list: whoever has it off, or the pagevec, leaves it to reclaim to find.
   if (isolate_lru_page(page)) putback_lru_page(page);
 }
 
 void Lru::munlock_vma_page(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
   if (!page.test_and_clear(PageFlag::mlocked)) return;
   vmstat_.dec_node_page_state(NodeStat::nr_mlock);
-  if (!page.test(PageFlag::unevictable)) return;
-  if (isolate_lru_page(page)) {
-    vmstat_.count_vm_event(VmEvent::unevictable_pgs_rescued);
-    putback_lru_page(page);
+  if (!isolate_lru_page(page)) {
+    // On its way to a list, or off it in somebody's hands: who puts it back looks at the flag.
+    vmstat_.count_vm_event(page.test(PageFlag::unevictable) ? VmEvent::unevictable_pgs_stranded
+                                                            : VmEvent::unevictable_pgs_munlocked);
+    if (page_mapcount(page) > 1 && locked_mappings_ != nullptr) locked_mappings_->try_to_munlock(page);
+    return;
   }
+  if (page_mapcount(page) > 1 && locked_mappings_ != nullptr) locked_mappings_->try_to_munlock(page);
+  if (!page.test(PageFlag::mlocked)) vmstat_.count_vm_event(VmEvent::unevictable_pgs_munlocked);
+  putback_lru_page(page);
 }
 
-void Lru::clear_page_mlock(Page& page) { munlock_vma_page(page); }
+void Lru::clear_page_mlock(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  if (!page.test_and_clear(PageFlag::mlocked)) return;
+  vmstat_.dec_node_page_state(NodeStat::nr_mlock);
+  vmstat_.count_vm_event(VmEvent::unevictable_pgs_cleared);
+  if (isolate_lru_page(page))
+    putback_lru_page(page);
+  else if (page.test(PageFlag::unevictable))
+    vmstat_.count_vm_event(VmEvent::unevictable_pgs_stranded);
+}
 
 }  // namespace weir

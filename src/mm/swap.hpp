@@ -21,11 +21,22 @@ namespace weir {
 /// Large enough that the lru_lock is taken once for many pages, small enough that few pages are out of reclaim's sight.
 inline constexpr unsigned PAGEVEC_SIZE = 14;
 
+/// Who finds the mappings of a page. Rmap implements it.
+class LockedMappings {
+ public:
+  /// Lru::mlock_vma_page for the page if some VM_LOCKED mapping has it. Page locked. Sleeps.
+  virtual void try_to_munlock(Page& page) = 0;
+
+ protected:
+  ~LockedMappings() = default;
+};
+
 class Lru {
  public:
   Lru(PageAllocator& pages, VmStat& vmstat, Mmu& mmu, unsigned cpus);
   /// Makes the pagevecs; after the page allocator. Until then every page goes to its list at once. Errors: ENOMEM.
   Result<void> init();
+  void set_locked_mappings(LockedMappings& mappings) { locked_mappings_ = &mappings; }
 
   /// New anonymous page: inactive (active if PG_active is set). Takes a reference for the pagevec.
   void lru_cache_add_anon(Page& page);
@@ -39,6 +50,11 @@ class Lru {
   void activate_page(Page& page);
   /// inactive,unref -> inactive,ref -> active,unref -> active,ref.
   void mark_page_accessed(Page& page);
+  /// Moves a page on an active list to the head of the inactive one (through a pagevec): it is not needed soon.
+  void deactivate_page(Page& page);
+  /// An anonymous page whose content need not be kept: it leaves swap's backing for the inactive file list, where it is
+  /// dropped if nobody has written it by then. Not for pages of the swap cache.
+  void mark_page_lazyfree(Page& page);
   /// Writeback ended on a PG_reclaim page: to the inactive tail.
   void rotate_reclaimable_page(Page& page);
   /// Empties this CPU's pagevecs onto the lists; all CPUs'.
@@ -61,7 +77,7 @@ class Lru {
   // ---- mlock flags; page locked
   /// A VM_LOCKED mapping of the page exists: PG_mlocked, off to the unevictable list if it is on another.
   void mlock_vma_page(Page& page);
-  /// No VM_LOCKED mapping is known any more: back to an evictable list.
+  /// A VM_LOCKED mapping goes: back to an evictable list, unless there is another one. Sleeps.
   void munlock_vma_page(Page& page);
   /// The last mapping went, or the page is truncated: PG_mlocked goes too. Page lock not needed.
   void clear_page_mlock(Page& page);
@@ -101,7 +117,7 @@ class Lru {
   [[nodiscard]] unsigned in_pagevecs(const Page& page) const;
 
  private:
-  enum class Batch : uint8_t { add, activate, rotate, count };
+  enum class Batch : uint8_t { add, activate, rotate, deactivate, lazyfree, count };
   static constexpr unsigned NR_BATCHES = static_cast<unsigned>(Batch::count);
   /// Guarded by its CPU's lock. pages[0, nr), each with a reference of the pagevec's own; nr < PAGEVEC_SIZE between
   /// calls.
@@ -123,6 +139,7 @@ class Lru {
   void link(Page& page, LruList list, End end) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void unlink(Page& page, LruList list) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void move_page(Page& page, LruList from, LruList to, End end) WEIR_NO_THREAD_SAFETY_ANALYSIS;
+  [[nodiscard]] static bool lazyfree_candidate(const Page& page);
   void advance_aging_hand() WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void update_page_reclaim_stat(unsigned file, bool rotated) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void __page_cache_release(Page& page);
@@ -131,7 +148,8 @@ class Lru {
   PageAllocator& pages_;
   VmStat& vmstat_;
   unsigned cpus_;
-  PerCpu* percpu_ = nullptr;  // cpus_ of them, in the machine's own frames
+  LockedMappings* locked_mappings_ = nullptr;  // set once, before there is a mapping
+  PerCpu* percpu_ = nullptr;                   // cpus_ of them, in the machine's own frames
   std::atomic<int64_t> nr_aged_{0};
   Page* aging_hand_ = nullptr;  // lru_lock; on the inactive anonymous list; null: the head was passed
 };

@@ -229,7 +229,9 @@ enum class NodeStat : uint8_t {
   X(pgdeactivate) X(pgfault) X(pgmajfault) X(pgrefill) X(pgsteal_kswapd) X(pgsteal_direct) X(pgscan_kswapd)            \
   X(pgscan_direct) X(pginodesteal) X(slabs_scanned) X(kswapd_inodesteal) X(kswapd_low_wmark_hit_quickly)               \
   X(kswapd_high_wmark_hit_quickly) X(pageoutrun) X(pgrotated) X(drop_pagecache) X(oom_kill) X(swap_ra)                 \
-  X(swap_ra_hit) X(pgscan_direct_throttle) X(unevictable_pgs_culled) X(unevictable_pgs_rescued) X(swap_slots_refill)   \
+  X(swap_ra_hit) X(pgscan_direct_throttle) X(unevictable_pgs_culled) X(unevictable_pgs_rescued)                        \
+  X(unevictable_pgs_mlocked) X(unevictable_pgs_munlocked) X(unevictable_pgs_cleared) X(unevictable_pgs_stranded)       \
+  X(pglazyfree) X(pglazyfreed) X(swap_slots_refill)                                                                    \
   X(swap_clean_drop) X(pgreuse) X(pgcow) X(zero_page_map) X(access_flag_fault) X(window_unmap) X(window_unmap_pages)   \
   X(swap_write_error) X(swap_read_error) X(balance_dirty_pause) X(flusher_wakeup)
 // clang-format on
@@ -280,6 +282,7 @@ enum VmFlag : uint64_t {
   VM_RAND_READ = 1u << 16,
   VM_DONTCOPY = 1u << 17,
   VM_DONTEXPAND = 1u << 18,
+  VM_LOCKONFAULT = 1u << 19,  ///< with VM_LOCKED: pages are locked as they come, none is brought in
   VM_ACCOUNT = 1u << 20,
   VM_NORESERVE = 1u << 21,
 };

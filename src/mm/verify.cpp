@@ -33,6 +33,7 @@ namespace {
   X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")        \
   X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are")      \
   X(lru_size, "LRU list length = its size = the node's counter")                                              \
+  X(mlocked, "PG_mlocked: a VM_LOCKED VMA maps the page; on the unevictable list every page is PG_mlocked")   \
   X(lru_flags, "a page on an LRU list has PG_lru and the flags of that list; off them it has not")            \
   X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                          \
   X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                              \
@@ -98,6 +99,7 @@ struct FrameCount {
   uint8_t writable = 0;    ///< some PTE lets write
   uint8_t free_state = 0;  ///< + 1 for each free block it is in, + 2 for each per-CPU list, 4 balloon, 8 quarantined
   uint8_t kernel = 0;      ///< PTEs of the kernel
+  uint8_t locked = 0;      ///< some VM_LOCKED VMA maps it
 };
 
 class Scan {
@@ -234,6 +236,7 @@ class Scan {
     FrameCount& frame = count_of(pfn);
     ++frame.mapped;
     if (pte_write(pte)) frame.writable = 1;
+    if (vma != nullptr && (vma->vm_flags & VM_LOCKED) != 0) frame.locked = 1;
     if (PageAnon(page)) {
       ++rss_[static_cast<unsigned>(RssKind::anon)];
       if (vma != nullptr) {
@@ -433,6 +436,8 @@ class Scan {
              page.flags.load());
       expect(Inv::swap_cache_page, frame.in_tree <= 1 && (!PageSwapCache(page) || frame.in_tree == 1), pfn.v, 1,
              frame.in_tree);
+      expect(Inv::mlocked, !page.test(PageFlag::mlocked) || frame.locked != 0, pfn.v, 1, frame.locked);
+      expect(Inv::mlocked, !page.test(PageFlag::unevictable) || page.test(PageFlag::mlocked), pfn.v, 1, 0);
       if (frame.mapped > 0) {
         if (PageAnon(page))
           ++anon_;

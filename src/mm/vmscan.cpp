@@ -112,6 +112,18 @@ ScanCount scan_balance(const ScanBalanceInput& in) {
   return count;
 }
 
+PageReferences references_of(const ReferencesSeen& seen) {
+  // Unmapping will find the lock, and cull the page.
+  if ((seen.vm_flags & VM_LOCKED) != 0) return PageReferences::reclaim;
+  if (seen.unaged) return PageReferences::aging;
+  if (seen.ptes > 0) {
+    if (seen.swapbacked) return PageReferences::activate;
+    const bool often = seen.referenced || seen.ptes > 1 || (seen.vm_flags & VM_EXEC) != 0;
+    return often ? PageReferences::activate : PageReferences::keep;
+  }
+  return seen.referenced && !seen.swapbacked ? PageReferences::reclaim_clean : PageReferences::reclaim;
+}
+
 bool Vmscan::inactive_list_is_low(bool file) const {
   WEIR_FLOW(file);
   // Without swap nobody ever comes for the inactive anonymous pages.
@@ -291,6 +303,21 @@ PageCount Vmscan::shrink_all_memory(PageCount n) {
   sc.gfp_mask = GFP_HIGHUSER_MOVABLE;
   sc.reason = ReclaimReason::limit;
   return do_try_to_free_pages(sc);
+}
+
+PageCount Vmscan::reclaim_pages(PageList& pages) {
+  WEIR_FLOW();
+  const ThreadFlagScope reclaiming(PF_MEMALLOC);
+  ScanControl sc;
+  sc.ignore_references = true;
+  Stat stat;
+  const int64_t reclaimed = shrink_page_list(pages, sc, stat);
+  while (!pages.empty()) {
+    Page& page = pages.front();
+    pages.pop_front();
+    lru_.putback_lru_page(page);
+  }
+  return PageCount(reclaimed);
 }
 
 // ---- Slab caches ---------------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ struct ScanControl {
   Order order{};
   int priority = DEF_PRIORITY;
   bool may_writepage = true, may_unmap = true, may_swap = true;
+  bool ignore_references = false;  ///< somebody said that the pages are not needed
   PageCount nr_scanned{}, nr_reclaimed{};
   ZoneType reclaim_idx = ZoneType::NORMAL;
   ReclaimReason reason = ReclaimReason::direct;
@@ -87,6 +88,24 @@ struct ScanBalanceInput {
   bool inactive_anon_low = false, inactive_file_low = false;
 };
 [[nodiscard]] ScanCount scan_balance(const ScanBalanceInput& in);
+
+/// What becomes of a page that reclaim looks at, by how it was used since the last look: row 32 of the inventory.
+enum class PageReferences : uint8_t {
+  reclaim,
+  reclaim_clean,  ///< if it need not be written first
+  keep,           ///< PG_referenced, and one more round
+  activate,
+  aging  ///< young and old cannot be told apart yet: made old, and looked at again
+};
+struct ReferencesSeen {
+  int ptes = 0;             ///< mappings that were young
+  uint64_t vm_flags = 0;    ///< of the VMAs that map it
+  bool referenced = false;  ///< PG_referenced was set
+  bool swapbacked = false;
+  bool unaged = false;  ///< mapped, and the MMU has no accessed bits and was not asked before
+};
+/// A pure function, for tests.
+[[nodiscard]] PageReferences references_of(const ReferencesSeen& seen);
 
 /// active : inactive that is still all right: √(10 × GiB), at least 1.
 [[nodiscard]] int64_t inactive_ratio(int64_t pages);
@@ -125,6 +144,9 @@ class Vmscan {
   void kswapd_stop();
   /// Reclaims about n pages for a shrinking budget (the balloon): as memory.limit does. Returns what it got. Sleeps.
   PageCount shrink_all_memory(PageCount n);
+  /// Isolated pages go out now, used or not, as far as they can; the rest goes back to its lists. Returns how many
+  /// went. Linux 5.4. Sleeps.
+  PageCount reclaim_pages(PageList& pages);
   /// Pages that reclaim may still free: file pages, and anonymous ones while there is swap for them.
   [[nodiscard]] PageCount zone_reclaimable_pages() const;
   void set_swappiness(int v) { vm_swappiness_ = v; }
@@ -140,7 +162,7 @@ class Vmscan {
   [[nodiscard]] bool inactive_list_is_low(bool file) const;
 
  private:
-  enum class References : uint8_t { reclaim, reclaim_clean, keep, activate, aging };
+  using References = PageReferences;
   enum class Pageout : uint8_t { keep, activate, success, clean };
   /// What shrink_page_list saw, for who decides about waiting and flushers.
   struct Stat {
@@ -174,6 +196,7 @@ class Vmscan {
   bool prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& unmapped, FlushBatch& aged,
                     Candidate& candidate);
   bool reclaim_page(const Candidate& candidate, ScanControl& sc);
+  bool drop_lazyfree(Page& page);
   [[nodiscard]] References page_check_references(Page& page, FlushBatch& aged);
   Pageout pageout(Page& page, AddressSpace* mapping, ScanControl& sc);
   [[nodiscard]] bool __remove_mapping(AddressSpace& mapping, Page& page);

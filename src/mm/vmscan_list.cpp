@@ -241,23 +241,21 @@ void Vmscan::activate_locked(Page& page, PageKeep reason) {
 
 Vmscan::References Vmscan::page_check_references(Page& page, FlushBatch& aged) {
   WEIR_FLOW(pages_.mem().pfn(page));
-  const bool anon = PageSwapBacked(page);
   const bool staged = page.test(PageFlag::aged);
   uint64_t vm_flags = 0;
   const int ptes = rmap_.page_referenced(page, &vm_flags, aged);
   const bool referenced = page.test(PageFlag::referenced);
   if (referenced) lru_.clear_page_flag(page, PageFlag::referenced);
-  // Unmapping will find the lock, and cull the page.
-  if ((vm_flags & VM_LOCKED) != 0) return References::reclaim;
-  if (!mmu_.caps().has_accessed && PageAnon(page) && page_mapped(page) && !staged) return References::aging;
-  if (ptes > 0) {
-    if (anon) return References::activate;
-    // A file page used once gets one more round: to tell a stream from a working set.
+  const References result =
+      references_of({.ptes = ptes,
+                     .vm_flags = vm_flags,
+                     .referenced = referenced,
+                     .swapbacked = PageSwapBacked(page),
+                     .unaged = !mmu_.caps().has_accessed && PageAnon(page) && page_mapped(page) && !staged});
+  // A file page used once gets one more round: to tell a stream from a working set.
+  if (ptes > 0 && !PageSwapBacked(page) && result != References::reclaim)
     lru_.set_page_flag(page, PageFlag::referenced);
-    if (referenced || ptes > 1 || (vm_flags & VM_EXEC) != 0) return References::activate;
-    return References::keep;
-  }
-  return referenced && !anon ? References::reclaim_clean : References::reclaim;
+  return result;
 }
 
 // Phase 1 of one page. True: a candidate, locked. False: kept, unlocked.
@@ -290,7 +288,7 @@ bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& u
   }
 
   candidate = {.page = &page};
-  candidate.references = page_check_references(page, aged);
+  candidate.references = sc.ignore_references ? References::reclaim : page_check_references(page, aged);
   const auto decide = [&](Candidate::Verdict verdict, PageKeep reason) {
     candidate.verdict = verdict;
     candidate.reason = reason;
@@ -365,6 +363,16 @@ bool Vmscan::__remove_mapping(AddressSpace& mapping, Page& page) {
   return true;
 }
 
+// An anonymous page whose content nobody wants back (MADV_FREE): it is in no tree, only the isolation has it.
+bool Vmscan::drop_lazyfree(Page& page) {
+  const bool gone = page_ref_freeze(page, 1);
+  if (gone && page.test(PageFlag::dirty)) page_ref_unfreeze(page, 1);
+  if (!gone || page.test(PageFlag::dirty)) return keep_locked(page, PageKeep::in_use), false;
+  vmstat_.count_vm_event(VmEvent::pglazyfreed);
+  filemap_.unlock_page(page);
+  return true;
+}
+
 // Phase 3 of one page, which is unmapped in hardware too. True: it is nobody's, count 0, unlocked. False: kept,
 // unlocked.
 bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
@@ -410,6 +418,7 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
       case Pageout::clean: break;
     }
   }
+  if (PageAnon(page) && !PageSwapBacked(page)) return drop_lazyfree(page);
   const bool swapped = PageSwapCache(page);
   if (mapping == nullptr || !__remove_mapping(*mapping, page)) return keep_locked(page, PageKeep::in_use), false;
   if (!was_dirty) {

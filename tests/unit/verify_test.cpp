@@ -316,6 +316,7 @@ const Plant PLANTS[] = {
        PageCount& n = p.machine().node.lruvec.size[0];
        return change(n, n + PageCount(1));
      }},
+    {"mlocked", [](Populated& p) { return flag_on(p.own_page(), PageFlag::mlocked); }},
     {"lru_flags", [](Populated& p) { return flag_off(p.own_page(), PageFlag::lru); }},
     {"page_cache_page",
      [](Populated& p) {

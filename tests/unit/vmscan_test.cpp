@@ -18,6 +18,39 @@ constexpr ReclaimWorld::Options HOST{.threads = Threads::none, .page_cluster = 0
 // -------------------------------------------------------------------------------------------------------------
 // formulas
 
+// Row 32: every combination of what a look can find.
+TEST(References, ByEveryCombinationOfUse) {
+  using enum PageReferences;
+  for (const bool swapbacked : {false, true}) {
+    for (const bool referenced : {false, true}) {
+      for (int ptes = 0; ptes <= 3; ++ptes) {
+        for (const uint64_t flags : {uint64_t{0}, uint64_t{VM_EXEC}, uint64_t{VM_LOCKED}}) {
+          for (const bool unaged : {false, true}) {
+            PageReferences expected = reclaim;
+            if (flags == VM_LOCKED)
+              expected = reclaim;  // unmapping finds the lock
+            else if (unaged)
+              expected = aging;
+            else if (ptes == 0)
+              expected = referenced && !swapbacked ? reclaim_clean : reclaim;
+            else if (swapbacked || referenced || ptes > 1 || flags == VM_EXEC)
+              expected = activate;
+            else
+              expected = keep;
+            EXPECT_EQ(references_of({.ptes = ptes,
+                                     .vm_flags = flags,
+                                     .referenced = referenced,
+                                     .swapbacked = swapbacked,
+                                     .unaged = unaged}),
+                      expected)
+                << swapbacked << referenced << ptes << flags << unaged;
+          }
+        }
+      }
+    }
+  }
+}
+
 TEST(Balance, InactiveRatioGrowsWithTheRootOfMemory) {
   const int64_t gib = int64_t{1} << (30 - PAGE_SHIFT);
   const std::pair<int64_t, int64_t> table[] = {{0, 1},         {gib - 1, 1},    {gib, 3},         {2 * gib, 4},
