@@ -68,6 +68,13 @@ namespace weir {
   X(swap_write) /* entry; pfn, 0: bytes leave for the area */                                    \
   X(swap_read)  /* entry; pfn, 0 */                                                              \
   X(swap_area)  /* type; 0, pages: on or off */                                                  \
+  X(unuse)           /* mm id; entry, 0: swapoff looks for it there */                           \
+  X(swap_lowest_bit) /* type; old, new: no free slot lies below */                               \
+  X(swap_highest_bit) /* type; old, new: no free slot lies above */                              \
+  X(swap_space)      /* type; first slot, last slot: an address space of the swap cache has its methods */ \
+  X(tree_init)       /* 0; items in the tree, its allocation mask */                             \
+  X(swap_discard)    /* type; first slot, slots: the device is told that they hold nothing */    \
+  X(frontswap)       /* entry; 0 stored 1 refused 2 loaded 3 dropped, pages of the area in the store */ \
   X(io_done)    /* sector; pfn, errno */                                                         \
   X(zram_store) /* index; bytes before (4096), bytes after */                                    \
   /* files */                                                                                    \

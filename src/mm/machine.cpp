@@ -64,6 +64,7 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   WEIR_TRY_VOID(files.init());
   spaces.set_file_ops(files);
   spaces.set_vmscan(vmscan);
+  swapon.set_address_spaces(spaces, tables, rmap);
   task_cache_ = WEIR_TRY(slab.kmem_cache_create("task_struct", sizeof(Task), {}));
 
   writeback.set_ratios(options.dirty_background_ratio, options.dirty_ratio);
@@ -82,6 +83,7 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
 }
 
 void Machine::shutdown() {
+  swap_files.stop_discard();
   if (options_.threads == MachineOptions::Threads::all) flusher.stop();
   if (options_.threads != MachineOptions::Threads::none) vmscan.kswapd_stop();
   // Pages whose owner has gone may still be on their way to a device. Nobody starts another write.

@@ -173,6 +173,13 @@ Result<void> Memory::copy_page_range(VmArea& dst, VmArea& src) {
     Pte* to_pte = to.get();
     for (Pte* pte = from.get(); a < stop && done; a = a + PAGE_SIZE, ++pte, ++to_pte)
       if (!pte_none(Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)})) done = copy_one_pte(dst, src, a, to_pte, pte);
+    if (done.error() != Errno::nomem) continue;
+    // A slot's count needs a page, and under the PTE locks there was none. The address is the one that failed.
+    a = VirtAddr(a.v - PAGE_SIZE);
+    const Pte left{__atomic_load_n(&tables_.walk(parent, a)->v, __ATOMIC_RELAXED)};
+    from.unlock();
+    to.unlock();
+    if (is_swap_pte(left)) done = swap_.add_swap_count_continuation(decode_swap_pte(left), GFP_KERNEL);
   }
   // The parent's other threads may still write what is shared now: until here, and the child has not begun to run.
   mmu_.flush_range(parent, src.vm_start, end);

@@ -48,7 +48,10 @@ class AddressSpaces {
   void set_newest_advice(Advice advice) { newest_advice_ = advice; }
 
   Result<Mm*> mm_alloc(Task* owner);
-  void mmget(Mm& mm) { mm.mm_users.fetch_add(1, std::memory_order_acq_rel); }
+  void mmget(Mm& mm) {
+    WEIR_FLOW(mm);
+    mm.mm_users.fetch_add(1, std::memory_order_acq_rel);
+  }
   void mmgrab(Mm& mm) { mm.mm_count.fetch_add(1, std::memory_order_acq_rel); }
   /// Last user: exit_mmap. Last reference: the struct goes. Sleeps.
   void mmput(Mm& mm);

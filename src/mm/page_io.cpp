@@ -118,7 +118,42 @@ Result<void> PageIo::swap_writepage(Page& page, WritebackControl& wbc) {
     filemap_.unlock_page(page);
     return {};
   }
+  if (swap_.frontswap().enabled() && frontswap_store(page)) return {};
   return __swap_writepage(page, wbc);
+}
+
+/// True: the page is in the store and unlocked; it need not go to the device.
+bool PageIo::frontswap_store(Page& page) {
+  const SwpEntry entry{page.private_};
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), entry);
+  const bool stored = swap_.frontswap().store(entry, mmu_.kmap(page));
+  mmu_.kunmap(page);
+  if (!stored) return false;
+  page.clear(PageFlag::error);
+  if (!mmu_.caps().has_dirty) mmu_.mark_clean(page);
+  filemap_.set_page_writeback(page);
+  filemap_.unlock_page(page);
+  filemap_.end_page_writeback(page);
+  return true;
+}
+
+/// True: the bytes came from the store, or are lost there; the page is unlocked.
+bool PageIo::frontswap_load(Page& page, Result<void>& outcome) {
+  const SwpEntry entry{page.private_};
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), entry);
+  const Result<void> loaded = swap_.frontswap().load(entry, mmu_.kmap(page));
+  mmu_.kunmap(page);
+  if (loaded.error() == Errno::noent) return false;
+  page.clear(PageFlag::error);
+  if (loaded) {
+    if (!mmu_.caps().has_dirty) mmu_.mark_clean(page);
+    page.set(PageFlag::uptodate);
+  } else {
+    read_failed(page, entry);
+    outcome = loaded;
+  }
+  filemap_.unlock_page(page);
+  return true;
 }
 
 // Dirty as before, and its slot holds nobody knows what.
@@ -251,6 +286,10 @@ Result<void> PageIo::swap_readpage(Page& page, ReadList* list) {
     read_failed(page, entry);
     filemap_.unlock_page(page);
     return Errno::io;
+  }
+  if (swap_.frontswap().has(entry)) {
+    Result<void> outcome;
+    if (frontswap_load(page, outcome)) return outcome;
   }
   WEIR_STATE(swap_read, entry, pfn, 0);
   vmstat_.count_vm_event(VmEvent::pswpin);

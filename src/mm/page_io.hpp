@@ -3,6 +3,7 @@
 // A page to its slot and back: sector = slot × 8. Linux: mm/page_io.c 4.14, fs/block_dev.c (bdev_write_page,
 // bdev_read_page).
 //
+//   before the device: frontswap, if there is a store
 //   write: PG_writeback, unlock, submit_bio … end_swap_bio_write (error: dirty again, kept)
 //   read:  page locked until end_swap_bio_read (error: not uptodate)
 // Synchronous devices (zram) are served by bdev_write_page / bdev_read_page at once.
@@ -81,6 +82,8 @@ class PageIo {
   /// True: the device's copy of a page that was just read is gone, and the page dirty.
   bool swap_slot_free_notify(BlockDevice& device, Page& page);
   Result<void> bdev_read_page(BlockDevice& device, uint64_t index, Page& page);
+  bool frontswap_store(Page& page);
+  bool frontswap_load(Page& page, Result<void>& outcome);
   void write_failed(Page& page, SwpEntry entry);
   void read_failed(Page& page, SwpEntry entry);
   static void end_swap_bio_write(Bio& bio);

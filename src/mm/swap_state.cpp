@@ -11,6 +11,7 @@ namespace {
 void INIT_RADIX_TREE(AddressSpace& space, gfp_t mask) {
   WEIR_FLOW(mask);
   WEIR_BUG_ON(!space.page_tree.empty());
+  WEIR_STATE(tree_init, 0, space.nrpages, mask);
   space.gfp_mask = mask;
 }
 
@@ -36,30 +37,28 @@ SwapCache::SwapCache(Filemap& filemap, SwapFiles& swap, SwapSlots& slots, PageIo
 Result<void> SwapCache::init_swap_address_space(unsigned type, uint64_t nr_pages) {
   WEIR_FLOW(type, nr_pages);
   const uint64_t nr = (nr_pages + SWAP_ADDRESS_SPACE_PAGES - 1) >> SWAP_ADDRESS_SPACE_SHIFT;
-  auto* spaces = static_cast<AddressSpace*>(swap_.slab().kzalloc(nr * sizeof(AddressSpace), GFP_KERNEL));
-  if (spaces == nullptr) return Errno::nomem;
+  if (nr > nr_swapper_spaces_[type]) {
+    auto* spaces = static_cast<AddressSpace*>(swap_.slab().kzalloc(nr * sizeof(AddressSpace), GFP_KERNEL));
+    if (spaces == nullptr) return Errno::nomem;
+    for (uint64_t i = 0; i < nr; ++i) ::new (static_cast<void*>(spaces + i)) AddressSpace();
+    swapper_spaces_[type] = spaces;
+    nr_swapper_spaces_[type] = static_cast<unsigned>(nr);
+  }
   for (uint64_t i = 0; i < nr; ++i) {
-    AddressSpace& space = *::new (static_cast<void*>(spaces + i)) AddressSpace();
+    AddressSpace& space = swapper_spaces_[type][i];
     INIT_RADIX_TREE(space, GFP_ATOMIC | __GFP_NOWARN);
     space.a_ops = &swap_aops_;
     space.max_index = std::min((i + 1) << SWAP_ADDRESS_SPACE_SHIFT, nr_pages) - 1;
+    WEIR_STATE(swap_space, type, i << SWAP_ADDRESS_SPACE_SHIFT, space.max_index);
     mapping_set_no_writeback_tags(space);
   }
-  swapper_spaces_[type] = spaces;
-  nr_swapper_spaces_[type] = static_cast<unsigned>(nr);
   return {};
 }
 
+// The spaces stay, empty, for the next area of this type: who read an entry of this one from a PTE before it was
+// replaced may look here yet. It finds nothing, or another page's copy, and then sees that the PTE has changed.
 void SwapCache::exit_swap_address_space(unsigned type) {
-  AddressSpace* spaces = swapper_spaces_[type];
-  const unsigned nr = nr_swapper_spaces_[type];
-  nr_swapper_spaces_[type] = 0;
-  swapper_spaces_[type] = nullptr;
-  for (unsigned i = 0; i < nr; ++i) {
-    WEIR_BUG_ON(!spaces[i].page_tree.empty());
-    spaces[i].~AddressSpace();
-  }
-  swap_.slab().kfree(spaces);
+  for (unsigned i = 0; i < nr_swapper_spaces_[type]; ++i) WEIR_BUG_ON(!swapper_spaces_[type][i].page_tree.empty());
 }
 
 AddressSpace* SwapCache::space_of(SwpEntry entry) const {
@@ -343,7 +342,8 @@ bool SwapCache::reuse_swap_page(Page& page) {
   WEIR_FLOW(filemap_.pages().mem().pfn(page));
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
   const bool cached = PageSwapCache(page);
-  const int users = page_mapcount(page) + (cached ? swap_.swp_swapcount(SwpEntry{page.private_}) : 0);
+  const uint64_t users =
+      static_cast<uint64_t>(page_mapcount(page)) + (cached ? swap_.swp_swapcount(SwpEntry{page.private_}) : 0);
   if (users > 1) return false;
   if (users == 1 && cached && !page.test(PageFlag::writeback)) {
     filemap_.lru().set_page_flag(page, PageFlag::dirty);

@@ -35,7 +35,7 @@ class SwapCache {
 
   /// Spaces for an area of nr_pages slots. Errors: ENOMEM.
   Result<void> init_swap_address_space(unsigned type, uint64_t nr_pages);
-  /// The area's spaces go; they are empty.
+  /// The area goes; its spaces are empty, and stay for the next one.
   void exit_swap_address_space(unsigned type);
   /// The area of `entry` has spaces.
   [[nodiscard]] AddressSpace& swap_address_space(SwpEntry entry);

@@ -2,11 +2,12 @@
 #include "mm/swapfile.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 namespace weir {
 
 SwapFiles::SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat&, unsigned cpus)
-    : pages_(pages), slab_(slab), vmalloc_(vmalloc), cpus_(cpus == 0 ? 1 : cpus) {}
+    : pages_(pages), slab_(slab), vmalloc_(vmalloc), cpus_(cpus == 0 ? 1 : cpus), frontswap_(*this) {}
 
 // --------------------------------------------------------------------------------------------------------- large
 // arrays
@@ -90,6 +91,8 @@ Result<SwapInfo*> SwapFiles::alloc_swap_info() {
     if (place == nullptr) return Errno::nomem;
     auto* fresh = ::new (place) SwapInfo();
     fresh->type = type;
+    fresh->discard_work.files = this;
+    fresh->discard_work.area = fresh;
     SwapInfo* none = nullptr;
     if (!swap_info_[type].compare_exchange_strong(none, fresh, std::memory_order_acq_rel)) slab_.kfree(place);
   }
@@ -101,6 +104,13 @@ Result<void> SwapFiles::setup_swap_map(SwapInfo& si, uint64_t maxpages, const ui
   const bool solid_state = (si.flags.load(std::memory_order_relaxed) & SWP_SOLIDSTATE) != 0;
   const uint64_t clusters = (maxpages + SWAPFILE_CLUSTER - 1) / SWAPFILE_CLUSTER;
   Result<void> made = make(si.swap_map, maxpages);
+  if (made) {
+    const uint64_t map_pages = (maxpages + PagedArray<uint8_t>::PER_PAGE - 1) / PagedArray<uint8_t>::PER_PAGE;
+    si.continuations =
+        static_cast<SwapContinuation**>(slab_.kzalloc(map_pages * sizeof(SwapContinuation*), GFP_KERNEL));
+    if (si.continuations == nullptr) made = Errno::nomem;
+  }
+  if (made && frontswap_.enabled()) made = make(si.frontswap_map, (maxpages + 63) / 64);
   if (made && solid_state) {
     made = [&]() -> Result<void> {
       WEIR_TRY_VOID(make(si.cluster_info, clusters));
@@ -122,17 +132,24 @@ Result<void> SwapFiles::setup_swap_map(SwapInfo& si, uint64_t maxpages, const ui
   if (!made) {
     free(si.swap_map);
     free(si.cluster_info);
+    free(si.frontswap_map);
+    slab_.kfree(si.continuations);
+    si.continuations = nullptr;
     slab_.kfree(si.percpu_cluster);
     si.percpu_cluster = nullptr;
     return made.error();
   }
   si.max = maxpages;
   si.inuse_pages = 0;
+  WEIR_STATE(swap_lowest_bit, si.type, 0, 1);
   si.lowest_bit = 1;
+  WEIR_STATE(swap_highest_bit, si.type, 0, maxpages - 1);
   si.highest_bit = maxpages - 1;
   si.cluster_next = 1;
   si.cluster_nr = 0;
   si.free_clusters_head = si.free_clusters_tail = 0;
+  si.discard_clusters_head = si.discard_clusters_tail = 0;
+  si.frontswap_pages.store(0, std::memory_order_relaxed);
   if (solid_state) {
     ScopedLock guard(si.lock);
     for (uint64_t c = 0; c < clusters; ++c) {
@@ -217,20 +234,83 @@ void SwapFiles::release_swap_info(SwapInfo& si) {
   WEIR_BUG_ON(si.inuse_pages != 0);
   PagedArray<uint8_t> map;
   PagedArray<SwapCluster> clusters;
+  PagedArray<std::atomic<uint64_t>> frontswap_map;
+  SwapContinuation** continuations = nullptr;
+  uint64_t nr_chains = 0;
   {
     // Who still holds a stale entry of this area finds max = 0 under the lock.
     ScopedLock guard(si.lock);
     std::swap(map, si.swap_map);
     std::swap(clusters, si.cluster_info);
+    std::swap(frontswap_map, si.frontswap_map);
+    std::swap(continuations, si.continuations);
+    nr_chains = (si.max + PagedArray<uint8_t>::PER_PAGE - 1) / PagedArray<uint8_t>::PER_PAGE;
     si.max = si.pages = si.lowest_bit = si.highest_bit = 0;
   }
   free(map);
   free(clusters);
+  free(frontswap_map);
+  free_swap_count_continuations(continuations, nr_chains);
   slab_.kfree(si.percpu_cluster);
   si.percpu_cluster = nullptr;
   si.bdev = nullptr;
   ScopedLock guard(swap_lock_);
   si.flags.store(0, std::memory_order_release);
+}
+
+// ------------------------------------------------------------------------------------------------------------- discard
+
+void SwapFiles::discard_slots(SwapInfo& si, uint64_t first, uint64_t n) {
+  WEIR_STATE(swap_discard, si.type, first, n);
+  struct Wait {
+    Bio bio;
+    Completion done;
+  } wait;
+  wait.bio.op = BioOp::discard;
+  wait.bio.sector = first * SECTORS_PER_PAGE;
+  wait.bio.pages = static_cast<uint32_t>(n);
+  wait.bio.owner = &wait;
+  wait.bio.end_io = [](Bio& bio) { static_cast<Wait*>(bio.owner)->done.complete(); };
+  si.bdev->submit_bio(wait.bio);
+  wait.done.wait();
+}
+
+Result<void> SwapFiles::start_discard(World& world) {
+  if (discarding_) return {};
+  WEIR_TRY_VOID(discard_queue_.start(world, "kdiscardd"));
+  discarding_ = true;
+  return {};
+}
+
+void SwapFiles::stop_discard() {
+  if (discarding_) discard_queue_.stop();
+  discarding_ = false;
+}
+
+void SwapFiles::flush_discard(SwapInfo& si) {
+  if (discarding_) discard_queue_.flush_work(si.discard_work.work);
+  ScopedLock guard(si.lock);
+  if (si.cluster_info) swap_do_scheduled_discard(si);
+}
+
+// --------------------------------------------------------------------------------------------------- maps of frontswap
+
+bool SwapFiles::frontswap_test(unsigned type, uint64_t offset) const {
+  const SwapInfo* si = swap_info(type);
+  if (si == nullptr || !si->frontswap_map || offset >= si->max) return false;
+  return (si->frontswap_map[offset / 64].load(std::memory_order_acquire) >> (offset % 64) & 1) != 0;
+}
+
+uint64_t SwapFiles::frontswap_set(unsigned type, uint64_t offset) {
+  SwapInfo& si = *swap_info(type);
+  si.frontswap_map[offset / 64].fetch_or(uint64_t{1} << (offset % 64), std::memory_order_acq_rel);
+  return si.frontswap_pages.fetch_add(1, std::memory_order_relaxed) + 1;
+}
+
+uint64_t SwapFiles::frontswap_clear(unsigned type, uint64_t offset) {
+  SwapInfo& si = *swap_info(type);
+  si.frontswap_map[offset / 64].fetch_and(~(uint64_t{1} << (offset % 64)), std::memory_order_acq_rel);
+  return si.frontswap_pages.fetch_sub(1, std::memory_order_relaxed) - 1;
 }
 
 bool SwapFiles::swap_has_room() const {
@@ -262,308 +342,17 @@ void SwapFiles::mmlist_remove(Mm& mm) {
   mmlist_.erase(MmList::s_iterator_to(mm));
 }
 
-// ------------------------------------------------------------------------------------------------------- taking slots
-
-unsigned SwapFiles::get_swap_pages(unsigned n, SwpEntry* entries) WEIR_NO_THREAD_SAFETY_ANALYSIS {
-  WEIR_FLOW(n);
-  if (nr_swap_pages() <= 0) return 0;
-  n = std::min(n, SWAP_BATCH);
-  uint8_t order[MAX_SWAPFILES];
-  unsigned areas = 0;
-  {
-    ScopedLock guard(swap_lock_);
-    areas = nr_active_;
-    std::copy(active_, active_ + nr_active_, order);
-  }
-  for (unsigned i = 0; i < areas; ++i) {
-    SwapInfo& si = *swap_info_[order[i]].load(std::memory_order_acquire);
-    // From list to area hand over hand: an area that swapoff has taken off is not used any more.
-    swap_lock_.lock();
-    si.lock.lock();
-    const bool usable =
-        (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0 && si.highest_bit != 0 && si.bdev->has_room();
-    if (usable) requeue(si.type);
-    swap_lock_.unlock();
-    const unsigned got = usable ? scan_swap_map_slots(si, n, entries) : 0;
-    si.lock.unlock();
-    if (got > 0) return got;
-  }
-  return 0;
-}
-
-unsigned SwapFiles::scan_swap_map_slots(SwapInfo& si, unsigned n, SwpEntry* entries) {
-  WEIR_FLOW(si.type, n);
-  const bool solid_state = static_cast<bool>(si.cluster_info);
-  unsigned got = 0;
-  while (got < n) {
-    uint64_t offset = solid_state ? scan_swap_map_try_ssd_cluster(si) : scan_swap_map_hand(si);
-    if (offset == 0 && solid_state) {
-      // Without a free cluster one slot is as good as another. When some are at hand, only the next is worth a look.
-      if (got == 0)
-        offset = scan_swap_map(si);
-      else if (si.cluster_next <= si.highest_bit && si.swap_map[si.cluster_next] == 0)
-        offset = si.cluster_next;
+Mm* SwapFiles::mmlist_next(const Mm* after) {
+  ScopedLock guard(mmlist_lock_);
+  auto it = after == nullptr ? mmlist_.begin() : std::next(MmList::s_iterator_to(*const_cast<Mm*>(after)));
+  for (; it != mmlist_.end(); ++it) {
+    // mmget_not_zero: what is going takes its entries along.
+    int32_t users = it->mm_users.load(std::memory_order_acquire);
+    while (users > 0 && !it->mm_users.compare_exchange_weak(users, users + 1, std::memory_order_acq_rel)) {
     }
-    if (offset == 0) break;
-    swap_range_alloc(si, offset);
-    entries[got++] = swp_entry(si.type, offset);
+    if (users > 0) return &*it;
   }
-  return got;
-}
-
-PerCpuCluster& SwapFiles::this_cpu_cluster(SwapInfo& si) const {
-  const Thread* thread = engine_thread().thread;
-  return si.percpu_cluster[thread == nullptr ? 0 : thread->cpu.v % cpus_];
-}
-
-// The next free slot of this CPU's cluster, or of a fresh one; 0 when there is no free cluster.
-uint64_t SwapFiles::scan_swap_map_try_ssd_cluster(SwapInfo& si) {
-  PerCpuCluster& mine = this_cpu_cluster(si);
-  for (;;) {
-    if (mine.index == 0) {
-      mine.index = pop_free_cluster(si);
-      if (mine.index == 0) return 0;
-      mine.next = uint64_t{mine.index} * SWAPFILE_CLUSTER;
-    }
-    const uint64_t end = (uint64_t{mine.index} + 1) * SWAPFILE_CLUSTER;
-    // Others may have used its slots when they found no cluster of their own.
-    while (mine.next < end && si.swap_map[mine.next] != 0) ++mine.next;
-    if (mine.next < end) return mine.next++;
-    SwapCluster& used_up = si.cluster_info[mine.index];
-    used_up.owner = SwapCluster::Owner::none;
-    if (used_up.count == 0) push_free_cluster(si, mine.index);
-    mine.index = 0;
-  }
-}
-
-// The slot under the hand, or the next free one above it. Every 256 slots the hand looks for a free stretch from below,
-// so that pages that leave together lie together.
-uint64_t SwapFiles::scan_swap_map_hand(SwapInfo& si) {
-  if (si.cluster_nr > 0) {
-    --si.cluster_nr;
-    return scan_swap_map(si);
-  }
-  si.cluster_nr = SWAPFILE_CLUSTER - 1;
-  if (si.pages - si.inuse_pages >= SWAPFILE_CLUSTER) {
-    uint64_t latency = LATENCY_LIMIT;
-    uint64_t run = 0;
-    for (uint64_t offset = si.lowest_bit; offset <= si.highest_bit; ++offset) {
-      run = si.swap_map[offset] == 0 ? run + 1 : 0;
-      if (run == SWAPFILE_CLUSTER) {
-        si.cluster_next = offset + 1 - SWAPFILE_CLUSTER;
-        break;
-      }
-      // What was free may not be when the lock is back: at worst the stretch has a gap.
-      if (!breathe(si, latency)) return 0;
-    }
-  }
-  return scan_swap_map(si);
-}
-
-// Every LATENCY_LIMIT steps lets go of the lock for a moment. False: the area is being switched off.
-bool SwapFiles::breathe(SwapInfo& si, uint64_t& latency) WEIR_NO_THREAD_SAFETY_ANALYSIS {
-  if (--latency > 0) return true;
-  latency = LATENCY_LIMIT;
-  si.lock.unlock();
-  if (engine_thread().world != nullptr) world().cond_resched();
-  si.lock.lock();
-  return (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0;
-}
-
-// The first free slot from cluster_next up, then from lowest_bit; 0 when there is none. While swap is short, slots that
-// hold only the cache's copy are freed on the way.
-uint64_t SwapFiles::scan_swap_map(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
-  uint64_t latency = LATENCY_LIMIT;
-  const uint64_t start = si.cluster_next;
-  for (int lap = 0; lap < 2; ++lap) {
-    uint64_t offset = lap == 0 ? std::max(start, si.lowest_bit) : si.lowest_bit;
-    while (offset <= si.highest_bit && (lap == 0 || offset < start)) {
-      const uint8_t map = si.swap_map[offset];
-      if (map == 0) return offset;
-      const bool short_of_swap = vm_swap_full();
-      if (map == SWAP_HAS_CACHE && short_of_swap && reclaim_ != nullptr) {
-        si.lock.unlock();
-        const bool freed = reclaim_(reclaim_arg_, swp_entry(si.type, offset));
-        si.lock.lock();
-        if ((si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) == 0) return 0;
-        if (freed && offset <= si.highest_bit && si.swap_map[offset] == 0) return offset;
-      }
-      ++offset;
-      if (si.cluster_info && !short_of_swap && offset % SWAPFILE_CLUSTER == 0) {
-        while (offset <= si.highest_bit && si.cluster_info[offset / SWAPFILE_CLUSTER].count == SWAPFILE_CLUSTER)
-          offset += SWAPFILE_CLUSTER;
-      }
-      if (!breathe(si, latency)) return 0;
-    }
-  }
-  return 0;
-}
-
-void SwapFiles::swap_range_alloc(SwapInfo& si, uint64_t offset) {
-  si.swap_map[offset] = SWAP_HAS_CACHE;
-  if (si.cluster_info) ++si.cluster_info[offset / SWAPFILE_CLUSTER].count;
-  if (offset == si.lowest_bit) ++si.lowest_bit;
-  if (offset == si.highest_bit) --si.highest_bit;
-  ++si.inuse_pages;
-  if (si.inuse_pages == si.pages) {
-    si.lowest_bit = si.max;
-    si.highest_bit = 0;
-  }
-  si.cluster_next = offset + 1;
-  nr_swap_pages_.fetch_sub(1, std::memory_order_relaxed);
-  WEIR_STATE(swap_map, swp_entry(si.type, offset), 0, SWAP_HAS_CACHE);
-}
-
-void SwapFiles::swap_range_free(SwapInfo& si, uint64_t offset) {
-  si.lowest_bit = std::min(si.lowest_bit, offset);
-  si.highest_bit = std::max(si.highest_bit, offset);
-  --si.inuse_pages;
-  if (si.cluster_info) {
-    SwapCluster& cluster = si.cluster_info[offset / SWAPFILE_CLUSTER];
-    if (--cluster.count == 0 && cluster.owner == SwapCluster::Owner::none)
-      push_free_cluster(si, static_cast<uint32_t>(offset / SWAPFILE_CLUSTER));
-  }
-  nr_swap_pages_.fetch_add(1, std::memory_order_relaxed);
-}
-
-void SwapFiles::push_free_cluster(SwapInfo& si, uint32_t cluster) {
-  si.cluster_info[cluster].next = 0;
-  if (si.free_clusters_tail != 0)
-    si.cluster_info[si.free_clusters_tail].next = cluster;
-  else
-    si.free_clusters_head = cluster;
-  si.free_clusters_tail = cluster;
-}
-
-uint32_t SwapFiles::pop_free_cluster(SwapInfo& si) {
-  const uint32_t cluster = si.free_clusters_head;
-  if (cluster == 0) return 0;
-  si.free_clusters_head = si.cluster_info[cluster].next;
-  if (si.free_clusters_head == 0) si.free_clusters_tail = 0;
-  si.cluster_info[cluster].next = 0;
-  si.cluster_info[cluster].owner = SwapCluster::Owner::cpu;
-  return cluster;
-}
-
-// ------------------------------------------------------------------------------------------------------- users of
-// slots
-
-Result<void> SwapFiles::__swap_duplicate(SwpEntry entry, uint8_t usage, const char* who) {
-  SwapInfo* si = lookup(entry, who);
-  if (si == nullptr) return Errno::inval;
-  ScopedLock guard(si->lock);
-  if (swp_offset(entry) >= si->max) return Errno::inval;
-  uint8_t& map = si->swap_map[swp_offset(entry)];
-  const uint8_t old = map;
-  const uint8_t users = old & static_cast<uint8_t>(~SWAP_HAS_CACHE);
-  if (old == SWAP_MAP_BAD) return Errno::inval;
-  if (usage == SWAP_HAS_CACHE) {
-    if ((old & SWAP_HAS_CACHE) != 0) return Errno::exist;
-    if (users == 0) return Errno::noent;
-    map = old | SWAP_HAS_CACHE;
-  } else {
-    if (old == 0) return Errno::noent;
-    if (users == SWAP_MAP_MAX) return Errno::nomem;
-    ++map;
-  }
-  WEIR_STATE(swap_map, entry, old, map);
-  return {};
-}
-
-Result<void> SwapFiles::swap_duplicate(SwpEntry entry) {
-  WEIR_FLOW(entry);
-  return __swap_duplicate(entry, 1, "swap_duplicate");
-}
-
-Result<void> SwapFiles::swapcache_prepare(SwpEntry entry) {
-  WEIR_FLOW(entry);
-  return __swap_duplicate(entry, SWAP_HAS_CACHE, "swapcache_prepare");
-}
-
-// One user less. The last one leaves SWAP_HAS_CACHE behind, which release() gives back: meanwhile nobody else can take
-// the slot.
-uint8_t SwapFiles::__swap_entry_free(SwapInfo& si, SwpEntry entry, uint8_t usage) {
-  uint8_t left = 0;
-  {
-    ScopedLock guard(si.lock);
-    if (swp_offset(entry) >= si.max) return 0;
-    uint8_t& map = si.swap_map[swp_offset(entry)];
-    const uint8_t old = map;
-    const uint8_t users = old & static_cast<uint8_t>(~SWAP_HAS_CACHE);
-    const bool held = usage == SWAP_HAS_CACHE ? (old & SWAP_HAS_CACHE) != 0 : users != 0;
-    if (old == SWAP_MAP_BAD || !held) {
-      ((LogLine() << "swap_free: Unused swap offset entry ").hex(entry.val) << " map ").hex(old);
-      return old;
-    }
-    left = old - usage;
-    map = left != 0 ? left : SWAP_HAS_CACHE;
-    WEIR_STATE(swap_map, entry, old, map);
-    if (left == 0) si.bdev->slot_free_notify(swp_offset(entry));
-  }
-  if (left == 0) release(entry);
-  return left;
-}
-
-void SwapFiles::release(SwpEntry entry) {
-  if (release_ != nullptr)
-    release_(release_arg_, entry);
-  else
-    swapcache_free_entries(&entry, 1);
-}
-
-uint8_t SwapFiles::swap_free(SwpEntry entry) {
-  WEIR_FLOW(entry);
-  SwapInfo* si = lookup(entry, "swap_free");
-  return si != nullptr ? __swap_entry_free(*si, entry, 1) : 0;
-}
-
-void SwapFiles::swapcache_free(SwpEntry entry) {
-  WEIR_FLOW(entry);
-  if (SwapInfo* si = lookup(entry, "swapcache_free")) __swap_entry_free(*si, entry, SWAP_HAS_CACHE);
-}
-
-void SwapFiles::swap_entry_free(SwapInfo& si, SwpEntry entry) {
-  WEIR_FLOW(entry);
-  uint8_t& map = si.swap_map[swp_offset(entry)];
-  WEIR_BUG_ON(map != SWAP_HAS_CACHE);
-  map = 0;
-  WEIR_STATE(swap_map, entry, SWAP_HAS_CACHE, 0);
-  swap_range_free(si, swp_offset(entry));
-}
-
-void SwapFiles::swapcache_free_entries(const SwpEntry* entries, unsigned n) WEIR_NO_THREAD_SAFETY_ANALYSIS {
-  WEIR_FLOW(n);
-  SwapInfo* held = nullptr;
-  for (unsigned i = 0; i < n; ++i) {
-    SwapInfo* si = lookup(entries[i], "swapcache_free_entries");
-    if (si == nullptr) continue;
-    if (si != held) {
-      if (held != nullptr) held->lock.unlock();
-      si->lock.lock();
-      held = si;
-    }
-    swap_entry_free(*si, entries[i]);
-  }
-  if (held != nullptr) held->lock.unlock();
-}
-
-uint8_t SwapFiles::swap_map_value(SwpEntry entry) {
-  SwapInfo* si = entry ? swap_info(swp_type(entry)) : nullptr;
-  if (si == nullptr) return 0;
-  ScopedLock guard(si->lock);
-  return swp_offset(entry) < si->max ? si->swap_map[swp_offset(entry)] : uint8_t{0};
-}
-
-int SwapFiles::swp_swapcount(SwpEntry entry) {
-  const uint8_t map = swap_map_value(entry);
-  return map == SWAP_MAP_BAD ? 0 : map & ~SWAP_HAS_CACHE;
-}
-
-uint64_t SwapFiles::find_next_cached(SwapInfo& si, uint64_t offset) {
-  ScopedLock guard(si.lock);
-  for (++offset; offset < si.max; ++offset)
-    if (si.swap_map[offset] == SWAP_HAS_CACHE) return offset;
-  return 0;
+  return nullptr;
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -576,15 +365,20 @@ void SwapFiles::survey(void (*fail)(void*, const char* id, const char* text), vo
     if (si == nullptr || (si->flags.load(std::memory_order_acquire) & SWP_WRITEOK) == 0) continue;
     ScopedLock guard(si->lock);
     uint64_t used = 0, good = 0;
-    uint64_t in_cluster = 0, free_clusters = 0;
+    uint64_t in_cluster = 0, free_clusters = 0, stored = 0;
     for (uint64_t offset = 0; offset < si->max; ++offset) {
       const uint8_t map = si->swap_map[offset];
       const bool bad = map == SWAP_MAP_BAD;
       good += bad ? 0 : 1;
       used += bad || map == 0 ? 0 : 1;
+      if (si->frontswap_map && frontswap_test(si->type, offset)) {
+        ++stored;
+        if (bad || map == 0) fail(arg, "frontswap", "the store keeps a page of a free slot");
+      }
       if (map == 0 && (offset < si->lowest_bit || offset > si->highest_bit))
         fail(arg, "swap_bits", "a free slot lies outside lowest_bit and highest_bit");
-      if ((map & COUNT_CONTINUED) != 0) fail(arg, "swap_map", "a count is continued");
+      if (!continued_right(*si, offset))
+        fail(arg, "swap_map", "COUNT_CONTINUED where nothing continues, or the reverse");
       if (!si->cluster_info) continue;
       in_cluster += map != 0 ? 1 : 0;
       const bool last = offset + 1 == si->max || (offset + 1) % SWAPFILE_CLUSTER == 0;
@@ -594,6 +388,8 @@ void SwapFiles::survey(void (*fail)(void*, const char* id, const char* text), vo
       const SwapCluster& cluster = si->cluster_info[offset / SWAPFILE_CLUSTER];
       if (cluster.count != in_cluster) fail(arg, "swap_cluster", "a cluster's count is not its used slots");
       free_clusters += in_cluster == 0 && cluster.owner == SwapCluster::Owner::none ? 1 : 0;
+      if (in_cluster != 0 && cluster.owner == SwapCluster::Owner::discard)
+        fail(arg, "swap_discard", "a cluster that waits to be discarded has used slots");
       in_cluster = 0;
     }
     if (si->cluster_info) {
@@ -603,6 +399,8 @@ void SwapFiles::survey(void (*fail)(void*, const char* id, const char* text), vo
       }
       if (free_clusters != 0) fail(arg, "swap_cluster", "the free list is not the free clusters");
     }
+    if (stored != si->frontswap_pages.load(std::memory_order_relaxed))
+      fail(arg, "frontswap", "frontswap_pages is not the bits of frontswap_map");
     if (used != si->inuse_pages) fail(arg, "swap_inuse", "inuse_pages is not the used slots of the map");
     if (good != si->pages) fail(arg, "swap_pages", "pages is not the good slots of the map");
     free_slots += static_cast<int64_t>(si->pages - si->inuse_pages);

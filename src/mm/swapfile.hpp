@@ -2,22 +2,26 @@
 //
 // Swap areas and their maps: who uses which slot.
 //
-//   swap_map[slot]: 0 free · 1…0x3e users (PTEs) | SWAP_HAS_CACHE 0x40 · SWAP_MAP_BAD 0x3f · 0x80 count goes on
-//   elsewhere take: get_swap_pages -> scan_swap_map_slots (clusters of 256) -> SWAP_HAS_CACHE give: swap_free (a PTE
-//   goes), swapcache_free (the cache goes); nobody left -> SWAP_HAS_CACHE alone -> slots cache -> 0
+//   swap_map[slot]: 0 free · 1…0x3e users (PTEs) | SWAP_HAS_CACHE 0x40 · SWAP_MAP_BAD 0x3f
+//                   0x80 COUNT_CONTINUED: users above 0x3e are counted in pages of further digits, base 0x80
+//   take:  get_swap_pages -> scan_swap_map_slots (clusters of 256) -> SWAP_HAS_CACHE
+//   give:  swap_free (a PTE goes), swapcache_free (the cache goes); nobody left -> SWAP_HAS_CACHE alone -> slots cache
+//   -> 0
 //
-//   a device without seek time:  free clusters --one for each CPU--> its slots in order --used up--> the next; none
-//   free: any slot one that seeks:              a hand moves upwards through 256 free slots in a row, then looks for
-//   the next such stretch
+//   a device without seek time:  free clusters --one for each CPU--> its slots in order --used up--> the next
+//                                none free: any slot
+//   one that seeks:              a hand moves upwards through 256 free slots in a row, then looks for the next stretch
 //
 // Invariant: users of slot S = PTEs that hold S; SWAP_HAS_CACHE set iff S is in the swap cache (or held by the slots
-// cache). Linux: mm/swapfile.c 4.14. swapon, swapoff and reuse of pages are in swapfile_unuse and swap_state. A count
-// above 0x3e (COUNT_CONTINUED) is refused with ENOMEM. The device hears of a slot's end when its last user goes, not
-// when it leaves the slots cache: what lies there is dead already, and in zram it is memory.
+// cache). Linux: mm/swapfile.c 4.14. Slots are taken in swapfile_scan.cpp, counted in swapfile_count.cpp; swapon,
+// swapoff and reuse of pages are in swapfile_unuse and swap_state. The device hears of a slot's end when its last user
+// goes, not when it leaves the slots cache: what lies there is dead already, and in zram it is memory.
 #pragma once
 
 #include "block/block.hpp"
 #include "kernel/log_line.hpp"
+#include "kernel/workqueue.hpp"
+#include "mm/frontswap.hpp"
 #include "mm/mm_types.hpp"
 #include "mm/swapops.hpp"
 #include "mm/vmalloc.hpp"
@@ -25,6 +29,8 @@
 namespace weir {
 
 inline constexpr uint8_t SWAP_HAS_CACHE = 0x40, SWAP_MAP_MAX = 0x3e, SWAP_MAP_BAD = 0x3f, COUNT_CONTINUED = 0x80;
+/// The most that one further digit of a count holds.
+inline constexpr uint8_t SWAP_CONT_MAX = 0x7f;
 /// Slots in a row that one CPU (or the hand) fills: 1 MiB, a stretch that a disk reads back in one go.
 inline constexpr unsigned SWAPFILE_CLUSTER = 256;
 /// So many slots are looked at in one go; then others may run.
@@ -38,7 +44,9 @@ enum SwpFlag : uint32_t {
   SWP_DISCARDABLE = 4,
   SWP_SOLIDSTATE = 16,
   SWP_BLKDEV = 64,
-  SWP_FILE = 128
+  SWP_FILE = 128,
+  SWP_AREA_DISCARD = 256,  ///< all of it when it is taken into use
+  SWP_PAGE_DISCARD = 512,  ///< clusters when they are free again
 };
 
 /// An array too large for one block of frames: vzalloc'ed, reached page by page at the frames' places.
@@ -55,12 +63,20 @@ class PagedArray {
   T** pages_ = nullptr;  // kmalloc'ed
 };
 
+/// One further digit for each slot of a page of the map. A count is the map's digit (base 0x3f), then those of the
+/// chain (base 0x80), least first; COUNT_CONTINUED in a digit: one above it is not 0. Stays until swapoff.
+struct SwapContinuation {
+  uint8_t* digits = nullptr;  // a frame
+  SwapContinuation* next = nullptr;
+};
+
 /// 256 slots of an area without seek time. Guarded by the area's lock.
 /// Invariants: count = its slots whose map is not 0 (those behind the end of the area count as used).
-/// On the free list iff count = 0 and owner = none.
+/// On the free list iff count = 0 and owner = none; on the list to be discarded iff count = 0 and owner = discard:
+/// nobody takes a slot of it before the device has been told.
 struct SwapCluster {
-  enum class Owner : uint16_t { none, cpu };
-  uint32_t next = 0;  ///< on the free list; 0 ends it (cluster 0 has the header's slot and is never free)
+  enum class Owner : uint16_t { none, cpu, discard };
+  uint32_t next = 0;  ///< on the list that it is on; 0 ends it (cluster 0 has the header's slot and is never free)
   uint16_t count = 0;
   Owner owner = Owner::none;
 };
@@ -71,27 +87,38 @@ struct PerCpuCluster {
   uint64_t next = 0;  ///< the slot to look at next
 };
 
+class SwapFiles;
+
 /// One area. Linux: struct swap_info_struct. Never freed: a type that is free again is used for the next swapon.
 struct SwapInfo {
   SpinLock lock{LockRank::swap_area};
-  std::atomic<uint32_t> flags{0};  ///< SwpFlag; changed under lock
-  int16_t prio = 0;                // swap_lock
-  unsigned type = 0;               ///< index in swap_info[]; immutable while used
-  uint64_t max = 0;                ///< slots, the header's included
-  PagedArray<uint8_t> swap_map;    ///< in the machine's own frames; lock
+  std::atomic<uint32_t> flags{0};              ///< SwpFlag; changed under lock
+  int16_t prio = 0;                            // swap_lock
+  unsigned type = 0;                           ///< index in swap_info[]; immutable while used
+  uint64_t max = 0;                            ///< slots, the header's included
+  PagedArray<uint8_t> swap_map;                ///< in the machine's own frames; lock
+  SwapContinuation** continuations = nullptr;  ///< a chain for each page of the map, kmalloc'ed; lock
   // Free slots, if there are any, lie in [lowest_bit, highest_bit]; full: highest_bit = 0.
-  uint64_t lowest_bit = 0, highest_bit = 0;                 // lock
-  uint64_t pages = 0;                                       ///< usable slots
-  uint64_t inuse_pages = 0;                                 // lock; = slots whose map is neither 0 nor BAD
-  uint64_t cluster_next = 0, cluster_nr = 0;                // lock
-  PagedArray<SwapCluster> cluster_info;                     // lock; only SWP_SOLIDSTATE
-  uint32_t free_clusters_head = 0, free_clusters_tail = 0;  // lock
-  PerCpuCluster* percpu_cluster = nullptr;                  // lock; kmalloc'ed
+  uint64_t lowest_bit = 0, highest_bit = 0;                       // lock
+  uint64_t pages = 0;                                             ///< usable slots
+  uint64_t inuse_pages = 0;                                       // lock; = slots whose map is neither 0 nor BAD
+  uint64_t cluster_next = 0, cluster_nr = 0;                      // lock
+  PagedArray<SwapCluster> cluster_info;                           // lock; only SWP_SOLIDSTATE
+  uint32_t free_clusters_head = 0, free_clusters_tail = 0;        // lock
+  uint32_t discard_clusters_head = 0, discard_clusters_tail = 0;  // lock
+  PerCpuCluster* percpu_cluster = nullptr;                        // lock; kmalloc'ed
+  struct DiscardWork {
+    WorkStruct work;  // first: its function is given this
+    SwapFiles* files = nullptr;
+    SwapInfo* area = nullptr;
+  } discard_work;
+  PagedArray<std::atomic<uint64_t>> frontswap_map;  ///< a bit a slot: its bytes are in the store; only with a store
+  std::atomic<uint64_t> frontswap_pages{0};
   BlockDevice* bdev = nullptr;
   std::atomic<uint64_t> write_errors{0}, read_errors{0};
 };
 
-class SwapFiles {
+class SwapFiles : private FrontswapMaps {
  public:
   SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat& vmstat, unsigned cpus);
   SwapFiles(const SwapFiles&) = delete;
@@ -104,9 +131,11 @@ class SwapFiles {
   unsigned get_swap_pages(unsigned n, SwpEntry* entries);
   /// Gives back slots that hold only SWAP_HAS_CACHE, in bulk (slots cache).
   void swapcache_free_entries(const SwpEntry* entries, unsigned n);
-  /// One more PTE holds the entry. Errors: EINVAL (bad entry), ENOENT (free slot), ENOMEM (count at its maximum, no
-  /// continuation).
+  /// One more PTE holds the entry. Any context. Errors: EINVAL (bad entry), ENOENT (free slot), ENOMEM (the count needs
+  /// a page for its further digits and there is none: add_swap_count_continuation, then again).
   Result<void> swap_duplicate(SwpEntry entry);
+  /// Makes room for one more user of a slot whose count is at its maximum; nothing to do for others. Errors: ENOMEM.
+  Result<void> add_swap_count_continuation(SwpEntry entry, gfp_t gfp);
   /// A PTE that held it is gone. Returns what is left of the slot's users: a count | SWAP_HAS_CACHE; 0 if it was the
   /// last.
   uint8_t swap_free(SwpEntry entry);
@@ -116,7 +145,7 @@ class SwapFiles {
   /// The cache lets go of the slot. Goes through `release` (slots cache) when that was its last user.
   void swapcache_free(SwpEntry entry);
   /// Users of the slot without the cache; 0 for a bad entry or slot.
-  [[nodiscard]] int swp_swapcount(SwpEntry entry);
+  [[nodiscard]] uint64_t swp_swapcount(SwpEntry entry);
   [[nodiscard]] uint8_t swap_map_value(SwpEntry entry);
   /// More than half of all slots used: clean swap-cache copies are given up eagerly.
   [[nodiscard]] bool vm_swap_full() const { return copies_cost_memory_ || nr_swap_pages() * 2 < total_swap_pages(); }
@@ -152,16 +181,33 @@ class SwapFiles {
   void reinsert_swap_info(SwapInfo& si, int prio);
   /// No slot is in use. Frees the map; the type is free.
   void release_swap_info(SwapInfo& si);
-  /// Where the slot after `offset` lies that is used by the cache alone (users = 0); 0 if there is none.
-  [[nodiscard]] uint64_t find_next_cached(SwapInfo& si, uint64_t offset);
+  /// The next slot in use behind `offset`, and behind the last one the first; 0 if there is none. May let others run.
+  [[nodiscard]] uint64_t find_next_to_unuse(SwapInfo& si, uint64_t offset);
 
   /// The list of Mms that may hold swap entries. Linux: mmlist.
   void mmlist_add(Mm& mm);
   void mmlist_remove(Mm& mm);
+  /// The next Mm of the list behind `after` (null: the first) that is not going, with a user's reference (mmget).
+  /// `after` is held by the caller. Null at the end.
+  [[nodiscard]] Mm* mmlist_next(const Mm* after);
 
   [[nodiscard]] PageAllocator& pages() const { return pages_; }
   [[nodiscard]] Slab& slab() const { return slab_; }
   [[nodiscard]] Vmalloc& vmalloc() const { return vmalloc_; }
+
+  // ---- discard
+  /// Tells the device that slots [first, first + n) hold nothing. Nobody may take them meanwhile. Sleeps. What the
+  /// device answers is of no consequence.
+  void discard_slots(SwapInfo& si, uint64_t first, uint64_t n);
+  /// What the kthread runs: the clusters of one area that wait.
+  static void swap_discard_work(WorkStruct* work);
+  /// The kthread that discards clusters; until it runs, or without it, who finds no other free cluster discards.
+  Result<void> start_discard(World& world);
+  void stop_discard();
+  /// Nothing of the area waits to be discarded any more. Sleeps.
+  void flush_discard(SwapInfo& si);
+
+  [[nodiscard]] Frontswap& frontswap() { return frontswap_; }
 
   /// Recounts every area under its lock; a bug found is reported through `fail(arg, id, text)`. For verify().
   void survey(void (*fail)(void*, const char* id, const char* text), void* arg);
@@ -174,6 +220,11 @@ class SwapFiles {
 
   [[nodiscard]] SwapInfo* lookup(SwpEntry entry, const char* who);
   Result<void> __swap_duplicate(SwpEntry entry, uint8_t usage, const char* who);
+  enum class Carry : uint8_t { up, down };
+  bool swap_count_continued(SwapInfo& si, uint64_t offset, Carry carry) WEIR_REQUIRES(si.lock);
+  void free_swap_count_continuations(SwapContinuation** chains, uint64_t nr_chains);
+  [[nodiscard]] static uint64_t count_of(const SwapInfo& si, uint64_t offset);
+  [[nodiscard]] static bool continued_right(const SwapInfo& si, uint64_t offset);
   uint8_t __swap_entry_free(SwapInfo& si, SwpEntry entry, uint8_t usage);
   void swap_entry_free(SwapInfo& si, SwpEntry entry) WEIR_REQUIRES(si.lock);
   void release(SwpEntry entry);
@@ -186,6 +237,17 @@ class SwapFiles {
   bool breathe(SwapInfo& si, uint64_t& latency) WEIR_REQUIRES(si.lock);
   void swap_range_alloc(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock);
   void swap_range_free(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock);
+  void free_cluster(SwapInfo& si, uint32_t cluster) WEIR_REQUIRES(si.lock);
+  void swap_cluster_schedule_discard(SwapInfo& si, uint32_t cluster) WEIR_REQUIRES(si.lock);
+  void swap_do_scheduled_discard(SwapInfo& si) WEIR_REQUIRES(si.lock);
+  [[nodiscard]] static bool may_take(const SwapInfo& si, uint64_t offset) {
+    return si.swap_map[offset] == 0 &&
+           (!si.cluster_info || si.cluster_info[offset / SWAPFILE_CLUSTER].owner != SwapCluster::Owner::discard);
+  }
+  // FrontswapMaps
+  [[nodiscard]] bool frontswap_test(unsigned type, uint64_t offset) const override;
+  uint64_t frontswap_set(unsigned type, uint64_t offset) override;
+  uint64_t frontswap_clear(unsigned type, uint64_t offset) override;
   void push_free_cluster(SwapInfo& si, uint32_t cluster) WEIR_REQUIRES(si.lock);
   [[nodiscard]] uint32_t pop_free_cluster(SwapInfo& si) WEIR_REQUIRES(si.lock);
   void __enable_swap_info(SwapInfo& si) WEIR_REQUIRES(swap_lock_);
@@ -208,6 +270,10 @@ class SwapFiles {
 
   SpinLock mmlist_lock_{LockRank::mmlist};
   MmList mmlist_ WEIR_GUARDED_BY(mmlist_lock_);
+
+  Workqueue discard_queue_;
+  bool discarding_ = false;  ///< the queue has its kthread; swapon mutex
+  Frontswap frontswap_;
 
   // Set when the machine is wired.
   void (*release_)(void*, SwpEntry) = nullptr;

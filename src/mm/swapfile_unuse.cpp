@@ -27,8 +27,8 @@ int memcmp(const char* a, const char* b, size_t n) {
 
 }  // namespace
 
-SwapOn::SwapOn(SwapFiles& swap, SwapCache& cache, SwapSlots& slots, VmStat&)
-    : swap_(swap), cache_(cache), slots_(slots) {}
+SwapOn::SwapOn(SwapFiles& swap, SwapCache& cache, SwapSlots& slots, VmStat& vmstat)
+    : swap_(swap), cache_(cache), slots_(slots), vmstat_(vmstat) {}
 
 // One page, now.
 Result<void> SwapOn::transfer_header(BlockDevice& device, BioOp op, const Content& content) {
@@ -45,6 +45,13 @@ Result<void> SwapOn::transfer_header(BlockDevice& device, BioOp op, const Conten
   wait.done.wait();
   if (wait.bio.status != Errno::ok) return wait.bio.status;
   return {};
+}
+
+/// The device is there and has room for an area.
+Result<BlockDevice*> SwapOn::file_open_name(BlockDevice& device) {
+  WEIR_FLOW();
+  if (device.capacity() <= PageCount(0)) return Errno::inval;
+  return &device;
 }
 
 Result<void> SwapOn::claim_swapfile(SwapInfo& si, BlockDevice& device) {
@@ -150,12 +157,33 @@ Result<SwapOn::HeaderInfo> SwapOn::read_swap_header(BlockDevice& device, const C
 
 void SwapOn::print_added(const SwapInfo& si) {
   LogLine() << "Adding " << (si.pages << (PAGE_SHIFT - 10)) << "k swap on " << si.bdev->name()
-            << ".  Priority:" << int32_t{si.prio} << ((si.flags & SWP_SOLIDSTATE) != 0 ? " SS" : "");
+            << ".  Priority:" << int32_t{si.prio} << ((si.flags & SWP_SOLIDSTATE) != 0 ? " SS" : "")
+            << ((si.flags & SWP_DISCARDABLE) != 0 ? "D" : "") << ((si.flags & SWP_AREA_DISCARD) != 0 ? "s" : "")
+            << ((si.flags & SWP_PAGE_DISCARD) != 0 ? "c" : "");
 }
 
-Result<unsigned> SwapOn::swapon(BlockDevice& device, int prio) {
-  WEIR_FLOW(prio);
-  if (prio < SWAP_PRIO_AUTO || prio > SWAP_PRIO_MAX) return Errno::inval;
+/// What of the flags the device can do.
+void SwapOn::setup_discard(SwapInfo& si, uint32_t flags) {
+  if ((flags & SWAP_FLAGS_VALID) == 0 || !si.bdev->can_discard()) return;
+  uint32_t wanted = SWP_DISCARDABLE;
+  const bool both = (flags & (SWAP_FLAG_DISCARD_ONCE | SWAP_FLAG_DISCARD_PAGES)) == 0;
+  if (both || (flags & SWAP_FLAG_DISCARD_ONCE) != 0) wanted |= SWP_AREA_DISCARD;
+  // By clusters, so only where there are any.
+  if (si.cluster_info && (both || (flags & SWAP_FLAG_DISCARD_PAGES) != 0)) wanted |= SWP_PAGE_DISCARD;
+  si.flags.fetch_or(wanted, std::memory_order_release);
+}
+
+/// All of the area but the header. In pieces: others share the device.
+void SwapOn::discard_swap(SwapInfo& si) {
+  WEIR_FLOW(si.type);
+  constexpr uint64_t PIECE = 64 * SWAPFILE_CLUSTER;
+  for (uint64_t first = 1; first < si.max; first += PIECE)
+    swap_.discard_slots(si, first, std::min(PIECE, si.max - first));
+}
+
+Result<unsigned> SwapOn::swapon(BlockDevice& device, int prio, uint32_t flags) {
+  WEIR_FLOW(prio, flags);
+  if (prio < SWAP_PRIO_AUTO || prio > SWAP_PRIO_MAX || (flags & ~SWAP_FLAGS_VALID) != 0) return Errno::inval;
   ScopedLock guard(swapon_mutex_);
   Result<SwapInfo*> got = swap_.alloc_swap_info();
   if (!got) return got.error();
@@ -164,6 +192,8 @@ Result<unsigned> SwapOn::swapon(BlockDevice& device, int prio) {
     swap_.release_swap_info(si);
     return why;
   };
+  INIT_WORK(si.discard_work.work, SwapFiles::swap_discard_work);
+  if (const Result<BlockDevice*> opened = file_open_name(device); !opened) return give_up(opened.error());
   if (const Result<void> claimed = claim_swapfile(si, device); !claimed) return give_up(claimed.error());
   Content content;
   Result<Page*> page = read_mapping_page(device, content);
@@ -180,10 +210,23 @@ Result<unsigned> SwapOn::swapon(BlockDevice& device, int prio) {
   cache_.mmu().kunmap(**page);
   cache_.filemap().lru().put_page(**page);
   if (!made) return give_up(made.error());
+  setup_discard(si, flags);
+  if ((si.flags & SWP_AREA_DISCARD) != 0) discard_swap(si);
+  // Without the kthread whoever needs a cluster discards it.
+  if ((si.flags & SWP_PAGE_DISCARD) != 0 && engine_thread().world != nullptr) (void)swap_.start_discard(world());
+  swap_.frontswap().init(si.type, si.max);
   swap_.enable_swap_info(si, prio);
   slots_.reenable_swap_slots_cache();
   print_added(si);
   return si.type;
+}
+
+/// Could `pages` more be had, if what can go went? Linux: __vm_enough_memory, its guess.
+bool SwapOn::vm_enough_memory(uint64_t pages) const {
+  const PageCount have = swap_.pages().nr_free_pages() + PageCount(vmstat_.node_page_state(NodeStat::nr_file_pages)) -
+                         PageCount(vmstat_.node_page_state(NodeStat::nr_swapcached)) +
+                         PageCount(swap_.nr_swap_pages()) - swap_.pages().totalreserve_pages();
+  return have.v > static_cast<int64_t>(pages);
 }
 
 Result<void> SwapOn::swapoff(unsigned type) {
@@ -191,22 +234,23 @@ Result<void> SwapOn::swapoff(unsigned type) {
   ScopedLock guard(swapon_mutex_);
   SwapInfo* si = swap_.swap_info(type);
   if (si == nullptr) return Errno::inval;
+  if (!vm_enough_memory(si->pages)) return Errno::nomem;
   const int prio = si->prio;
   swap_.disable_swap_info(*si);
   slots_.disable_swap_slots_cache();
-  // Pages back in memory whose slot no PTE holds: their copies go with the area.
-  for (uint64_t offset = 0; (offset = swap_.find_next_cached(*si, offset)) != 0;)
-    cache_.__try_to_reclaim_swap(swp_entry(type, offset));
-  const bool in_use = [&] {
-    ScopedLock area(si->lock);
-    return si->inuse_pages != 0;
-  }();
-  if (in_use) {
+  Task* task = engine_thread().thread != nullptr ? engine_thread().thread->task : nullptr;
+  // Who asks for so much memory is the first to go when there is none.
+  if (task != nullptr) task->oom_origin.store(true, std::memory_order_release);
+  const Result<void> unused = try_to_unuse(*si);
+  if (task != nullptr) task->oom_origin.store(false, std::memory_order_release);
+  if (!unused) {
     swap_.reinsert_swap_info(*si, prio);
     slots_.reenable_swap_slots_cache();
-    LogLine() << "swapoff: pages are swapped out to " << si->bdev->name();
-    return Errno::busy;
+    LogLine() << "swapoff: " << si->bdev->name() << " stays in use: " << errno_name(unused.error());
+    return unused.error();
   }
+  swap_.flush_discard(*si);
+  swap_.frontswap().invalidate_area(type);
   cache_.exit_swap_address_space(type);
   swap_.release_swap_info(*si);
   for (unsigned other = 0; other < MAX_SWAPFILES; ++other) {
@@ -215,6 +259,152 @@ Result<void> SwapOn::swapoff(unsigned type) {
     break;
   }
   return {};
+}
+
+// -------------------------------------------------------------------------------------------------- bringing slots
+// back
+
+bool SwapOn::unuse_pte(VmArea& vma, VirtAddr address, Pte* ptep, SwpEntry entry, Page& page) {
+  WEIR_FLOW(address, entry);
+  Mm& mm = *vma.vm_mm;
+  mm.dec_mm_counter(RssKind::swapents);
+  mm.inc_mm_counter(RssKind::anon);
+  PageAllocator::get_page(page);
+  // Old: nobody has asked for it. Hardware that keeps no old pages learns of it at the next access.
+  Pte pte = pte_mkold(mk_pte(swap_.pages().mem().pfn(page), vma));
+  if (!cache_.mmu().caps().has_write_protect) pte = maybe_mkwrite(pte, vma);
+  rmap_->page_add_anon_rmap(page, vma, address);
+  tables_->set_pte_at(mm, address, ptep, pte);
+  swap_.swap_free(entry);
+  return true;
+}
+
+bool SwapOn::unuse_pte_range(VmArea& vma, VirtAddr start, VirtAddr end, SwpEntry entry, Page& page) {
+  const Pte wanted = swp_entry_to_pte(entry);
+  Mm& mm = *vma.vm_mm;
+  for (VirtAddr a = tables_->next_table(mm, start, end); a < end; a = tables_->next_table(mm, a, end)) {
+    const VirtAddr stop = PageTables::pmd_addr_end(a, end);
+    {
+      PteLock first = tables_->pte_offset_map_lock(mm, a);
+      for (Pte* pte = first.get(); a < stop; a = a + PAGE_SIZE, ++pte) {
+        if (Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)} != wanted) continue;
+        return unuse_pte(vma, a, pte, entry, page);
+      }
+    }
+    if (engine_thread().world != nullptr) world().cond_resched();
+  }
+  return false;
+}
+
+/// An entry stands at most once in an address space, unless its page was moved there twice: one PTE at a time.
+bool SwapOn::unuse_vma(VmArea& vma, SwpEntry entry, Page& page) {
+  WEIR_FLOW(vma, entry);
+  // Mapped somewhere already: then it can lie at one address only.
+  if (PageAnon(page)) {
+    const VirtAddr address = Rmap::vma_address(page, vma);
+    if (address == VirtAddr(~uint64_t{0})) return false;
+    return unuse_pte_range(vma, address, address + PAGE_SIZE, entry, page);
+  }
+  return unuse_pte_range(vma, vma.vm_start, vma.vm_end, entry, page);
+}
+
+/// Page locked; it may be unlocked for a while. True: a PTE of mm had the entry.
+bool SwapOn::unuse_mm(Mm& mm, SwpEntry entry, Page& page) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  WEIR_FLOW(mm, entry);
+  WEIR_STATE(unuse, mm.id, entry, 0);
+  if (!mm.mmap_sem.down_read_trylock()) {
+    // mmap_sem comes before the page lock.
+    cache_.filemap().lru().activate_page(page);
+    cache_.filemap().unlock_page(page);
+    mm.mmap_sem.down_read();
+    cache_.filemap().lock_page(page);
+  }
+  bool found = false;
+  // While the lock was gone somebody may have taken the page out of the cache: then the slot has no user any more.
+  if (PageSwapCache(page) && page.private_ == entry.val)
+    for (VmArea& vma : mm.mmap)
+      if (vma.anon_vma != nullptr && unuse_vma(vma, entry, page)) {
+        found = true;
+        break;
+      }
+  mm.mmap_sem.up_read();
+  // Not to leave again at once, for another area.
+  if (found) cache_.filemap().lru().activate_page(page);
+  return found;
+}
+
+/// One slot. `start_mm`, held, is where the last one was found: neighbours in an area are often neighbours in memory.
+Result<void> SwapOn::unuse_slot(SwpEntry entry, Mm*& start_mm) {
+  Filemap& filemap = cache_.filemap();
+  // The last user of an Mm takes its mmap_sem, which comes before the page lock.
+  const auto put = [&](Page& locked, Mm& mm) {
+    filemap.unlock_page(locked);
+    spaces_->mmput(mm);
+    filemap.lock_page(locked);
+  };
+  Page* page = cache_.read_swap_cache_async(entry, GFP_HIGHUSER_MOVABLE);
+  if (page == nullptr) {
+    // Free by now, or on its way to being: the next look says.
+    if (swap_.swp_swapcount(entry) == 0) return {};
+    return Errno::nomem;
+  }
+  filemap.lock_page(*page);
+  // A read that failed leaves the slot as it is: what the device may yet give back is not given up.
+  Result<void> done;
+  if (PageSwapCache(*page) && page->private_ == entry.val) {
+    filemap.wait_on_page_writeback(*page);
+    if (!page->test(PageFlag::uptodate)) done = Errno::io;
+    if (done && spaces_ != nullptr) {
+      if (start_mm != &tables_->init_mm()) unuse_mm(*start_mm, entry, *page);
+      Mm* prev = nullptr;
+      while (swap_.swp_swapcount(entry) != 0 && !fatal_signal_pending()) {
+        Mm* mm = swap_.mmlist_next(prev);
+        if (prev != nullptr) put(*page, *prev);
+        prev = mm;
+        if (mm == nullptr) break;
+        if (mm == start_mm || !unuse_mm(*mm, entry, *page)) continue;
+        spaces_->mmget(*mm);
+        put(*page, *start_mm);
+        start_mm = mm;
+      }
+      if (prev != nullptr) put(*page, *prev);
+    }
+    if (PageSwapCache(*page) && page->private_ == entry.val && swap_.swp_swapcount(entry) == 0) {
+      filemap.wait_on_page_writeback(*page);
+      filemap.lru().set_page_flag(*page, PageFlag::dirty);
+      cache_.delete_from_swap_cache(*page);
+    }
+  }
+  filemap.unlock_page(*page);
+  filemap.lru().put_page(*page);
+  return done;
+}
+
+Result<void> SwapOn::try_to_unuse(SwapInfo& si) {
+  WEIR_FLOW(si.type);
+  Mm* start_mm = nullptr;
+  if (spaces_ != nullptr) {
+    start_mm = &tables_->init_mm();
+    WEIR_STATE(unuse, start_mm->id, swp_entry(si.type, 0), 0);
+    spaces_->mmget(*start_mm);
+  }
+  Result<void> done;
+  uint64_t before = 0;
+  for (uint64_t offset = 0; done && (offset = swap_.find_next_to_unuse(si, offset)) != 0; before = offset) {
+    if (fatal_signal_pending()) {
+      done = Errno::intr;
+      break;
+    }
+    const SwpEntry entry = swp_entry(si.type, offset);
+    done = unuse_slot(entry, start_mm);
+    if (!done) break;
+    if (swap_.swp_swapcount(entry) != 0 && spaces_ == nullptr) done = Errno::busy;
+    // A slot that stays in use is held by somebody who is about to end or to move on (an Mm that is going, a page that
+    // is just leaving the cache). They need time.
+    if (offset <= before && engine_thread().world != nullptr) world().schedule_timeout(100_us);
+  }
+  if (start_mm != nullptr) spaces_->mmput(*start_mm);
+  return done;
 }
 
 }  // namespace weir

@@ -71,6 +71,8 @@ constexpr const char* SURVEYED[] = {
     "swap_pages",
     "nr_swap_pages",
     "total_swap_pages",
+    "swap_discard",
+    "frontswap",
 };
 constexpr unsigned NR_SURVEYED = sizeof SURVEYED / sizeof *SURVEYED;
 
@@ -464,7 +466,7 @@ class Scan {
           continue;
         }
         if (map != 0) ++used;
-        equal(Inv::swap_users, entry.val, map & ~(SWAP_HAS_CACHE | COUNT_CONTINUED), slot.users);
+        equal(Inv::swap_users, entry.val, static_cast<int64_t>(m_.swap_files.swp_swapcount(entry)), slot.users);
         if ((map & SWAP_HAS_CACHE) != 0 && slot.cached == 0) ++held;
         expect(Inv::swap_has_cache, slot.cached == 0 || (map & SWAP_HAS_CACHE) != 0, entry.val, 1, map);
       }

@@ -27,7 +27,7 @@ const std::map<std::string, Op, std::less<>> OPS = {
     {"fork", Op::fork},       {"sleep", Op::sleep},         {"exit", Op::exit},
     {"repeat", Op::repeat},   {"kmalloc", Op::kmalloc},     {"kfree", Op::kfree},
     {"vmalloc", Op::vmalloc}, {"vfree", Op::vfree},         {"verify", Op::verify},
-    {"ram", Op::ram},
+    {"ram", Op::ram},         {"swapon", Op::swapon},       {"swapoff", Op::swapoff},
 };
 const std::map<std::string, Pattern, std::less<>> PATTERNS = {
     {"sequential", Pattern::sequential}, {"random", Pattern::random}, {"zipf", Pattern::zipf}, {"hot", Pattern::hot}};
@@ -221,6 +221,8 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       break;
     case Op::ram: s.size = t.size("size", none, ram); break;
     case Op::verify: break;
+    case Op::swapon:
+    case Op::swapoff: s.count = static_cast<uint64_t>(t.integer("swap", 0, 0, MAX_SWAPFILES - 1)); break;
   }
   t.done();
   return s;

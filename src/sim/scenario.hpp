@@ -73,6 +73,8 @@ enum class Op {
   vfree,
   verify,
   ram,
+  swapon,
+  swapoff,
 };
 enum class Pattern { sequential, random, zipf, hot };
 

@@ -242,6 +242,11 @@ class Simulation final : private VerifySink, private Executioner {
     Zram* zram = nullptr;
   };
   std::vector<std::unique_ptr<ZramDevice>> zrams_;
+  struct SwapDevice {
+    BlockDevice* device;
+    int priority;
+  };
+  std::vector<SwapDevice> swaps_;  ///< as the scenario lists them
   std::map<std::string, FileModel> files_;
   std::map<std::string, KernelObjects> kernel_objects_;
   static constexpr size_t LOG_LINES = 1000;
@@ -347,6 +352,7 @@ void Simulation::make_swaps() {
     if (!made)
       throw ScenarioError(
           fmt::format("{}:{}: mkswap {}: {}", s_.path, w.line, device->name(), errno_name(made.error())));
+    swaps_.push_back({device, priority});
     boot_must(machine_->swapon.swapon(*device, priority), fmt::format("line {}: swapon {}", w.line, device->name()));
   }
 }
@@ -583,6 +589,23 @@ void Simulation::run_step(Program& program, const Step& step) {
       kernel_objects_.erase(step.area);
       break;
     case Op::ram: machine_->set_ram(pages_in(step.size)); break;
+    case Op::swapon:
+    case Op::swapoff: {
+      if (step.count >= swaps_.size())
+        throw Ended{TaskOutcome::Fate::exited, 1,
+                    fmt::format("line {}: there is no [[swap]] {}", step.line, step.count)};
+      const SwapDevice& swap = swaps_[step.count];
+      if (step.op == Op::swapon) {
+        must(machine_->swapon.swapon(*swap.device, swap.priority), step, "swapon");
+        break;
+      }
+      unsigned type = 0;
+      while (type < MAX_SWAPFILES && (machine_->swap_files.swap_info(type) == nullptr ||
+                                      machine_->swap_files.swap_info(type)->bdev != swap.device))
+        ++type;
+      must(machine_->swapon.swapoff(type), step, "swapoff");
+      break;
+    }
     case Op::verify:
       freeze_processes(*world_);
       come_to_rest();

@@ -38,7 +38,8 @@ TEST_P(HeldFlow, RunsAsTheDocumentsSay) {
 INSTANTIATE_TEST_SUITE_P(Documents, HeldFlow,
                          testing::Values("kswapd", "anon-fault-4-14", "add-to-swap", "oom-4-14", "user-request",
                                          "kernel-request", "alloc-path", "kmalloc", "mmap-brk-fault", "page-cache-read",
-                                         "dirty-throttle", "reclaim", "swap-system"),
+                                         "dirty-throttle", "reclaim", "swap-system", "swap-cache-ops", "swapoff",
+                                         "swapon", "swap-address-space-init", "zram-write"),
                          [](const testing::TestParamInfo<const char*>& info) {
                            std::string name = info.param;
                            for (char& c : name)

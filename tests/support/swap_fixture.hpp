@@ -36,15 +36,17 @@ class TestDevice final : public BlockDevice {
     bool synchronous = true;
     bool nonrotational = true;
     Nanos latency{};  ///< of a bio; 0: it ends before submit_bio returns
+    bool discards = false;
   };
   explicit TestDevice(Options options) : options_(options) {
     store_.resize(static_cast<size_t>(options.pages) * PAGE_SIZE);
   }
 
-  bool room = true;                     ///< false: has_room says so, and writes get ENOMEM
-  std::set<uint64_t> bad;               ///< pages on which reads and writes fail with EIO
-  std::vector<uint64_t> freed;          ///< slot_free_notify, in order
-  std::vector<uint64_t> written, read;  ///< pages, in order
+  bool room = true;                                      ///< false: has_room says so, and writes get ENOMEM
+  std::set<uint64_t> bad;                                ///< pages on which reads and writes fail with EIO
+  std::vector<uint64_t> freed;                           ///< slot_free_notify, in order
+  std::vector<uint64_t> written, read;                   ///< pages, in order
+  std::vector<std::pair<uint64_t, uint64_t>> discarded;  ///< first page, pages
   unsigned in_flight = 0;
 
   [[nodiscard]] const char* name() const override { return options_.name; }
@@ -52,6 +54,7 @@ class TestDevice final : public BlockDevice {
   [[nodiscard]] bool synchronous() const override { return options_.synchronous; }
   [[nodiscard]] bool nonrotational() const override { return options_.nonrotational; }
   [[nodiscard]] bool has_room() const override { return room; }
+  [[nodiscard]] bool can_discard() const override { return options_.discards; }
   void slot_free_notify(uint64_t index) override { freed.push_back(index); }
   std::byte* page(uint64_t index) { return store_.data() + index * PAGE_SIZE; }
   [[nodiscard]] uint64_t word(uint64_t index) {
@@ -87,6 +90,12 @@ class TestDevice final : public BlockDevice {
     TestDevice* device;
   };
   void end(Bio& bio) {
+    if (bio.op == BioOp::discard) {
+      discarded.emplace_back(bio.sector / SECTORS_PER_PAGE, bio.pages);
+      std::memset(page(bio.sector / SECTORS_PER_PAGE), 0xdd, bio.pages * PAGE_SIZE);
+      --in_flight;
+      return bio.end_io(bio);
+    }
     bio.status = transfer(bio.op, bio.sector / SECTORS_PER_PAGE, bio.content);
     --in_flight;
     bio.end_io(bio);

@@ -168,18 +168,56 @@ TEST_F(SwapfileTest, AnAreaWhoseDeviceHasNoRoomIsPassedOver) {
   });
 }
 
-TEST_F(SwapfileTest, AUserIsCountedUpToTheMaximumAndNotBeyond) {
+TEST_F(SwapfileTest, UsersAreCountedBeyondWhatTheMapHoldsAndBackToNone) {
+  run([&] {
+    m.add_area({.pages = 64});
+    const std::vector<SwpEntry> e = take(2);
+    // 63 fill the map's digit, 128 * 63 the next one: three digits and back.
+    constexpr uint64_t MOST = 63 * 128 * 2 + 5;
+    for (uint64_t users = 1; users <= MOST; ++users) {
+      ASSERT_TRUE(m.files.swap_duplicate(e[0]));
+      ASSERT_EQ(m.files.swp_swapcount(e[0]), users);
+      if (users % 61 == 0) {
+        ASSERT_TRUE(m.files.swap_duplicate(e[1]));
+        ASSERT_EQ(m.files.swp_swapcount(e[1]), users / 61);
+      }
+      if (users % 997 == 0 || users < 130) {
+        ASSERT_EQ(m.swap_faults(), "") << users;
+      }
+    }
+    EXPECT_NE(m.files.swap_map_value(e[0]) & COUNT_CONTINUED, 0);
+    for (uint64_t users = MOST; users-- > 0;) {
+      m.files.swap_free(e[0]);
+      ASSERT_EQ(m.files.swp_swapcount(e[0]), users);
+      if (users % 997 == 0 || users < 130) {
+        ASSERT_EQ(m.swap_faults(), "") << users;
+      }
+    }
+    EXPECT_EQ(m.files.swp_swapcount(e[1]), MOST / 61) << "its neighbour";
+    for (uint64_t users = MOST / 61; users > 0; --users) m.files.swap_free(e[1]);
+    EXPECT_EQ(m.files.swap_map_value(e[0]), SWAP_HAS_CACHE);
+    EXPECT_EQ(m.files.swap_map_value(e[1]), SWAP_HAS_CACHE);
+    for (const SwpEntry entry : e) m.files.swapcache_free(entry);
+    EXPECT_EQ(m.swap_faults(), "");
+  });
+}
+
+TEST_F(SwapfileTest, WithoutMemoryForItsFurtherDigitsACountStaysAsItIs) {
   run([&] {
     m.add_area({.pages = 64});
     const SwpEntry e = take(1).at(0);
-    for (int users = 1; users <= SWAP_MAP_MAX; ++users) {
-      ASSERT_TRUE(m.files.swap_duplicate(e));
-      EXPECT_EQ(m.files.swp_swapcount(e), users);
-    }
+    for (int i = 0; i < SWAP_MAP_MAX; ++i) ASSERT_TRUE(m.files.swap_duplicate(e));
+    std::vector<Page*> all;
+    while (Page* page = m.pages.alloc_page(GFP_ATOMIC | __GFP_NOWARN)) all.push_back(page);
     EXPECT_EQ(m.files.swap_duplicate(e).error(), Errno::nomem);
-    EXPECT_EQ(m.files.swap_map_value(e), SWAP_MAP_MAX | SWAP_HAS_CACHE);
-    for (int users = SWAP_MAP_MAX - 1; users >= 0; --users) EXPECT_EQ(m.files.swap_free(e), users | SWAP_HAS_CACHE);
-    EXPECT_EQ(m.files.swap_map_value(e), SWAP_HAS_CACHE);
+    EXPECT_EQ(m.files.swp_swapcount(e), SWAP_MAP_MAX);
+    EXPECT_EQ(m.files.swap_map_value(e), SWAP_HAS_CACHE | SWAP_MAP_MAX);
+    for (Page* page : all) m.pages.__free_pages(*page, Order(0));
+    // Before it is needed there is nothing to do; when it is, one page serves all slots of its page of the map.
+    ASSERT_TRUE(m.files.add_swap_count_continuation(e, GFP_KERNEL));
+    EXPECT_TRUE(m.files.swap_duplicate(e).ok());
+    EXPECT_EQ(m.files.swp_swapcount(e), SWAP_MAP_MAX + 1u);
+    EXPECT_EQ(m.swap_faults(), "");
   });
 }
 

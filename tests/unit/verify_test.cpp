@@ -351,6 +351,9 @@ const Plant PLANTS[] = {
      }},
     {"swap_pages", [](Populated& p) { return change(p.disk_area().pages, p.disk_area().pages + 1); }},
     {"nr_swap_pages", [](Populated& p) { return change(p.disk_area().pages, p.disk_area().pages - 1); }},
+    {"swap_discard",
+     [](Populated& p) { return change(p.disk_area().cluster_info[0].owner, SwapCluster::Owner::discard); }},
+    {"frontswap", [](Populated& p) { return add(p.disk_area().frontswap_pages, 1); }},
     {"total_swap_pages", [](Populated& p) { return change(p.disk_area().pages, p.disk_area().pages - 1); }},
 
     // ---- slab

@@ -1,0 +1,242 @@
+// src/mm/swapfile_scan.cpp: taking slots and giving them back to their area. See swapfile.hpp
+#include <algorithm>
+
+#include "mm/swapfile.hpp"
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "swapfile.cpp"
+
+namespace weir {
+
+unsigned SwapFiles::get_swap_pages(unsigned n, SwpEntry* entries) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  WEIR_FLOW(n);
+  if (nr_swap_pages() <= 0) return 0;
+  n = std::min(n, SWAP_BATCH);
+  uint8_t order[MAX_SWAPFILES];
+  unsigned areas = 0;
+  {
+    ScopedLock guard(swap_lock_);
+    areas = nr_active_;
+    std::copy(active_, active_ + nr_active_, order);
+  }
+  for (unsigned i = 0; i < areas; ++i) {
+    SwapInfo& si = *swap_info_[order[i]].load(std::memory_order_acquire);
+    // From list to area hand over hand: an area that swapoff has taken off is not used any more.
+    swap_lock_.lock();
+    si.lock.lock();
+    const bool usable =
+        (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0 && si.highest_bit != 0 && si.bdev->has_room();
+    if (usable) requeue(si.type);
+    swap_lock_.unlock();
+    const unsigned got = usable ? scan_swap_map_slots(si, n, entries) : 0;
+    si.lock.unlock();
+    if (got > 0) return got;
+  }
+  return 0;
+}
+
+unsigned SwapFiles::scan_swap_map_slots(SwapInfo& si, unsigned n, SwpEntry* entries) {
+  WEIR_FLOW(si.type, n);
+  const bool solid_state = static_cast<bool>(si.cluster_info);
+  unsigned got = 0;
+  while (got < n) {
+    uint64_t offset = solid_state ? scan_swap_map_try_ssd_cluster(si) : scan_swap_map_hand(si);
+    if (offset == 0 && solid_state) {
+      // Without a free cluster one slot is as good as another. When some are at hand, only the next is worth a look.
+      if (got == 0)
+        offset = scan_swap_map(si);
+      else if (si.cluster_next <= si.highest_bit && may_take(si, si.cluster_next))
+        offset = si.cluster_next;
+    }
+    if (offset == 0) break;
+    swap_range_alloc(si, offset);
+    entries[got++] = swp_entry(si.type, offset);
+  }
+  return got;
+}
+
+PerCpuCluster& SwapFiles::this_cpu_cluster(SwapInfo& si) const {
+  const Thread* thread = engine_thread().thread;
+  return si.percpu_cluster[thread == nullptr ? 0 : thread->cpu.v % cpus_];
+}
+
+// The next free slot of this CPU's cluster, or of a fresh one; 0 when there is no free cluster.
+uint64_t SwapFiles::scan_swap_map_try_ssd_cluster(SwapInfo& si) {
+  PerCpuCluster& mine = this_cpu_cluster(si);
+  for (;;) {
+    if (mine.index == 0) {
+      mine.index = pop_free_cluster(si);
+      if (mine.index == 0 && si.discard_clusters_head != 0) {
+        // Those that wait for the device are free as soon as it has been told.
+        swap_do_scheduled_discard(si);
+        if ((si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) == 0) return 0;
+        continue;
+      }
+      if (mine.index == 0) return 0;
+      mine.next = uint64_t{mine.index} * SWAPFILE_CLUSTER;
+    }
+    const uint64_t end = (uint64_t{mine.index} + 1) * SWAPFILE_CLUSTER;
+    // Others may have used its slots when they found no cluster of their own.
+    while (mine.next < end && si.swap_map[mine.next] != 0) ++mine.next;
+    if (mine.next < end) return mine.next++;
+    SwapCluster& used_up = si.cluster_info[mine.index];
+    used_up.owner = SwapCluster::Owner::none;
+    if (used_up.count == 0) free_cluster(si, mine.index);
+    mine.index = 0;
+  }
+}
+
+// The slot under the hand, or the next free one above it. Every 256 slots the hand looks for a free stretch from below,
+// so that pages that leave together lie together.
+uint64_t SwapFiles::scan_swap_map_hand(SwapInfo& si) {
+  if (si.cluster_nr > 0) {
+    --si.cluster_nr;
+    return scan_swap_map(si);
+  }
+  si.cluster_nr = SWAPFILE_CLUSTER - 1;
+  if (si.pages - si.inuse_pages >= SWAPFILE_CLUSTER) {
+    uint64_t latency = LATENCY_LIMIT;
+    uint64_t run = 0;
+    for (uint64_t offset = si.lowest_bit; offset <= si.highest_bit; ++offset) {
+      run = si.swap_map[offset] == 0 ? run + 1 : 0;
+      if (run == SWAPFILE_CLUSTER) {
+        si.cluster_next = offset + 1 - SWAPFILE_CLUSTER;
+        break;
+      }
+      // What was free may not be when the lock is back: at worst the stretch has a gap.
+      if (!breathe(si, latency)) return 0;
+    }
+  }
+  return scan_swap_map(si);
+}
+
+// Every LATENCY_LIMIT steps lets go of the lock for a moment. False: the area is being switched off.
+bool SwapFiles::breathe(SwapInfo& si, uint64_t& latency) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  if (--latency > 0) return true;
+  latency = LATENCY_LIMIT;
+  si.lock.unlock();
+  if (engine_thread().world != nullptr) world().cond_resched();
+  si.lock.lock();
+  return (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0;
+}
+
+// The first free slot from cluster_next up, then from lowest_bit; 0 when there is none. While swap is short, slots that
+// hold only the cache's copy are freed on the way.
+uint64_t SwapFiles::scan_swap_map(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  uint64_t latency = LATENCY_LIMIT;
+  const uint64_t start = si.cluster_next;
+  for (int lap = 0; lap < 2; ++lap) {
+    uint64_t offset = lap == 0 ? std::max(start, si.lowest_bit) : si.lowest_bit;
+    while (offset <= si.highest_bit && (lap == 0 || offset < start)) {
+      const uint8_t map = si.swap_map[offset];
+      if (map == 0 && may_take(si, offset)) return offset;
+      const bool short_of_swap = vm_swap_full();
+      if (map == SWAP_HAS_CACHE && short_of_swap && reclaim_ != nullptr) {
+        si.lock.unlock();
+        const bool freed = reclaim_(reclaim_arg_, swp_entry(si.type, offset));
+        si.lock.lock();
+        if ((si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) == 0) return 0;
+        if (freed && offset <= si.highest_bit && may_take(si, offset)) return offset;
+      }
+      ++offset;
+      if (si.cluster_info && !short_of_swap && offset % SWAPFILE_CLUSTER == 0) {
+        while (offset <= si.highest_bit && si.cluster_info[offset / SWAPFILE_CLUSTER].count == SWAPFILE_CLUSTER)
+          offset += SWAPFILE_CLUSTER;
+      }
+      if (!breathe(si, latency)) return 0;
+    }
+  }
+  return 0;
+}
+
+void SwapFiles::swap_range_alloc(SwapInfo& si, uint64_t offset) {
+  si.swap_map[offset] = SWAP_HAS_CACHE;
+  if (si.cluster_info) ++si.cluster_info[offset / SWAPFILE_CLUSTER].count;
+  if (offset == si.lowest_bit) ++si.lowest_bit;
+  if (offset == si.highest_bit) --si.highest_bit;
+  ++si.inuse_pages;
+  if (si.inuse_pages == si.pages) {
+    si.lowest_bit = si.max;
+    si.highest_bit = 0;
+  }
+  si.cluster_next = offset + 1;
+  nr_swap_pages_.fetch_sub(1, std::memory_order_relaxed);
+  WEIR_STATE(swap_map, swp_entry(si.type, offset), 0, SWAP_HAS_CACHE);
+}
+
+void SwapFiles::swap_range_free(SwapInfo& si, uint64_t offset) {
+  si.lowest_bit = std::min(si.lowest_bit, offset);
+  si.highest_bit = std::max(si.highest_bit, offset);
+  --si.inuse_pages;
+  frontswap_.invalidate_page(si.type, offset);
+  if (si.cluster_info) {
+    SwapCluster& cluster = si.cluster_info[offset / SWAPFILE_CLUSTER];
+    if (--cluster.count == 0 && cluster.owner == SwapCluster::Owner::none)
+      free_cluster(si, static_cast<uint32_t>(offset / SWAPFILE_CLUSTER));
+  }
+  nr_swap_pages_.fetch_add(1, std::memory_order_relaxed);
+}
+
+// Nobody uses a slot of the cluster: it is free, or will be when the device has been told.
+void SwapFiles::free_cluster(SwapInfo& si, uint32_t cluster) {
+  constexpr uint32_t DISCARDS = SWP_WRITEOK | SWP_PAGE_DISCARD;
+  if ((si.flags.load(std::memory_order_relaxed) & DISCARDS) == DISCARDS)
+    swap_cluster_schedule_discard(si, cluster);
+  else
+    push_free_cluster(si, cluster);
+}
+
+void SwapFiles::swap_cluster_schedule_discard(SwapInfo& si, uint32_t cluster) {
+  WEIR_FLOW(si.type, cluster);
+  SwapCluster& it = si.cluster_info[cluster];
+  it.owner = SwapCluster::Owner::discard;
+  it.next = 0;
+  if (si.discard_clusters_tail != 0)
+    si.cluster_info[si.discard_clusters_tail].next = cluster;
+  else
+    si.discard_clusters_head = cluster;
+  si.discard_clusters_tail = cluster;
+  if (discarding_) discard_queue_.queue_work(si.discard_work.work);
+}
+
+void SwapFiles::swap_do_scheduled_discard(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  WEIR_FLOW(si.type);
+  while (const uint32_t cluster = si.discard_clusters_head) {
+    si.discard_clusters_head = si.cluster_info[cluster].next;
+    if (si.discard_clusters_head == 0) si.discard_clusters_tail = 0;
+    const uint64_t first = uint64_t{cluster} * SWAPFILE_CLUSTER;
+    si.lock.unlock();
+    discard_slots(si, first, SWAPFILE_CLUSTER);
+    si.lock.lock();
+    si.cluster_info[cluster].owner = SwapCluster::Owner::none;
+    push_free_cluster(si, cluster);
+  }
+}
+
+void SwapFiles::swap_discard_work(WorkStruct* work) {
+  auto& mine = *reinterpret_cast<SwapInfo::DiscardWork*>(work);
+  WEIR_FLOW(mine.area->type);
+  ScopedLock guard(mine.area->lock);
+  if (mine.area->cluster_info) mine.files->swap_do_scheduled_discard(*mine.area);
+}
+
+void SwapFiles::push_free_cluster(SwapInfo& si, uint32_t cluster) {
+  si.cluster_info[cluster].next = 0;
+  if (si.free_clusters_tail != 0)
+    si.cluster_info[si.free_clusters_tail].next = cluster;
+  else
+    si.free_clusters_head = cluster;
+  si.free_clusters_tail = cluster;
+}
+
+uint32_t SwapFiles::pop_free_cluster(SwapInfo& si) {
+  const uint32_t cluster = si.free_clusters_head;
+  if (cluster == 0) return 0;
+  si.free_clusters_head = si.cluster_info[cluster].next;
+  if (si.free_clusters_head == 0) si.free_clusters_tail = 0;
+  si.cluster_info[cluster].next = 0;
+  si.cluster_info[cluster].owner = SwapCluster::Owner::cpu;
+  return cluster;
+}
+
+}  // namespace weir
