@@ -32,9 +32,10 @@ test-long: setup build/debug/build.ninja build/release/build.ninja
 	-cmake --build build/release -j$(JOBS) --target product tests_all -- -k 0
 	WEIR_LONG=1 $(RUN_TESTS) --time-limit 7200 --python build/debug=unit,flows,model build/release=unit,flows,model,live
 
+# Each held flow against the documents, with the steps that its run shows.
 conformance: setup build/debug/build.ninja
 	cmake --build build/debug -j$(JOBS) --target tests_flows
-	$(RUN_TESTS) build/debug=flows
+	$(RUN_TESTS) --show conformance build/debug=flows
 
 asan tsan: %: setup build/%/build.ninja
 	cmake --build build/$@ -j$(JOBS) --target tests_unit tests_flows tests_model

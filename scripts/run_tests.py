@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs the test executables of build directories, and the Python tests, and counts the cases.
 
-    scripts/run_tests.py [--jobs N] [--time-limit S] [--filter F] [--python] BUILD[=kind,kind...] ...
+    scripts/run_tests.py [--jobs N] [--time-limit S] [--filter F] [--show WORD] [--python] BUILD[=kind,kind...] ...
 
 Kinds: unit, flows, model, live (default: all). The list comes from ctest, so that an executable whose source is gone is
 not run, and one that was not built is a failure. Live tests run one after another when all others are done, as they
@@ -228,6 +228,7 @@ def main() -> int:
     parser.add_argument("--time-limit", type=float, default=600, metavar="S", help="of one executable, in seconds")
     parser.add_argument("--filter", help="a GoogleTest filter")
     parser.add_argument("--python", action="store_true", help="also run tests/*_test.py")
+    parser.add_argument("--show", metavar="WORD", help="repeat the lines of output that begin with WORD")
     args = parser.parse_args()
 
     jobs = [job for spec in args.builds for job in jobs_of(spec)]
@@ -254,6 +255,10 @@ def main() -> int:
                 counts += f", {outcome.skipped} skipped"
             why = f" ({outcome.why})" if outcome.why else ""
             print(f"[{done}/{len(jobs)}] {job.name}: {counts}{why}, {outcome.seconds:.1f} s", flush=True)
+            if args.show:
+                for line in outcome.output.splitlines():
+                    if line.startswith(args.show):
+                        print(line, flush=True)
             if outcome.failed:
                 print(f"---- output of {job.name}\n{outcome.output.rstrip()}\n---- end of {job.name}", flush=True)
             for name in outcome.skips:

@@ -91,6 +91,7 @@ namespace weir {
   X(oom_points) /* pid; adj, points */                                                           \
   X(oom_select) /* pid; 0, points */                                                             \
   X(oom_kill)   /* pid; 0, pages */                                                              \
+  X(oom_reap)   /* pid; rss before, after */                                                     \
   X(task_exit)  /* pid; rss, 0 */                                                                \
   /* live */                                                                                     \
   X(window_unmap) /* address; pages, ways */                                                     \

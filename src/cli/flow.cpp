@@ -4,6 +4,7 @@
 // shown), 2 when there is nothing to show.
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -20,6 +21,7 @@
 #include "mm/pgtable_types.hpp"
 #include "mm/swapops.hpp"
 #include "mm/types.hpp"
+#include "record/flow_diff.hpp"
 #include "record/flow_json.hpp"
 #include "record/flow_tree.hpp"
 #include "sim/simulation.hpp"
@@ -135,6 +137,41 @@ void run_flow(const std::string& id, std::optional<uint64_t> seed, const std::st
   if (how.first == UINT64_MAX) how.first = 120;
 }
 
+/// Columns of the terminal; 160 where there is none.
+unsigned terminal_width() {
+  if (const char* columns = std::getenv("COLUMNS"); columns != nullptr && std::atoi(columns) > 0)
+    return static_cast<unsigned>(std::atoi(columns));
+  winsize size{};
+  return ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 160;
+}
+
+/// The flow under two kernels, side by side. 0: they are alike, 1: they differ, 2: one of them cannot be had.
+int diff_kernels(const std::string& id, std::optional<uint64_t> seed, const std::string& kernel,
+                 const std::string& other, FlowPrint how) {
+  std::string text[2], title[2];
+  const std::string kernels[2] = {kernel, other};
+  for (int i = 0; i < 2; ++i) {
+    const std::string file = temporary_file();
+    try {
+      run_flow(id, seed, kernels[i], file, how);
+    } catch (...) {
+      std::remove(file.c_str());
+      throw;
+    }
+    const Recording recording = read_recording(file);
+    std::remove(file.c_str());
+    if (recording.status == Recording::Status::refused) throw sim::ScenarioError(recording.problem);
+    text[i] = print_flow(recording, how);
+    for (const Recording::Fact& fact : recording.facts)
+      if (fact.key == "kernel") title[i] = "kernel " + fact.value;
+    if (text[i].empty())
+      fmt::print(stderr, "weir flow: {}: nothing in it is asked for; --function says another call\n", title[i]);
+  }
+  const FlowDiff diff = diff_flows(text[0], text[1], title[0], title[1], terminal_width());
+  std::fputs(diff.text.c_str(), stdout);
+  return diff.differ ? 1 : 0;
+}
+
 }  // namespace
 
 int cmd_flow(int argc, char** argv) {
@@ -145,20 +182,27 @@ int cmd_flow(int argc, char** argv) {
       "  weir flow --from run.weir --function do_swap_page --first 40\n"
       "  weir flow --from run.weir --task kswapd0 --depth 3 --no-states\n"
       "  weir flow --from run.weir --around 1200 --radius 30 --arguments --times\n"
-      "\nExit status: 0; 1 when the recording is broken (what there is is shown); 2 when there is nothing to show.");
+      "  weir flow swap-out --kernel 2.6.20 --diff 4.14 --no-states\n"
+      "\nExit status: 0; with --diff 1 when they differ; 1 when the recording is broken (what there is is shown); 2 "
+      "when there is nothing to show.");
   std::string from;
   FlowPrint how;
   uint32_t around = 0;
   bool no_states = false, arguments = false, times = false, json = false, facts = false;
-  std::string id, record, kernel;
+  std::string id, record, kernel, diff;
   uint64_t seed = 0;
   auto* id_option =
       app.add_option("ID", id, "a flow of the documents: runs examples/flows/ID.toml and shows what it recorded");
   auto* from_option =
       app.add_option("--from", from, "a recording that is there already")->type_name("FILE")->excludes(id_option);
   auto* seed_option = app.add_option("--seed", seed, "with ID: in place of the scenario's seed")->needs(id_option);
-  app.add_option("--record", record, "with ID: keeps the recording")->type_name("FILE")->needs(id_option);
+  auto* record_option =
+      app.add_option("--record", record, "with ID: keeps the recording")->type_name("FILE")->needs(id_option);
   add_kernel_option(app, kernel, "with ID: whose rules hold, in place of the scenario's profile")->needs(id_option);
+  auto* diff_option =
+      add_kernel_option(app, diff, "with ID: this kernel's flow beside that of --kernel; what only one has is marked",
+                        "--diff")
+          ->needs(id_option);
   app.add_option("--task", how.task, "only this task: a tid or a name");
   app.add_option("--function", how.function, "only calls of this function, with what is below them");
   app.add_option("--depth", how.depth, "levels of calls below each root; deeper ones are counted")
@@ -174,7 +218,8 @@ int cmd_flow(int argc, char** argv) {
   app.add_flag("--times", times, "with times, in nanoseconds of the machine's clock");
   auto* facts_flag = app.add_flag(
       "--facts", facts, "what the recording says of the machine, its tasks and its snapshots, in place of the trees");
-  app.add_flag("--json", json, "everything as JSON, in place of the trees")->excludes(facts_flag);
+  auto* json_flag = app.add_flag("--json", json, "everything as JSON, in place of the trees")->excludes(facts_flag);
+  diff_option->excludes(facts_flag)->excludes(json_flag)->excludes(record_option);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {
@@ -189,6 +234,15 @@ int cmd_flow(int argc, char** argv) {
   if (id_option->count() == 0 && from_option->count() == 0) {
     fmt::print(stderr, "weir flow: wants a flow's ID or --from FILE; there are: {}\n", flow_ids());
     return 2;
+  }
+  if (!diff.empty()) {
+    try {
+      return diff_kernels(id, seed_option->count() != 0 ? std::optional<uint64_t>(seed) : std::nullopt, kernel, diff,
+                          how);
+    } catch (const std::exception& e) {
+      fmt::print(stderr, "weir flow: {}\n", e.what());
+      return 2;
+    }
   }
   std::string temporary;
   if (id_option->count() != 0) {

@@ -16,9 +16,10 @@ int cmd_run(int argc, char** argv);
 int cmd_sim(int argc, char** argv);
 int cmd_flow(int argc, char** argv);
 
-/// --kernel of the verbs that run a machine.
-inline CLI::Option* add_kernel_option(CLI::App& app, std::string& kernel, const std::string& meaning) {
-  return app.add_option("--kernel", kernel, meaning)->type_name("2.6.20|3.x|4.14")->check([](const std::string& name) {
+/// --kernel of the verbs that run a machine, or another option that takes a profile.
+inline CLI::Option* add_kernel_option(CLI::App& app, std::string& kernel, const std::string& meaning,
+                                      const char* name = "--kernel") {
+  return app.add_option(name, kernel, meaning)->type_name("2.6.20|3.x|4.14")->check([](const std::string& name) {
     return find_profile(name) != nullptr ? std::string() : std::string("there are the profiles ") + PROFILE_NAMES;
   });
 }

@@ -30,7 +30,7 @@ void let_all_go(World& world) {
 
 bool freezing_slow_path(const Thread& p) {
   WEIR_FLOW(p.tid);
-  if ((p.flags & (PF_NOFREEZE | TIF_MEMDIE)) != 0) return false;
+  if ((p.flags & PF_NOFREEZE) != 0 || p.memdie.load(std::memory_order_acquire)) return false;
   return p.world->freezer.freezing.load(std::memory_order_acquire);
 }
 

@@ -31,7 +31,6 @@ enum ThreadFlag : uint32_t {
   PF_LESS_THROTTLE = 1u << 4,
   PF_MEMALLOC_NOFS = 1u << 5,
   PF_MEMALLOC_NOIO = 1u << 6,
-  TIF_MEMDIE = 1u << 8,     ///< chosen by the OOM killer: may use the reserves to die
   PF_STAGING = 1u << 9,     ///< inside the arch's own work: no fault may be taken
   PF_NOFREEZE = 1u << 10,   ///< the freezer leaves it alone
   PF_IN_PASS = 1u << 11,    ///< inside a KthreadPass
@@ -51,6 +50,7 @@ struct Thread {
   char comm[16] = {};
   CpuId cpu{};  ///< virtual world: the CPU it runs on. Host: a hint, so per-CPU data always has its lock
   std::atomic<bool> should_stop{false};
+  std::atomic<bool> memdie{false};  ///< TIF_MEMDIE: its task was chosen by the OOM killer; set by whoever chose it
   struct HeldLock {
     const void* lock;
     LockRank rank;
@@ -107,6 +107,11 @@ class World {
   virtual Thread* kthread_create(void (*fn)(void*), void* data, const char* name) = 0;
   /// Sets should_stop, wakes it and waits until its function has returned. The Thread is then gone.
   virtual void kthread_stop(Thread& thread) = 0;
+  /// What `thread` has spent so far. Host: nothing is known of it. Not for a thread that has ended.
+  [[nodiscard]] virtual Nanos cpu_time(const Thread& thread) const {
+    (void)thread;
+    return Nanos(0);
+  }
   virtual void timer_arm(Timer& timer, Nanos delay) = 0;
   /// Afterwards the function neither runs nor will run.
   virtual void timer_cancel(Timer& timer) = 0;

@@ -51,7 +51,7 @@ FaultResult Fault::__do_page_fault(Task& task, VirtAddr address, uint32_t error_
     mm.mmap_sem.up_read();
     WEIR_STATE(fault_return, address, 0, fault);
     if ((fault & VM_FAULT_OOM) != 0) {
-      if (killed(task) || !pagefault_out_of_memory()) return FaultResult::killed;
+      if (killed(task) || pressure_ == nullptr || !pressure_->fault_out_of_memory(task)) return FaultResult::killed;
       if (killed(task)) return FaultResult::killed;
       continue;
     }
@@ -60,22 +60,6 @@ FaultResult Fault::__do_page_fault(Task& task, VirtAddr address, uint32_t error_
     (major != 0 ? task.maj_flt : task.min_flt).fetch_add(1, std::memory_order_relaxed);
     return FaultResult::done;
   }
-}
-
-/// The fault could not get memory, and what the allocator tried on its behalf is over. False: nothing can be done about
-/// it.
-bool Fault::pagefault_out_of_memory() {
-  WEIR_FLOW();
-  if (pressure_ == nullptr) return false;
-  Mutex& oom_lock = memory_.tables().pages().oom_lock();
-  if (!oom_lock.try_lock()) {
-    // Somebody is killing already: a tick for the victim to go.
-    if (World* w = engine_thread().world) w->schedule_timeout(Nanos(1000000));
-    return true;
-  }
-  const bool helped = pressure_->out_of_memory({.gfp = GFP_HIGHUSER_MOVABLE, .order = Order(0)});
-  oom_lock.unlock();
-  return helped;
 }
 
 }  // namespace weir

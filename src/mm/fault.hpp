@@ -3,7 +3,7 @@
 // The architecture's entry to a fault.
 //
 //   do_page_fault --> VMA? right? --> handle_mm_fault --RETRY--> again, once without dropping mmap_sem
-//                     └ no: sigsegv              └--OOM--> pagefault_out_of_memory, again
+//                     └ no: sigsegv              └--OOM--> Pressure::fault_out_of_memory, again or killed
 //
 // Linux: arch/x86/mm/fault.c 4.14.
 #pragma once
@@ -31,7 +31,6 @@ class Fault {
 
  private:
   FaultResult __do_page_fault(Task& task, VirtAddr address, uint32_t error_code);
-  bool pagefault_out_of_memory();
 
   Memory& memory_;
   Vmas& vmas_;

@@ -125,6 +125,11 @@ class Pressure {
   virtual void wakeup_kswapd(ZoneType classzone, Order order) = 0;
   /// True if somebody was killed, is dying or memory came back: the allocation tries again.
   virtual bool out_of_memory(const OomControl& control) = 0;
+  /// A fault got no memory, what the allocator tried for it being over. False: the task must die.
+  virtual bool fault_out_of_memory(Task& task) {
+    (void)task;
+    return false;
+  }
   /// Pages that reclaim might still free (LRU sizes; anonymous ones only while there is swap).
   [[nodiscard]] virtual PageCount zone_reclaimable_pages() const = 0;
 

@@ -30,7 +30,9 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       flusher(writeback, vmstat),
       vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, vmstat, mmu),
       swapon(swap_files, swap_cache, swap_slots, vmstat),
-      oom(tasks, pages, swap_files, vmstat),
+      oom(tasks, pages, swap_files, vmstat, options.kernel),
+      oom_reaper(spaces, memory),
+      exit(tasks, spaces),
       pool_frames(pages),
       options_(options) {}
 
@@ -74,15 +76,20 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   vmscan.set_swappiness(options.swappiness);
   vmscan.set_flusher(&flusher);
   oom.set_executioner(this);
+  oom.set_reaper(&oom_reaper);
   pressure_ = this;
   pages.set_pressure(this);
 
   if (options.threads != MachineOptions::Threads::none) WEIR_TRY_VOID(vmscan.kswapd_run(world));
-  if (options.threads == MachineOptions::Threads::all) flusher.start(world);
+  if (options.threads == MachineOptions::Threads::all) {
+    flusher.start(world);
+    if (oom.reaps()) WEIR_TRY_VOID(oom_reaper.start(world));
+  }
   return {};
 }
 
 void Machine::shutdown() {
+  oom_reaper.stop();
   swap_files.stop_discard();
   if (options_.threads == MachineOptions::Threads::all) flusher.stop();
   if (options_.threads != MachineOptions::Threads::none) vmscan.kswapd_stop();
@@ -103,6 +110,7 @@ Result<Task*> Machine::task_create(const char* comm, Task* parent) {
   task->pid = next_pid_.fetch_add(1, std::memory_order_relaxed);
   std::strncpy(task->comm, comm, sizeof task->comm - 1);
   task->mm = *mm;
+  task->start_time = world.now();
   task->parent = parent;
   tasks.add(*task);
   return task;
@@ -119,29 +127,19 @@ Result<Task*> Machine::task_fork(Task& parent) {
   task->pid = next_pid_.fetch_add(1, std::memory_order_relaxed);
   std::memcpy(task->comm, parent.comm, sizeof task->comm);
   task->mm = *mm;
+  task->start_time = world.now();
   task->parent = &parent;
   task->oom_score_adj.store(parent.oom_score_adj.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  task->oom_adj.store(parent.oom_adj.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  task->nice = parent.nice;
+  task->uid = parent.uid;
+  task->cap_effective = parent.cap_effective;
   tasks.add(*task);
   return task;
 }
 
 void Machine::task_exit(Task& task, int code) {
-  task.exiting.store(true, std::memory_order_release);
-  task.exit_code = code;
-  WEIR_STATE(task_exit, task.pid, task.mm != nullptr ? task.mm->get_mm_rss() : 0, 0);
-  Mm* mm = nullptr;
-  {
-    ScopedLock guard(tasks.lock());
-    mm = task.mm;
-    task.mm = nullptr;
-  }
-  if (mm != nullptr) spaces.mmput(*mm);
-  {
-    ScopedLock guard(tasks.lock());
-    for (Task& other : tasks.list())
-      if (other.parent == &task) other.parent = task.parent;
-  }
-  tasks.remove(task);
+  exit.do_exit(task, code);
   slab.destroy(*task_cache_, &task);
 }
 

@@ -10,11 +10,11 @@
 
 #include <span>
 
+#include "mm/exit.hpp"
 #include "mm/filemap_io.hpp"
 #include "mm/flusher.hpp"
 #include "mm/frame_source.hpp"
-#include "mm/mmap.hpp"
-#include "mm/oom_kill.hpp"
+#include "mm/oom_reaper.hpp"
 #include "mm/profile.hpp"
 #include "mm/swapfile_unuse.hpp"
 #include "mm/vmscan.hpp"
@@ -92,6 +92,7 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   PageCount try_to_free_pages(Order order, gfp_t gfp) override { return vmscan.try_to_free_pages(order, gfp); }
   void wakeup_kswapd(ZoneType classzone, Order order) override { vmscan.wakeup_kswapd(classzone, order); }
   bool out_of_memory(const OomControl& control) override { return oom.out_of_memory(control); }
+  bool fault_out_of_memory(Task& task) override { return oom.fault_out_of_memory(task); }
   [[nodiscard]] PageCount zone_reclaimable_pages() const override { return vmscan.zone_reclaimable_pages(); }
   // Executioner
   void deliver_sigkill(Task& task) override;
@@ -133,6 +134,8 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   SwapOn swapon;
   TaskList tasks;
   OomKiller oom;
+  OomReaper oom_reaper;
+  Exit exit;
   PoolFrames pool_frames;
 
  private:

@@ -62,6 +62,8 @@ class Memory {
   /// Every PTE of the file's pages in [holebegin, holebegin + holelen) goes, VM_LOCKED or not, and hardware's; holelen
   /// 0: to the end of all files. Byte offsets, whole pages. Private copies go too, or stay. May sleep. Linux 4.14.
   void unmap_mapping_range(AddressSpace& mapping, uint64_t holebegin, uint64_t holelen, EvenCows even_cows);
+  /// The same, for who takes what is not its own (the OOM reaper).
+  void unmap_page_range(VmArea& vma, VirtAddr start, VirtAddr end);
   /// All VMAs of a dying mm.
   void unmap_vmas(Mm& mm);
   /// Those of a list that left the tree (munmap): one flush for all.

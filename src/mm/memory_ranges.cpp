@@ -107,6 +107,13 @@ void Memory::unmap_mapping_range(AddressSpace& mapping, uint64_t holebegin, uint
   }
 }
 
+void Memory::unmap_page_range(VmArea& vma, VirtAddr start, VirtAddr end) {
+  WEIR_FLOW(start, end);
+  MmuGather gather(*vma.vm_mm);
+  zap_pte_range(gather, vma, start, end);
+  tlb_flush_mmu(gather);
+}
+
 void Memory::unmap_vmas(Mm& mm) {
   WEIR_FLOW(mm);
   update_hiwater_rss(mm);

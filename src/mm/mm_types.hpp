@@ -80,6 +80,7 @@ struct Mm {
   std::atomic<int64_t> rss_stat[static_cast<unsigned>(RssKind::count)] = {};
   std::atomic<int64_t> hiwater_rss{0};
   std::atomic<int64_t> nr_table_pages{0};  ///< page-table pages of all levels
+  std::atomic<int64_t> nr_ptes{0};         ///< of the lowest level
   VirtAddr start_brk{}, brk{};             // mmap_sem
   VirtAddr mmap_base{};                    ///< top of the mmap area; areas are placed downwards from here
   /// No hole between here and mmap_base is larger than cached_hole_size. mmap_sem for writing
@@ -88,7 +89,9 @@ struct Mm {
   VirtAddr task_size{};  ///< first address that is not the user's
   ListHook mmlist;       ///< in the list of Mms with swap entries; mmlist lock
   std::atomic<bool> on_mmlist{false};
-  std::atomic<bool> oom_skip{false};  ///< the reaper is done with it, or may not touch it
+  std::atomic<bool> oom_skip{false};  ///< nothing more will come of killing for it: reaped, emptied, or out of reach
+  ListHook reaped_next;               ///< in the reaper's queue; its lock
+  int32_t reaped_pid = 0;             ///< whose victim it is in that queue, for messages
   void* arch = nullptr;               ///< the Mmu's own
   /// Rows of first touches: the page expected next << 8 | pages mapped last. Hints, raced on without harm.
   std::atomic<uint64_t> touch_rows[4] = {};
@@ -110,6 +113,9 @@ struct Mm {
 [[nodiscard]] inline uint64_t flow_value_of(const Mm& mm) { return mm.id; }
 [[nodiscard]] inline uint64_t flow_value_of(const VmArea& vma) { return vma.vm_start.v; }
 
+/// What the OOM reaper has before it.
+using MmReapList = boost::intrusive::list<Mm, boost::intrusive::member_hook<Mm, ListHook, &Mm::reaped_next>,
+                                          boost::intrusive::constant_time_size<false>>;
 using MmList = boost::intrusive::list<Mm, boost::intrusive::member_hook<Mm, ListHook, &Mm::mmlist>,
                                       boost::intrusive::constant_time_size<false>>;
 
@@ -120,9 +126,19 @@ struct Task {
   Mm* mm = nullptr;                       ///< null once exit_mm has run; tasklist lock for others' reads
   Task* parent = nullptr;                 // tasklist lock
   ListHook tasks;                         ///< in TaskList; tasklist lock
-  std::atomic<int32_t> oom_score_adj{0};  ///< -1000 never … 1000 first
-  std::atomic<bool> sigkill{false};       ///< a fatal signal is pending
-  std::atomic<bool> memdie{false};        ///< chosen by the OOM killer: may use the reserves to die
+  std::atomic<int32_t> oom_score_adj{0};  ///< -1000 never … 1000 first. 2.6.36 and later
+  std::atomic<int32_t> oom_adj{0};        ///< -17 never … 15 first: a shift of the points. Before 2.6.36
+  int32_t nice = 0;
+  uint32_t uid = 1000;         ///< 0: the superuser
+  uint32_t cap_effective = 0;  ///< Capability bits; the superuser has them all
+  Nanos start_time{};
+  Nanos cpu_time{};                  ///< of its threads that have ended
+  std::atomic<bool> sigkill{false};  ///< a fatal signal is pending
+  /// Chosen by the OOM killer: may use the reserves to die. Stands for all threads of the task. Linux:
+  /// tsk_is_oom_victim.
+  std::atomic<bool> memdie{false};
+  Mm* oom_mm =
+      nullptr;  ///< what the victim's death will give back, even after exit_mm; counted (mmgrab). Tasklist lock
   std::atomic<bool> exiting{false};
   std::atomic<bool> oom_origin{false};  ///< swapoff: first candidate
   std::atomic<uint64_t> maj_flt{0}, min_flt{0};
@@ -132,6 +148,18 @@ struct Task {
 };
 using TaskListT = boost::intrusive::list<Task, boost::intrusive::member_hook<Task, ListHook, &Task::tasks>,
                                          boost::intrusive::constant_time_size<false>>;
+
+/// Bits of Task::cap_effective. Values of Linux.
+enum Capability : uint32_t { CAP_SYS_RAWIO = 1u << 17, CAP_SYS_ADMIN = 1u << 21, CAP_SYS_RESOURCE = 1u << 24 };
+[[nodiscard]] inline bool capable(const Task& task, Capability cap) {
+  return task.uid == 0 || (task.cap_effective & cap) != 0;
+}
+
+/// The running thread belongs to a victim of the OOM killer, whoever picked it and however long ago.
+[[nodiscard]] inline bool current_is_oom_victim() {
+  const Thread* t = engine_thread().thread;
+  return t != nullptr && t->task != nullptr && t->task->memdie.load(std::memory_order_acquire);
+}
 
 [[nodiscard]] inline bool fatal_signal_pending() {
   const Thread* t = engine_thread().thread;

@@ -322,4 +322,31 @@ Result<void> AddressSpaces::do_brk_flags(Mm& mm, VirtAddr start, uint64_t length
   return {};
 }
 
+// ---- The end
+
+void AddressSpaces::exit_mmap(Mm& mm) {
+  WEIR_FLOW(mm);
+  ScopedWrite guard(mm.mmap_sem);
+  if (mm.locked_vm > 0) {
+    mm.locked_vm = 0;
+    for (VmArea& vma : mm.mmap) munlock_vma_pages_all(vma);
+  }
+  memory_.unmap_vmas(mm);
+  for (VmArea& vma : mm.mmap) {
+    rmap_.unlink_anon_vmas(vma);
+    rmap_.vma_unlink_file(vma);
+  }
+  tables_.free_pgtables(mm, VirtAddr(0), USER_PGTABLES_CEILING, VirtAddr(0), USER_PGTABLES_CEILING);
+  while (!mm.mmap.empty()) {
+    VmArea& vma = *mm.mmap.begin();
+    WEIR_STATE(vma_remove, vma.vm_start, vma.vm_end, 0);
+    vmas_.remove(mm, vma);
+    remove_vma(vma);
+  }
+  // After its last swap entry: swapoff looks for entries in the Mms of this list.
+  swap_.mmlist_remove(mm);
+  // All there was to come back has come back.
+  mm.oom_skip.store(true, std::memory_order_release);
+}
+
 }  // namespace weir

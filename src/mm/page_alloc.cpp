@@ -161,9 +161,17 @@ bool PageAllocator::prepare_alloc_pages(gfp_t gfp, Order order, AllocContext& ac
   for (unsigned i = 0; i < ac.zonelist->count && first == nullptr; ++i)
     if (ac.zonelist->zones[i]->type <= ac.high_zoneidx) first = ac.zonelist->zones[i];
   if (first == nullptr) return false;  // no zone as low as that has memory
+  if (__builtin_expect(fail_after_.load(std::memory_order_relaxed) >= 0, 0) && should_fail_alloc_page(gfp, order))
+    return false;
   ac.classzone_idx = first->type;
   WEIR_STATE(zonelist, *first, 0, order);
   return true;
+}
+
+/// Fault injection: one allocation fails, whatever there is.
+bool PageAllocator::should_fail_alloc_page(gfp_t gfp, Order order) {
+  WEIR_FLOW(gfp, order);
+  return !gfp.has(__GFP_NOFAIL) && fail_after_.fetch_sub(1, std::memory_order_relaxed) == 0;
 }
 
 Page* PageAllocator::get_page_from_freelist(gfp_t gfp, Order order, uint32_t alloc_flags, const AllocContext& ac) {

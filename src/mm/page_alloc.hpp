@@ -97,6 +97,10 @@ class PageAllocator {
   void set_watermark_scale_factor(unsigned factor);
   /// vm.percpu_pagelist_fraction: 0 for the default, else a list may hold 1/fraction of the zone; at least 8.
   void set_percpu_pagelist_fraction(unsigned fraction);
+  /// Fault injection: of the allocations from now on that may fail, the one after `after` others does. Negative: none.
+  /// Returns how many more there would have been; negative: it has failed already, or none was to. Linux:
+  /// fail_page_alloc.
+  int64_t fail_page_alloc(int64_t after) { return fail_after_.exchange(after, std::memory_order_relaxed); }
   [[nodiscard]] uint64_t min_free_kbytes() const { return min_free_kbytes_; }
   [[nodiscard]] unsigned watermark_scale_factor() const { return watermark_scale_factor_; }
   /// What min_free_kbytes is by itself: 4 times the root of the memory in KiB, at least 128, at most 65536.
@@ -143,6 +147,7 @@ class PageAllocator {
 
   // allocation
   [[nodiscard]] bool prepare_alloc_pages(gfp_t gfp, Order order, AllocContext& ac);
+  [[nodiscard]] bool should_fail_alloc_page(gfp_t gfp, Order order);
   [[nodiscard]] Page* get_page_from_freelist(gfp_t gfp, Order order, uint32_t alloc_flags, const AllocContext& ac);
   [[nodiscard]] bool zone_watermark_fast(Zone& zone, Order order, int64_t mark, ZoneType classzone,
                                          uint32_t alloc_flags) const;
@@ -216,6 +221,7 @@ class PageAllocator {
   unsigned watermark_scale_factor_ = 10;
   unsigned percpu_pagelist_fraction_ = 0;
   Mutex oom_lock_{LockRank::oom};
+  std::atomic<int64_t> fail_after_{-1};
   // The balloon: blocks of order n, linked by lru, flag balloon.
   SpinLock balloon_lock_{LockRank::leaf};
   PageList balloon_[MAX_ORDER] WEIR_GUARDED_BY(balloon_lock_);

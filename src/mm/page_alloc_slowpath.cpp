@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "kernel/log_line.hpp"
+#include "mm/mm_types.hpp"
 #include "mm/page_alloc.hpp"
 
 namespace weir {
@@ -27,7 +28,7 @@ uint32_t gfp_to_alloc_flags(gfp_t gfp) {
 uint32_t gfp_pfmemalloc_flags(gfp_t gfp) {
   if (gfp.has(__GFP_NOMEMALLOC) || gfp.has(__GFP_POOL)) return 0;
   if (gfp.has(__GFP_MEMALLOC) || (current_flags() & PF_MEMALLOC) != 0) return ALLOC_NO_WATERMARKS;
-  return (current_flags() & TIF_MEMDIE) != 0 ? uint32_t{ALLOC_OOM} : 0;
+  return current_is_oom_victim() ? uint32_t{ALLOC_OOM} : 0;
 }
 
 void cond_resched() {
@@ -68,8 +69,7 @@ Page* PageAllocator::__alloc_pages_slowpath(gfp_t gfp, Order order, const AllocC
         if (should_reclaim_retry(order, ac, alloc_flags, did_some_progress, no_progress_loops)) continue;
         if (Page* page = __alloc_pages_may_oom(gfp, order, ac, did_some_progress)) return page;
         // A victim that had its share of the reserves and still has no page fails, so that it gets to its exit.
-        const bool dying =
-            (current_flags() & TIF_MEMDIE) != 0 && (alloc_flags == ALLOC_OOM || gfp.has(__GFP_NOMEMALLOC));
+        const bool dying = current_is_oom_victim() && (alloc_flags == ALLOC_OOM || gfp.has(__GFP_NOMEMALLOC));
         if (!dying && did_some_progress) {
           no_progress_loops = 0;
           continue;

@@ -21,8 +21,9 @@ PageTables::PageTables(PageAllocator& pages, VmStat& vmstat) : pages_(pages), vm
 // ---- Making tables
 // ---------------------------------------------------------------------------------------------------
 
-void PageTables::count_table(Mm& mm, int n) {
+void PageTables::count_table(Mm& mm, unsigned upper_level, int n) {
   mm.nr_table_pages.fetch_add(n, std::memory_order_relaxed);
+  if (upper_level == PMD_LEVEL) mm.nr_ptes.fetch_add(n, std::memory_order_relaxed);
   vmstat_.mod_node_page_state(NodeStat::nr_page_table_pages, n);
 }
 
@@ -31,7 +32,7 @@ Result<void> PageTables::pgd_alloc(Mm& mm) {
   std::byte* pgd = pages_.__get_free_pages(GFP_KERNEL | __GFP_ZERO, Order(0));
   if (pgd == nullptr) return Errno::nomem;
   pages_.mem().virt_to_page(pgd).set(PageFlag::table);
-  count_table(mm, 1);
+  count_table(mm, PGD_LEVEL + 1, 1);
   mm.pgd = pgd;
   return {};
 }
@@ -39,7 +40,7 @@ Result<void> PageTables::pgd_alloc(Mm& mm) {
 void PageTables::pgd_free(Mm& mm) {
   WEIR_FLOW(mm);
   if (mm.pgd == nullptr) return;
-  free_table(mm, mm.pgd);
+  free_table(mm, mm.pgd, PGD_LEVEL + 1);
   mm.pgd = nullptr;
 }
 
@@ -66,11 +67,11 @@ void PageTables::pgtable_page_ctor(Page& page) {
   ::new (static_cast<void*>(&page.private_)) SpinLock(LockRank::page_table);
 }
 
-Result<void> PageTables::hook_in(Mm& mm, Pte* upper, std::byte* table) {
+Result<void> PageTables::hook_in(Mm& mm, Pte* upper, unsigned upper_level, std::byte* table) {
   if (table == nullptr) return Errno::nomem;
   Page& page = pages_.mem().virt_to_page(table);
   page.set(PageFlag::table);
-  count_table(mm, 1);
+  count_table(mm, upper_level, 1);
   bool lost = false;
   {
     ScopedLock guard(mm.page_table_lock);
@@ -78,23 +79,23 @@ Result<void> PageTables::hook_in(Mm& mm, Pte* upper, std::byte* table) {
     // The table's zeros, and its lock, are there before anybody can walk to it.
     if (!lost) __atomic_store_n(&upper->v, table_entry(pages_.mem().pfn(page)).v, __ATOMIC_RELEASE);
   }
-  if (lost) free_table(mm, table);
+  if (lost) free_table(mm, table, upper_level);
   return {};
 }
 
 Result<void> PageTables::__pud_alloc(Mm& mm, Pte* pgd, VirtAddr address) {
   WEIR_FLOW(address);
-  return hook_in(mm, pgd, pud_alloc_one());
+  return hook_in(mm, pgd, PGD_LEVEL, pud_alloc_one());
 }
 
 Result<void> PageTables::__pmd_alloc(Mm& mm, Pte* pud, VirtAddr address) {
   WEIR_FLOW(address);
-  return hook_in(mm, pud, pmd_alloc_one());
+  return hook_in(mm, pud, PUD_LEVEL, pmd_alloc_one());
 }
 
 Result<void> PageTables::__pte_alloc(Mm& mm, Pte* pmd, VirtAddr address) {
   WEIR_FLOW(address);
-  return hook_in(mm, pmd, pte_alloc_one());
+  return hook_in(mm, pmd, PMD_LEVEL, pte_alloc_one());
 }
 
 Result<void> PageTables::pte_alloc(Mm& mm, VirtAddr address) {
@@ -161,11 +162,11 @@ PteLock PageTables::pte_alloc_map_lock(Mm& mm, VirtAddr address) {
 // ---- Freeing tables
 // --------------------------------------------------------------------------------------------------
 
-void PageTables::free_table(Mm& mm, std::byte* table) {
+void PageTables::free_table(Mm& mm, std::byte* table, unsigned upper_level) {
   Page& page = pages_.mem().virt_to_page(table);
   page.private_ = 0;
   page.clear(PageFlag::table);
-  count_table(mm, -1);
+  count_table(mm, upper_level, -1);
   pages_.__free_pages(page, Order(0));
 }
 
@@ -182,7 +183,7 @@ void PageTables::free_range(Mm& mm, Pte* table, unsigned level, VirtAddr start, 
       if (level > PMD_LEVEL) free_range(mm, below, level - 1, at, behind < end ? behind : end, floor, ceiling);
       if (first >= floor && behind <= ceiling) {
         __atomic_store_n(&upper->v, 0, __ATOMIC_RELEASE);
-        free_table(mm, reinterpret_cast<std::byte*>(below));
+        free_table(mm, reinterpret_cast<std::byte*>(below), level);
       }
     }
     at = behind;

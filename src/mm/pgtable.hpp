@@ -156,10 +156,10 @@ class PageTables {
   Result<void> __pud_alloc(Mm& mm, Pte* pgd, VirtAddr address);
   Result<void> __pmd_alloc(Mm& mm, Pte* pud, VirtAddr address);
   Result<void> __pte_alloc(Mm& mm, Pte* pmd, VirtAddr address);
-  Result<void> hook_in(Mm& mm, Pte* upper, std::byte* table);
+  Result<void> hook_in(Mm& mm, Pte* upper, unsigned upper_level, std::byte* table);
   void pgtable_page_ctor(Page& page);
-  void count_table(Mm& mm, int n);
-  void free_table(Mm& mm, std::byte* table);
+  void count_table(Mm& mm, unsigned upper_level, int n);
+  void free_table(Mm& mm, std::byte* table, unsigned upper_level);
   void free_range(Mm& mm, Pte* table, unsigned level, VirtAddr start, VirtAddr end, VirtAddr floor, VirtAddr ceiling);
   SpinLock& pte_lockptr(const Pte* pte) const {
     return *std::launder(reinterpret_cast<SpinLock*>(&pages_.mem().virt_to_page(pte).private_));

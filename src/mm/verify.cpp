@@ -37,6 +37,8 @@ namespace {
   X(lru_flags, "a page on an LRU list has PG_lru and the flags of that list; off them it has not")            \
   X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                          \
   X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                              \
+  X(mm_refs, "an Mm's mm_users = the tasks that have it; mm_count = 1 + the OOM victims that count on it")    \
+  X(oom_victim, "a task that counts on a dying mm (oom_mm) was chosen to die, and has no other mm")           \
   X(vma_tree, "VMAs ascend, do not overlap, map_count, total_vm and locked_vm are their sums")                \
   X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty, nr_swapcached, nr_mlock = a recount")         \
   X(isolated, "at rest no page is isolated from the LRU or counted as under writeback")                       \
@@ -131,6 +133,11 @@ class Scan {
     scan_free();
     m_.tasks.for_each([&](Task& task) {
       if (task.mm != nullptr && task.mm->owner == &task) scan_mm(*task.mm);
+      const bool victim = task.memdie.load();
+      expect(Inv::oom_victim,
+             task.oom_mm == nullptr ? !victim || task.mm == nullptr
+                                    : victim && (task.mm == nullptr || task.mm == task.oom_mm),
+             static_cast<uint64_t>(task.pid), 1, 0);
     });
     scan_kernel_tables();
     scan_trees();
@@ -271,7 +278,21 @@ class Scan {
     return swp_offset(entry) < si->max ? &slots_[type][swp_offset(entry)] : nullptr;
   }
 
+  /// Those of tasks; the reaper may have one more reference to what it was given.
+  void scan_mm_refs(const Mm& mm) {
+    int64_t users = 0, victims = 0;
+    for (const Task& task : m_.tasks.list()) {
+      if (task.mm == &mm) ++users;
+      if (task.oom_mm == &mm) ++victims;
+    }
+    equal(Inv::mm_refs, mm.id, users, mm.mm_users.load());
+    const int64_t count = mm.mm_count.load();
+    expect(Inv::mm_refs, count == 1 + victims || (mm.reaped_pid != 0 && count == 2 + victims), mm.id,
+           static_cast<uint64_t>(1 + victims), static_cast<uint64_t>(count));
+  }
+
   void scan_mm(Mm& mm) {
+    scan_mm_refs(mm);
     int64_t maps = 0, pages = 0, locked = 0;
     uint64_t last_end = 0;
     for (VmArea& vma : mm.mmap) {

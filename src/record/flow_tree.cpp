@@ -171,6 +171,7 @@ constexpr StateText STATE_TEXTS[] = {
     {"oom_points", "pid {s}: adj {b:i}, {a} points"},
     {"oom_select", "pid {s}: {a} points"},
     {"oom_kill", "pid {s}: {a} pages"},
+    {"oom_reap", "pid {s}: {b} -> {a} pages"},
     {"task_exit", "pid {s}: {b} pages"},
     {"window_unmap", "{s:x}: {b} pages, way {a}"},
     {"map_in", "{s:x} -> pfn {b}, {a:=copied,zero,staged}"},

@@ -12,6 +12,8 @@
 
 #include "base/parse.hpp"
 #include "mm/inode.hpp"
+#include "mm/mmap.hpp"
+#include "mm/oom_kill.hpp"
 #include "mm/profile.hpp"
 #include "mm/swapfile_unuse.hpp"
 
@@ -27,8 +29,18 @@ const std::map<std::string, Op, std::less<>> OPS = {
     {"fork", Op::fork},       {"sleep", Op::sleep},         {"exit", Op::exit},
     {"repeat", Op::repeat},   {"kmalloc", Op::kmalloc},     {"kfree", Op::kfree},
     {"vmalloc", Op::vmalloc}, {"vfree", Op::vfree},         {"verify", Op::verify},
-    {"ram", Op::ram},         {"swapon", Op::swapon},       {"swapoff", Op::swapoff},
+    {"ram", Op::ram},         {"mremap", Op::mremap},       {"mprotect", Op::mprotect},
+    {"wait", Op::wait},       {"kill", Op::kill},           {"swapon", Op::swapon},
+    {"swapoff", Op::swapoff}, {"sysctl", Op::sysctl},       {"oom_score_adj", Op::oom_score_adj},
+    {"oom_adj", Op::oom_adj}, {"nice", Op::nice},           {"compute", Op::compute},
+    {"hang", Op::hang},       {"mem-limit", Op::mem_limit},
 };
+const std::map<std::string, Advice, std::less<>> ADVICES = {
+    {"normal", Advice::normal},     {"random", Advice::random},     {"sequential", Advice::sequential},
+    {"willneed", Advice::willneed}, {"dontneed", Advice::dontneed}, {"free", Advice::free},
+    {"cold", Advice::cold},         {"pageout", Advice::pageout},
+};
+const std::map<std::string, int64_t, std::less<>> RIGHTS = {{"none", 0}, {"r", VM_READ}, {"rw", VM_READ | VM_WRITE}};
 const std::map<std::string, Pattern, std::less<>> PATTERNS = {
     {"sequential", Pattern::sequential}, {"random", Pattern::random}, {"zipf", Pattern::zipf}, {"hot", Pattern::hot}};
 
@@ -180,7 +192,7 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       s.area = t.text("area", std::nullopt);
       s.from = t.size("from", all);
       s.size = t.size("size", all);
-      if (s.op == Op::madvise && t.text("advice", "dontneed") != "dontneed") t.fail("advice", "is one of: dontneed");
+      if (s.op == Op::madvise) s.value = static_cast<int64_t>(t.choice("advice", ADVICES, "dontneed"));
       break;
     case Op::vfree:
     case Op::kfree: s.area = t.text("area", std::nullopt); break;
@@ -220,9 +232,46 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       s.count = static_cast<uint64_t>(t.integer("count", 1, 1, 10000000));
       break;
     case Op::ram: s.size = t.size("size", none, ram); break;
-    case Op::verify: break;
+    case Op::verify:
+    case Op::wait: break;
+    case Op::mremap:
+      s.area = t.text("area", std::nullopt);
+      s.size = t.size("size", none, ram);
+      if (s.size.v == 0) t.fail("size", "an area has at least a page");
+      break;
+    case Op::mprotect:
+      s.area = t.text("area", std::nullopt);
+      s.from = t.size("from", all);
+      s.size = t.size("size", all);
+      s.value = t.choice("rights", RIGHTS, std::nullopt);
+      break;
+    case Op::kill: s.name = t.text("task", std::nullopt); break;
     case Op::swapon:
-    case Op::swapoff: s.count = static_cast<uint64_t>(t.integer("swap", 0, 0, MAX_SWAPFILES - 1)); break;
+      s.name = t.text("swap", std::nullopt);
+      s.value = t.integer("priority", -1, -1, SWAP_PRIO_MAX);
+      break;
+    case Op::swapoff: s.name = t.text("swap", std::nullopt); break;
+    case Op::mem_limit:
+      s.name = t.text("swap", std::nullopt);
+      s.size = t.size("size", none, ram);
+      break;
+    case Op::sysctl: {
+      s.name = t.text("name", std::nullopt);
+      const Sysctl* found = nullptr;
+      std::string names;
+      for (const Sysctl& one : SYSCTLS) {
+        if (s.name == one.name) found = &one;
+        names += (names.empty() ? "" : ", ") + std::string(one.name);
+      }
+      if (found == nullptr) t.fail("name", "is one of: " + names);
+      s.value = t.integer("value", std::nullopt, found->least, found->most);
+      break;
+    }
+    case Op::oom_score_adj: s.value = t.integer("value", std::nullopt, OOM_SCORE_ADJ_MIN, OOM_SCORE_ADJ_MAX); break;
+    case Op::oom_adj: s.value = t.integer("value", std::nullopt, OOM_DISABLE, OOM_ADJUST_MAX); break;
+    case Op::nice: s.value = t.integer("value", std::nullopt, -20, 19); break;
+    case Op::compute:
+    case Op::hang: s.time = t.time("for", std::nullopt); break;
   }
   t.done();
   return s;
@@ -257,9 +306,17 @@ void kernel_areas(const std::vector<Step>& steps, std::set<std::string>& names) 
   }
 }
 
+/// The names of all tasks, forked ones too.
+void task_names(const std::vector<Step>& steps, std::set<std::string>& names) {
+  for (const Step& step : steps) {
+    if (step.op == Op::fork) names.insert(step.name);
+    task_names(step.body, names);
+  }
+}
+
 /// A step names what an earlier step of its task (or of the task that it was forked from) has made.
 void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std::string>& areas,
-                 const std::set<std::string>& kernel) {
+                 const std::set<std::string>& kernel, const std::set<std::string>& tasks) {
   const auto fail = [&](const Step& step, const std::string& why) {
     throw ScenarioError(fmt::format("{}:{}: step: {}", s.path, step.line, why));
   };
@@ -281,6 +338,8 @@ void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std
       case Op::madvise:
       case Op::mlock:
       case Op::munlock:
+      case Op::mremap:
+      case Op::mprotect:
         if (!areas.contains(step.area))
           fail(step, "the task has no area \"" + step.area + "\" yet: mmap, malloc, brk or mmap-file makes one");
         break;
@@ -290,10 +349,23 @@ void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std
         break;
       case Op::fork: {
         std::set<std::string> inherited = areas;
-        check_names(s, step.body, inherited, kernel);
+        check_names(s, step.body, inherited, kernel, tasks);
         break;
       }
-      case Op::repeat: check_names(s, step.body, areas, kernel); break;
+      case Op::repeat: check_names(s, step.body, areas, kernel, tasks); break;
+      case Op::kill:
+        if (!tasks.contains(step.name)) fail(step, "there is no task \"" + step.name + "\"");
+        break;
+      case Op::swapon:
+      case Op::swapoff:
+      case Op::mem_limit: {
+        const auto it =
+            std::find_if(s.swaps.begin(), s.swaps.end(), [&](const SwapConfig& w) { return w.name == step.name; });
+        if (it == s.swaps.end()) fail(step, "there is no [[swap]] named \"" + step.name + "\"");
+        if (step.op == Op::mem_limit && it->kind != SwapConfig::Kind::zram)
+          fail(step, "\"" + step.name + "\" is on a disk: zram has a mem-limit");
+        break;
+      }
       default: break;
     }
   }
@@ -325,14 +397,10 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     s.preempt_one_in = static_cast<unsigned>(t.integer("preempt-one-in", 64, 0, 1 << 30));
     t.done();
   }
+  for (const Sysctl& one : SYSCTLS) s.sysctl[one.name] = one.fallback;
   if (const toml::table* c = root.table("sysctl")) {
     Table t(*c, file, "sysctl");
-    s.swappiness = static_cast<int>(t.integer("vm.swappiness", 60, 0, 100));
-    s.page_cluster = static_cast<unsigned>(t.integer("vm.page-cluster", 3, 0, 6));
-    s.min_free_kbytes = static_cast<uint64_t>(t.integer("vm.min_free_kbytes", 0, 0, 1 << 20));
-    s.watermark_scale_factor = static_cast<unsigned>(t.integer("vm.watermark_scale_factor", 10, 1, 1000));
-    s.dirty_background_ratio = static_cast<unsigned>(t.integer("vm.dirty_background_ratio", 10, 0, 100));
-    s.dirty_ratio = static_cast<unsigned>(t.integer("vm.dirty_ratio", 20, 0, 100));
+    for (const Sysctl& one : SYSCTLS) s.sysctl[one.name] = t.integer(one.name, one.fallback, one.least, one.most);
     t.done();
   }
   each(root, "disk", file, [&](Table& t) {
@@ -374,7 +442,11 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     if (t.has("size") && w.size < Bytes(static_cast<uint64_t>(MIN_SWAP_PAGES) << PAGE_SHIFT))
       t.fail("size", "a swap area has at least 10 pages, 40K");
     if (s.swaps.size() == MAX_SWAPFILES) t.fail("", fmt::format("a machine has at most {} swap areas", MAX_SWAPFILES));
-    w.priority = static_cast<int>(t.integer("priority", -1, -1, 32767));
+    w.priority = static_cast<int>(t.integer("priority", -1, -1, SWAP_PRIO_MAX));
+    w.off = t.boolean("off", false);
+    w.name = t.text("name", fmt::format("swap{}", s.swaps.size()));
+    for (const SwapConfig& other : s.swaps)
+      if (other.name == w.name) t.fail("name", "two swap areas are named \"" + w.name + "\"");
     s.swaps.push_back(w);
   });
   each(root, "file", file, [&](Table& t) {
@@ -397,16 +469,24 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     TaskConfig k;
     k.name = t.text("name", std::nullopt);
     k.start = t.time("start", Nanos(0));
-    k.oom_score_adj = static_cast<int>(t.integer("oom_score_adj", 0, -1000, 1000));
+    k.oom_score_adj = static_cast<int>(t.integer("oom_score_adj", 0, OOM_SCORE_ADJ_MIN, OOM_SCORE_ADJ_MAX));
+    k.oom_adj = static_cast<int>(t.integer("oom_adj", 0, OOM_DISABLE, OOM_ADJUST_MAX));
+    if (t.has("oom_adj") && t.has("oom_score_adj")) t.fail("oom_adj", "each sets the other: give one of them");
+    k.nice = static_cast<int>(t.integer("nice", 0, -20, 19));
+    k.uid = static_cast<unsigned>(t.integer("uid", 1000, 0, 65535));
     k.steps = steps_of(t, "steps", file, s.ram, 0);
     s.tasks.push_back(std::move(k));
   });
   root.done();
-  std::set<std::string> kernel;
-  for (const TaskConfig& task : s.tasks) kernel_areas(task.steps, kernel);
+  std::set<std::string> kernel, tasks;
+  for (const TaskConfig& task : s.tasks) {
+    kernel_areas(task.steps, kernel);
+    tasks.insert(task.name);
+    task_names(task.steps, tasks);
+  }
   for (const TaskConfig& task : s.tasks) {
     std::set<std::string> areas;
-    check_names(s, task.steps, areas, kernel);
+    check_names(s, task.steps, areas, kernel, tasks);
   }
   if (s.tasks.empty()) throw ScenarioError(file + ": there is no [[task]]: nothing would happen");
   return s;

@@ -7,6 +7,7 @@
 //   ]
 #pragma once
 
+#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -35,6 +36,8 @@ struct DiskConfig {
 
 struct SwapConfig {
   int line = 0;
+  std::string name;  ///< of swapon and swapoff; "swap0", "swap1" ... in order of appearance
+  bool off = false;  ///< made, but left for a swapon step
   enum class Kind { zram, disk } kind = Kind::disk;
   std::string disk;                ///< kind disk: its name
   std::string algorithm = "lz4";   ///< kind zram
@@ -73,8 +76,19 @@ enum class Op {
   vfree,
   verify,
   ram,
+  mremap,
+  mprotect,
+  wait,
+  kill,
   swapon,
   swapoff,
+  sysctl,
+  oom_score_adj,
+  oom_adj,
+  nice,
+  compute,
+  hang,
+  mem_limit,
 };
 enum class Pattern { sequential, random, zipf, hot };
 
@@ -91,15 +105,36 @@ struct Step {
   double hot_share = 0.1, hot_probability = 0.9;
   Nanos time{0};  ///< sleep; think time a touch
   int code = 0;
-  std::string name;        ///< fork: the child's
+  int64_t value =
+      0;             ///< sysctl, oom_score_adj, oom_adj, nice; swapon: priority; mprotect: VmFlag bits; madvise: Advice
+  std::string name;  ///< fork: the child's; kill: the task's; swap areas; sysctl
   std::vector<Step> body;  ///< fork: what the child does; repeat
 };
 
 struct TaskConfig {
   std::string name;
   Nanos start{0};
-  int oom_score_adj = 0;
+  int oom_score_adj = 0, oom_adj = 0;  ///< at most one of them is given
+  int nice = 0;
+  unsigned uid = 1000;  ///< 0: the superuser
   std::vector<Step> steps;
+};
+
+/// What [sysctl] and the step of that name take.
+struct Sysctl {
+  const char* name;
+  int64_t fallback, least, most;
+};
+inline constexpr Sysctl SYSCTLS[] = {
+    {"vm.swappiness", 60, 0, 100},
+    {"vm.page-cluster", 3, 0, 6},
+    {"vm.min_free_kbytes", 0, 0, 1 << 20},
+    {"vm.watermark_scale_factor", 10, 1, 1000},
+    {"vm.dirty_background_ratio", 10, 0, 100},
+    {"vm.dirty_ratio", 20, 0, 100},
+    {"vm.panic_on_oom", 0, 0, 2},
+    {"vm.oom_kill_allocating_task", 0, 0, 1},
+    {"vm.oom_dump_tasks", 1, 0, 1},
 };
 
 struct Scenario {
@@ -114,12 +149,8 @@ struct Scenario {
   std::string kernel = "4.14";
   ContentMode content = ContentMode::tagged;
   MmuModel mmu = MmuModel::hardware;
-  unsigned preempt_one_in = 64;  ///< 0: threads switch only where they sleep
-  // [sysctl]
-  int swappiness = 60;
-  unsigned page_cluster = 3;
-  uint64_t min_free_kbytes = 0;
-  unsigned watermark_scale_factor = 10, dirty_background_ratio = 10, dirty_ratio = 20;
+  unsigned preempt_one_in = 64;           ///< 0: threads switch only where they sleep
+  std::map<std::string, int64_t> sysctl;  ///< all of SYSCTLS
 
   std::vector<DiskConfig> disks;
   std::vector<SwapConfig> swaps;

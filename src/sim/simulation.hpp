@@ -46,14 +46,17 @@ struct SimResult {
   std::vector<std::string> log;                                 ///< the kernel's log, with times
   uint64_t verified = 0;                                        ///< how often verify() ran
   uint64_t contents_checked = 0;
-  std::string digest;  ///< of counters, contents, fates, and how many switches and events there were
+  int64_t allocations = 0;  ///< with SimOptions::fail_allocation: how many there were up to the one that failed
+  std::string digest;       ///< of counters, contents, fates, and how many switches and events there were
 };
 
 struct SimOptions {
   std::optional<uint64_t> seed;  ///< in place of the scenario's
   std::string record;            ///< file for the whole recording; empty: none
   std::string kernel;            ///< a profile's name, in place of the scenario's; empty: the scenario's
-  FlowSink* sink = nullptr;      ///< who hears every event where there is no file
+  /// The page allocation after so many others fails, counted from when the tasks start.
+  std::optional<int64_t> fail_allocation = {};
+  FlowSink* sink = nullptr;  ///< who hears every event where there is no file
 };
 
 /// Runs it to the end. Throws ScenarioError for what cannot be set up (a swap area larger than its disk, say).

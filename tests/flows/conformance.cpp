@@ -186,7 +186,18 @@ class Checker {
 
   Verdict run() {
     const bool ok = (flow_.check != Check::order || functions()) && states();
-    return {ok, ok ? "" : fmt::format("flow {}: {}", flow_.id, report_)};
+    Verdict verdict{ok, ok ? "" : fmt::format("flow {}: {}", flow_.id, report_)};
+    count(verdict);
+    return verdict;
+  }
+  void count(Verdict& verdict) const {
+    const Names whens = whens_in_run();
+    for (const Wanted& wanted : steps_) {
+      if (!required(wanted, whens)) continue;
+      Shown& shown = wanted.is_fn() ? verdict.functions : verdict.states;
+      ++shown.of;
+      if (!wanted.places.empty()) ++shown.shown;
+    }
   }
 
   // What a set wants: name -> whether it is there.
@@ -778,9 +789,17 @@ Verdict check(const FlowTable& table, std::string_view id, std::span<const Recor
     std::map<std::string, bool> there;
     for (const Recording& run : runs)
       for (const auto& [name, seen] : Checker(table, flow, run).names_of_set()) there[name] = there[name] || seen;
+    Verdict verdict{true, ""};
+    for (const Recording& run : runs) {
+      Verdict one;
+      Checker(table, flow, run).count(one);
+      if (one.functions.shown > verdict.functions.shown) verdict.functions = one.functions;
+      if (one.states.of != 0) verdict.states = one.states;
+    }
     for (const auto& [name, seen] : there)
-      if (!seen) return {false, fmt::format("flow {}: {} is missing", flow.id, name)};
-    return {true, ""};
+      if (!seen)
+        return {false, fmt::format("flow {}: {} is missing", flow.id, name), verdict.functions, verdict.states};
+    return verdict;
   }
   Verdict verdict;
   for (const Recording& run : runs) {
@@ -789,6 +808,13 @@ Verdict check(const FlowTable& table, std::string_view id, std::span<const Recor
     if (verdict.report.empty()) verdict = std::move(next);
   }
   return verdict;
+}
+
+std::pair<unsigned, unsigned> required_steps(const FlowTable& table, const Flow& flow) {
+  static const Recording nothing;
+  Verdict verdict;
+  Checker(table, flow, nothing).count(verdict);
+  return {verdict.functions.of, verdict.states.of};
 }
 
 const FlowTable& table() {

@@ -95,10 +95,19 @@ class FlowTable {
 /// Lines of held.txt: flows that tests hold. Words after '#' are comments.
 [[nodiscard]] std::vector<std::string> held(const std::string& path);
 
+/// Required steps that occur, of those that there are.
+struct Shown {
+  unsigned shown = 0, of = 0;
+};
+
 struct Verdict {
   bool conforms = false;
   std::string report;  ///< which step is missing or out of place; empty if none is
+  Shown functions = {}, states = {};
 };
+
+/// What a flow requires whatever happens in its run: functions, states.
+[[nodiscard]] std::pair<unsigned, unsigned> required_steps(const FlowTable& table, const Flow& flow);
 
 /// Several recordings: a set may need several runs; of the other kinds one of them must conform.
 [[nodiscard]] Verdict check(const FlowTable& table, std::string_view id, std::span<const Recording> runs);

@@ -3,7 +3,8 @@
 // Random operations on a machine and on a plain reference (run.hpp); whatever they do, what tasks see must be the same.
 //
 //   test_model                         some seeds of each kind
-//   WEIR_LONG=1 test_model             1,000 of each
+//   WEIR_LONG=1 test_model             10,000 of each, of 2,000 operations
+//   WEIR_SEEDS=500 WEIR_OPS=2000 ...   so many
 //   WEIR_SEED=17 test_model            one seed (both kinds)
 //   WEIR_SCRIPT=FILE test_model        a script as a failing run prints it
 #include <fstream>
@@ -23,13 +24,15 @@ void report(const char* what, const Script& script, const Outcome& outcome) {
 
 void run_seeds(Mode mode, const char* what, uint64_t seeds) {
   const bool uffd = uffd_model_is_there();
-  uint64_t first = 1, last = std::getenv("WEIR_LONG") != nullptr ? 1000 : seeds;
+  const bool all_night = std::getenv("WEIR_LONG") != nullptr;
+  uint64_t first = 1, last = number_from_environment("WEIR_SEEDS", all_night ? 10000 : seeds);
+  const uint64_t ops = number_from_environment("WEIR_OPS", all_night ? 2000 : 0);
   if (std::getenv("WEIR_SEED") != nullptr) first = last = number_from_environment("WEIR_SEED", 1);
   Totals all;
   unsigned failed = 0;
   uint64_t ran = 0;
   for (uint64_t seed = first; seed <= last && failed < 3; ++seed) {
-    const Script script = script_of(seed, mode, uffd);
+    const Script script = script_of(seed, mode, uffd, ops);
     const Outcome outcome = run_in_child(script);
     ++ran;
     all.add(outcome.totals);
@@ -40,9 +43,11 @@ void run_seeds(Mode mode, const char* what, uint64_t seeds) {
   std::printf(
       "model, %s: seeds %lu-%lu (%lu ran, uffd model %s): %lu operations, %lu touches, %lu compared, verified %lu "
       "times; "
-      "faults %lu cow %lu pswpin %lu pswpout %lu pgpgin %lu pgpgout %lu scanned %lu; killed %lu oom %lu errors %lu\n",
+      "faults %lu cow %lu pswpin %lu pswpout %lu pgpgin %lu pgpgout %lu scanned %lu; killed %lu oom %lu errors %lu "
+      "swapoff %lu\n",
       what, first, last, ran, uffd ? "too" : "not there", all.ops, all.touches, all.compared, all.verified, all.faults,
-      all.cow, all.pswpin, all.pswpout, all.pgpgin, all.pgpgout, all.scans, all.kills, all.oom, all.errors);
+      all.cow, all.pswpin, all.pswpout, all.pgpgin, all.pgpgout, all.scans, all.kills, all.oom, all.errors,
+      all.swapoffs);
   if (ran < 20) return;
   // A run that tests nothing must not pass.
   EXPECT_GT(all.pswpin, 1000u);

@@ -46,6 +46,7 @@ struct RefPage {
   bool shared = false;
   bool own = false;  ///< of a private file mapping: has content of its own
   bool locked = false;
+  bool lazy = false;    ///< may be gone (MADV_FREE): zeros then
   uint8_t unknown = 0;  ///< parts whose content is learnt at the next look
   bool vague = false;   ///< whether it is the file's or its own is not known
   Words words{};
@@ -80,10 +81,11 @@ struct RefTask {
 
 struct Totals {
   uint64_t ops = 0, touches = 0, compared = 0, verified = 0, kills = 0, errors = 0;
+  uint64_t swapoffs = 0;
   uint64_t pswpin = 0, pswpout = 0, pgpgin = 0, pgpgout = 0, cow = 0, faults = 0, oom = 0, scans = 0;
   void add(const Totals& o) {
     ops += o.ops, touches += o.touches, compared += o.compared, verified += o.verified, kills += o.kills,
-        errors += o.errors;
+        errors += o.errors, swapoffs += o.swapoffs;
     pswpin += o.pswpin, pswpout += o.pswpout, pgpgin += o.pgpgin, pgpgout += o.pgpgout, cow += o.cow,
         faults += o.faults, oom += o.oom, scans += o.scans;
   }
@@ -160,6 +162,7 @@ class Run {
     if (c_.two_zones != 0) o.dma32_end = Pfn(uint64_t{1} << (MAX_ORDER - 1));
     o.cpus = static_cast<unsigned>(c_.cpus);
     o.seed = c_.seed;
+    o.kernel = static_cast<KernelEra>(c_.kernel);
     o.preempt_one_in = static_cast<uint32_t>(c_.preempt);
     o.content = tagged() ? ContentKind::tags : ContentKind::bytes;
     o.model = c_.uffd != 0 ? SoftMmu::Model::uffd : SoftMmu::Model::hardware;
@@ -171,22 +174,35 @@ class Run {
     o.page_cluster = static_cast<unsigned>(c_.cluster);
     const Bytes ram = o.ram;
     switch (swap()) {
-      case Swap::none: budget_ = c_.ram * 45 / 100; break;
-      case Swap::disk:
-        o.swaps = {{SwapKind::disk, Bytes(ram.v * 2)}};
-        budget_ = c_.ram * 2;
-        break;
-      case Swap::zram:
-        o.swaps = {{c_.seed % 3 == 0 ? SwapKind::zram_zstd : SwapKind::zram, ram}};
-        budget_ = c_.ram * 85 / 100;
-        break;
+      case Swap::none: break;
+      case Swap::disk: o.swaps = {{SwapKind::disk, Bytes(ram.v * 2)}}; break;
+      case Swap::zram: o.swaps = {{c_.seed % 3 == 0 ? SwapKind::zram_zstd : SwapKind::zram, ram}}; break;
       case Swap::zram_and_disk:
         o.swaps = {{SwapKind::zram, ram, Bytes(ram.v / 8)}, {SwapKind::disk, Bytes(ram.v * 3 / 2)}};
-        budget_ = c_.ram * 150 / 100;
         break;
     }
+    budget_ = budget(~0u);
     o.disk = Bytes(uint64_t{4} << 20);
     return o;
+  }
+
+  /// What tasks may have together, in pages, while these swap areas (a bit each) are on.
+  [[nodiscard]] uint64_t budget(unsigned on) const {
+    const uint64_t none = c_.ram * 45 / 100;
+    switch (swap()) {
+      case Swap::none: return none;
+      case Swap::disk: return (on & 1) != 0 ? c_.ram * 2 : none;
+      case Swap::zram: return (on & 1) != 0 ? c_.ram * 85 / 100 : none;
+      case Swap::zram_and_disk:
+        if ((on & 3) == 3) return c_.ram * 150 / 100;
+        return (on & 2) != 0 ? c_.ram : none;
+    }
+    return none;
+  }
+  [[nodiscard]] unsigned areas_on() const {
+    unsigned on = 0;
+    for (size_t i = 0; i < m_->swaps.size(); ++i) on |= m_->swaps[i]->type ? 1u << i : 0;
+    return on;
   }
 
   void set_up() {
@@ -501,12 +517,15 @@ class Run {
           return;
         for (const uint64_t vpn : gone) {
           RefPage& page = t.pages[vpn];
-          page.own = page.vague = false;
+          page.own = page.vague = page.lazy = false;
           page.unknown = 0;
           page.words = {};
         }
         return;
       }
+      case Kind::lazyfree: return advise(t, op, Advice::free);
+      case Kind::cold: return advise(t, op, Advice::cold);
+      case Kind::pageout: return advise(t, op, Advice::pageout);
       case Kind::mlock: return mlock(t, op);
       case Kind::munlock: {
         const auto r = range_of(t, op, 60);
@@ -602,7 +621,7 @@ class Run {
       case Kind::sleep: m_->world.schedule_timeout(Nanos(op.a % 16 == 0 ? 6'000'000'000 : op.a % 3'000'000)); return;
       case Kind::pin: return pin(t, op);
       case Kind::balloon: {
-        if (swap() != Swap::disk) return;
+        if (swap() != Swap::disk || areas_on() == 0 || changing_swap_) return;
         const int64_t now = m_->machine->pages.managed_pages().v;
         const int64_t pages = ballooned_ != 0 ? -ballooned_ : static_cast<int64_t>(c_.ram / 16);
         ballooned_ += pages;
@@ -610,6 +629,8 @@ class Run {
         ballooned_ += now - pages - reached;  // what it did not reach
         return;
       }
+      case Kind::swapoff: return swapoff(t, op);
+      case Kind::swapon: return swapon(t, op);
       case Kind::round:
       case Kind::count: return;
     }
@@ -645,6 +666,30 @@ class Run {
       t.pages.emplace(start + i, page);
       if (page.file >= 0) ++page.pgoff;
     }
+  }
+
+  /// free, cold, pageout: no page changes its content, but for those that may be gone.
+  void advise(RefTask& t, const Op& op, Advice advice) {
+    const auto r = range_of(t, op, 60);
+    if (!r || static_cast<KernelEra>(c_.kernel) != KernelEra::linux_4_14) return;
+    Errno expected = Errno::ok;
+    std::vector<uint64_t> may_go;
+    for (uint64_t vpn = r->start; vpn < r->start + r->pages; ++vpn) {
+      const auto it = t.pages.find(vpn);
+      if (it == t.pages.end()) {
+        expected = Errno::nomem;
+      } else if (it->second.locked || (advice == Advice::free && it->second.file >= 0)) {
+        expected = Errno::inval;
+        break;
+      } else {
+        may_go.push_back(vpn);
+      }
+    }
+    // They may go as soon as the call goes on, and whatever comes of it.
+    if (advice == Advice::free)
+      for (const uint64_t vpn : may_go) t.pages[vpn].lazy = true;
+    (void)as_expected(t, "madvise", expected,
+                      error_of(m_->machine->spaces.madvise(*t.task->mm, r->address(), r->bytes(), advice)), *r);
   }
 
   void mremap(RefTask& t, const Op& op) {
@@ -697,7 +742,7 @@ class Run {
     std::vector<RefPage> moved;
     for (uint64_t i = 0; i < r->pages; ++i) moved.push_back(t.pages[r->start + i]);
     RefPage fresh = moved.front();
-    fresh.own = fresh.vague = false;
+    fresh.own = fresh.vague = fresh.lazy = false;
     fresh.unknown = 0;
     fresh.words = {};
     erase(t, r->start, r->pages);
@@ -765,6 +810,42 @@ class Run {
     }
     m_->world.schedule_timeout(Nanos(op.b % 2'000'000));
     for (const VirtAddr at : pinned) m_->mmu->uffd().unpin(*t.task->mm, at);
+  }
+
+  /// Only while what there is fits in what stays; nobody is promised more meanwhile.
+  void swapoff(RefTask& t, const Op& op) {
+    if (m_->swaps.empty() || changing_swap_ || ballooned_ != 0) return;
+    const size_t which = op.a % m_->swaps.size();
+    MachineFixture::Swap& area = *m_->swaps[which];
+    const uint64_t less = budget(areas_on() & ~(1u << which));
+    if (!area.type || promised() + locked() > less) return;
+    changing_swap_ = true;
+    budget_ = less;
+    const Errno e = error_of(m_->machine->swapon.swapoff(*area.type));
+    if (e == Errno::ok) {
+      area.type.reset();
+      ++totals.swapoffs;
+    } else {
+      budget_ = budget(areas_on());
+      ++totals.errors;
+      // Memory may be short for a moment: then the area stays as it was.
+      const bool excused = dying(t) || e == Errno::nomem || e == Errno::busy || (c_.io_errors != 0 && e == Errno::io);
+      if (!excused) fail("%s swapoff: %s", t.name.c_str(), errno_name(e));
+    }
+    changing_swap_ = false;
+  }
+  void swapon(RefTask& t, const Op& op) {
+    if (m_->swaps.empty() || changing_swap_) return;
+    MachineFixture::Swap& area = *m_->swaps[op.a % m_->swaps.size()];
+    if (area.type) return;
+    changing_swap_ = true;
+    Result<unsigned> on = m_->machine->swapon.swapon(*area.device, op.b % 2 == 0 ? -1 : static_cast<int>(op.b % 100));
+    if (on)
+      area.type = *on;
+    else if (!dying(t) && !failures())
+      fail("%s swapon: %s", t.name.c_str(), errno_name(on.error()));
+    budget_ = budget(areas_on());
+    changing_swap_ = false;
   }
 
   void brk(RefTask& t, const Op& op) {
@@ -910,6 +991,9 @@ class Run {
         page->words = f->pages[at];
         page->unknown = (before & 1) != 0 || f->changing[at] != before ? 0xff : f->unknown[at] | f->behind_end(at);
       }
+      // The rest of it is what it was, or zeros.
+      if (page->lazy && mask != 0xff) page->unknown = 0xff;
+      page->lazy = false;
       if (mask == 0xff) page->unknown = 0;
       if (mask == 0xff) page->vague = false;
       if (f != nullptr) page->own = true;
@@ -921,6 +1005,11 @@ class Run {
       return;
     }
     if (page->vague) return;
+    if (page->lazy && std::all_of(found.begin(), found.begin() + parts(), [](uint64_t w) { return w == 0; })) {
+      page->words = {};
+      page->unknown = 0;
+      page->lazy = false;
+    }
     if (of_file && c_.uffd != 0) {
       // Where no page may be mapped twice, a look is a copy.
       page->own = true;
@@ -1075,6 +1164,7 @@ class Run {
   uint64_t kernel_bytes_ = 0, budget_ = 0, reserved_ = 0, reserved_locked_ = 0, births_ = 0;
   uint64_t next_word_ = 0;
   int64_t ballooned_ = 0;
+  bool changing_swap_ = false;
 };
 
 }  // namespace weir::model

@@ -32,7 +32,7 @@ struct Random {
 #define WEIR_MODEL_OPS(X)                                                                                              \
   X(round) X(mmap) X(mmap_file) X(munmap) X(mremap) X(mprotect) X(store) X(load) X(dontneed) X(mlock) X(munlock)       \
   X(brk) X(file_read) X(file_write) X(fsync) X(fork) X(birth) X(exit) X(kill) X(kmalloc) X(kfree) X(vmalloc)           \
-  X(sleep) X(balloon) X(pin)
+  X(sleep) X(balloon) X(pin) X(swapoff) X(swapon) X(lazyfree) X(cold) X(pageout)
 // clang-format on
 enum class Kind : uint8_t {
 #define X(k) k,
@@ -70,6 +70,7 @@ struct Config {
   uint64_t io_errors = 0;  ///< percent of requests
   uint64_t no_memory = 0;  ///< percent of the times that memory is short nothing is done about it
   uint64_t pcp = 0;        ///< percpu_pagelist_fraction
+  uint64_t kernel = 2;     ///< KernelEra
   uint64_t refusals = 0;   ///< uffd: at one call in so many the host says EAGAIN; ENOMEM 500 times less often
 
   template <class Fn>
@@ -78,6 +79,7 @@ struct Config {
         fn("swap", swap);
     fn("backed", backed), fn("uffd", uffd), fn("tasks", tasks), fn("cluster", cluster), fn("swappiness", swappiness);
     fn("io_errors", io_errors), fn("no_memory", no_memory), fn("pcp", pcp), fn("refusals", refusals);
+    fn("kernel", kernel);
   }
 };
 
@@ -89,7 +91,8 @@ struct Script {
 /// What goes wrong on purpose.
 enum class Mode { plain, failures };
 
-inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
+/// `ops`: at least so many operations; 0: as the seed says, about 300.
+inline Script script_of(uint64_t seed, Mode mode, bool uffd_there, uint64_t ops_wanted = 0) {
   Random r{seed * 0x100000001b3ull + static_cast<uint64_t>(mode)};
   Script s;
   Config& c = s.config;
@@ -102,7 +105,9 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
   c.swap = r.below(8) == 0 ? 0 : 1 + r.below(3);
   c.backed = r.below(2);
   c.uffd = r.below(4) == 0 && uffd_there ? 1 : 0;
-  c.tasks = 1 + r.below(4);
+  c.tasks = r.below(2) == 0 ? 1 + r.below(4) : 1 + r.below(8);
+  // The older kernels have no hardware but their own.
+  c.kernel = r.below(2) == 0 || c.uffd != 0 ? 2 : r.below(3);
   c.cluster = r.below(2) == 0 ? 3 : r.below(5);
   c.swappiness = r.below(3) == 0 ? 1 + r.below(100) : 60;  // with 0 mapped file pages may stay and a task be killed
   c.pcp = r.below(2) == 0 ? 0 : 32 + r.below(200);
@@ -117,7 +122,8 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
       {Kind::store, 30},  {Kind::load, 25},     {Kind::dontneed, 4},   {Kind::mlock, 3},   {Kind::munlock, 3},
       {Kind::brk, 4},     {Kind::file_read, 6}, {Kind::file_write, 6}, {Kind::fsync, 2},   {Kind::fork, 4},
       {Kind::birth, 2},   {Kind::exit, 2},      {Kind::kill, 1},       {Kind::kmalloc, 3}, {Kind::kfree, 2},
-      {Kind::vmalloc, 1}, {Kind::sleep, 4},     {Kind::balloon, 1},    {Kind::pin, 3},
+      {Kind::vmalloc, 1}, {Kind::sleep, 4},     {Kind::balloon, 1},    {Kind::pin, 3},     {Kind::swapoff, 2},
+      {Kind::swapon, 3},  {Kind::lazyfree, 4},  {Kind::cold, 2},       {Kind::pageout, 3},
   };
   unsigned all = 0;
   for (auto& [kind, weight] : weights) {
@@ -126,13 +132,13 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there) {
     all += weight;
   }
   const uint64_t rounds = 8 + r.below(10);
-  for (uint64_t n = 0; n < rounds; ++n) {
+  for (uint64_t n = 0; n < rounds || s.ops.size() < ops_wanted; ++n) {
     const uint64_t ops = 10 + r.below(30);
     for (uint64_t i = 0; i < ops; ++i) {
       uint64_t at = r.below(all);
       size_t which = 0;
       while (at >= weights[which].second) at -= weights[which++].second;
-      s.ops.push_back({weights[which].first, static_cast<unsigned>(r.below(4)), static_cast<uint32_t>(r.next()),
+      s.ops.push_back({weights[which].first, static_cast<unsigned>(r.below(8)), static_cast<uint32_t>(r.next()),
                        static_cast<uint32_t>(r.next()), static_cast<uint32_t>(r.next())});
     }
     s.ops.push_back({});

@@ -18,6 +18,7 @@
 #include <cstdio>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -252,7 +253,8 @@ class MachineFixture {
       world.schedule_timeout(2_ms);
       const uint64_t now = activity();
       const bool busy = gauge(NodeStat::nr_writeback) != 0 || gauge(NodeStat::nr_isolated_anon) != 0 ||
-                        gauge(NodeStat::nr_isolated_file) != 0 || requests_under_way() != 0;
+                        gauge(NodeStat::nr_isolated_file) != 0 || requests_under_way() != 0 ||
+                        machine->oom_reaper.busy();
       if (!busy && now == before) return true;
       before = now;
     }
@@ -284,6 +286,8 @@ class MachineFixture {
     DiskPtr disk;
     std::unique_ptr<Zram, ZramDelete> zram;
     std::unique_ptr<FaultInjector> faults;  ///< of disks
+    BlockDevice* device = nullptr;
+    std::optional<unsigned> type = {};  ///< while it is on
   };
   std::vector<std::unique_ptr<Swap>> swaps;
   DiskPtr file_disk;
@@ -349,7 +353,10 @@ class MachineFixture {
         device = *zram;
       }
       WEIR_BUG_ON(!machine->swapon.mkswap(*device));
-      WEIR_BUG_ON(!machine->swapon.swapon(*device, -1));
+      Result<unsigned> on = machine->swapon.swapon(*device, -1);
+      WEIR_BUG_ON(!on);
+      swap->device = device;
+      swap->type = *on;
       swaps.push_back(std::move(swap));
     }
     if (options.disk.v != 0) {

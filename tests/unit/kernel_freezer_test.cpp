@@ -127,7 +127,8 @@ TEST(Freezer, SomeAreLeftAlone) {
     freeze_processes(world);
     current().flags = PF_NOFREEZE;
     EXPECT_FALSE(try_to_freeze());
-    current().flags = TIF_MEMDIE;
+    current().flags = 0;
+    current().memdie = true;
     EXPECT_FALSE(try_to_freeze());
   });
   EXPECT_EQ(world.run(), VirtualWorld::RunState::finished);

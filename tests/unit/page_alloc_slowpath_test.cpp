@@ -249,11 +249,14 @@ TEST(Slowpath, AVictimTakesItsShareOfTheReservesAndThenGivesUp) {
   m.pressure.reclaimable = PageCount(0);
   m.pressure.kill = [&] { return true; };  // "somebody is dying": it is the caller
   run_world({}, [&] {
-    current().flags |= TIF_MEMDIE;
+    Task victim;
+    victim.memdie = true;  // by another thread, say
+    current().task = &victim;
     int got = 0;
     while (m.pages.alloc_page(QUIET) != nullptr) ++got;
     EXPECT_GT(got, 50);
     EXPECT_EQ(m.pages.alloc_page(QUIET | __GFP_NOMEMALLOC), nullptr);
+    current().task = nullptr;
   });
 }
 

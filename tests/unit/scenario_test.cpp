@@ -6,6 +6,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "mm/mm_types.hpp"
+
 namespace weir::sim {
 namespace {
 
@@ -33,10 +35,10 @@ TEST(Scenario, DefaultsAreThoseOfTheManual) {
   EXPECT_EQ(s.content, ContentMode::tagged);
   EXPECT_EQ(s.mmu, MmuModel::hardware);
   EXPECT_EQ(s.preempt_one_in, 64u);
-  EXPECT_EQ(s.swappiness, 60);
-  EXPECT_EQ(s.page_cluster, 3u);
-  EXPECT_EQ(s.dirty_background_ratio, 10u);
-  EXPECT_EQ(s.dirty_ratio, 20u);
+  EXPECT_EQ(s.sysctl.at("vm.swappiness"), 60);
+  EXPECT_EQ(s.sysctl.at("vm.page-cluster"), 3);
+  EXPECT_EQ(s.sysctl.at("vm.dirty_background_ratio"), 10);
+  EXPECT_EQ(s.sysctl.at("vm.dirty_ratio"), 20);
   EXPECT_FALSE(s.end.has_value());
   ASSERT_EQ(s.tasks.size(), 1u);
   EXPECT_EQ(s.tasks[0].name, "t");
@@ -103,8 +105,8 @@ steps = [
   EXPECT_EQ(s.cpus, 4u);
   EXPECT_EQ(s.content, ContentMode::backed);
   EXPECT_EQ(s.mmu, MmuModel::uffd);
-  EXPECT_EQ(s.swappiness, 10);
-  EXPECT_EQ(s.min_free_kbytes, 512u);
+  EXPECT_EQ(s.sysctl.at("vm.swappiness"), 10);
+  EXPECT_EQ(s.sysctl.at("vm.min_free_kbytes"), 512);
   ASSERT_EQ(s.disks.size(), 1u);
   EXPECT_EQ(s.disks[0].write_latency, 2_ms);
   EXPECT_EQ(s.disks[0].queue_depth, 4u);
@@ -125,6 +127,61 @@ steps = [
   EXPECT_EQ(t.steps[2].body.at(1).code, 3);
   EXPECT_TRUE(t.steps[3].shared);
   EXPECT_EQ(t.steps[4].count, 2u);
+}
+
+TEST(Scenario, StepsOnTheMachineAndOnTheTaskItself) {
+  const Scenario s = parse_scenario(R"(
+[sysctl]
+"vm.panic_on_oom" = 2
+"vm.oom_dump_tasks" = 0
+[[swap]]
+on = "zram"
+name = "z"
+off = true
+[[swap]]
+on = "zram"
+[[task]]
+name = "t"
+oom_adj = -17
+nice = 5
+uid = 0
+steps = [
+  { op = "mmap", area = "a", size = "64K" },
+  { op = "mprotect", area = "a", rights = "r", from = "4K", size = "8K" },
+  { op = "mremap", area = "a", size = "128K" },
+  { op = "swapon", swap = "z", priority = 7 },
+  { op = "mem-limit", swap = "z", size = "1M" },
+  { op = "swapoff", swap = "swap1" },
+  { op = "sysctl", name = "vm.swappiness", value = 100 },
+  { op = "oom_score_adj", value = -999 },
+  { op = "oom_adj", value = 15 },
+  { op = "nice", value = 19 },
+  { op = "compute", for = "2s" },
+  { op = "hang", for = "3s" },
+  { op = "fork", name = "c", steps = [ { op = "kill", task = "t" } ] },
+  { op = "wait" },
+]
+)",
+                                    "x.toml");
+  EXPECT_EQ(s.sysctl.at("vm.panic_on_oom"), 2);
+  EXPECT_EQ(s.sysctl.at("vm.oom_dump_tasks"), 0);
+  ASSERT_EQ(s.swaps.size(), 2u);
+  EXPECT_TRUE(s.swaps[0].off);
+  EXPECT_EQ(s.swaps[0].name, "z");
+  EXPECT_EQ(s.swaps[1].name, "swap1");
+  const TaskConfig& t = s.tasks.at(0);
+  EXPECT_EQ(t.oom_adj, -17);
+  EXPECT_EQ(t.nice, 5);
+  EXPECT_EQ(t.uid, 0u);
+  ASSERT_EQ(t.steps.size(), 14u);
+  EXPECT_EQ(t.steps[1].value, int64_t{VM_READ});
+  EXPECT_EQ(t.steps[3].value, 7);
+  EXPECT_EQ(t.steps[4].size, 1_MiB);
+  EXPECT_EQ(t.steps[6].name, "vm.swappiness");
+  EXPECT_EQ(t.steps[6].value, 100);
+  EXPECT_EQ(t.steps[7].value, -999);
+  EXPECT_EQ(t.steps[11].time, 3_s);
+  EXPECT_EQ(t.steps[12].body.at(0).name, "t");
 }
 
 struct Bad {
@@ -194,8 +251,8 @@ TEST(Scenario, EveryWrongOneIsRefusedWithPlaceAndRemedy) {
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"kfree\", area = \"x\" },\n]\n", 4,
        "nothing makes \"x\": kmalloc or vmalloc does"},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = 1 },\n { op = \"madvise\", area = "
-       "\"a\", advice = \"free\" },\n]\n",
-       5, "advice: is one of: dontneed"},
+       "\"a\", advice = \"keep\" },\n]\n",
+       5, "advice: \"keep\" is none of: cold, dontneed, free, normal, pageout, "},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = 1 },\n { op = \"touch\", area = "
        "\"a\", pattern = \"spiral\" },\n]\n",
        5, "pattern: \"spiral\" is none of: hot, random, sequential, zipf"},
@@ -203,6 +260,17 @@ TEST(Scenario, EveryWrongOneIsRefusedWithPlaceAndRemedy) {
        "\"for\" is missing (a time, like \"200ms\")"},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"repeat\", times = 0, steps = [] },\n]\n", 4,
        "times: 0 is not in 1 … 1000000"},
+      {"[[task]]\nname = \"t\"\noom_adj = 3\noom_score_adj = 5\nsteps = []\n", 3, "oom_adj: each sets the other"},
+      {"[[task]]\nname = \"t\"\noom_adj = -18\nsteps = []\n", 3, "oom_adj: -18 is not in -17 … 15"},
+      {"[[swap]]\non = \"zram\"\n[[swap]]\non = \"zram\"\nname = \"swap0\"\n", 5,
+       "name: two swap areas are named \"swap0\""},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"swapoff\", swap = \"z\" },\n]\n", 4,
+       "there is no [[swap]] named \"z\""},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"kill\", task = \"u\" },\n]\n", 4, "there is no task \"u\""},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"sysctl\", name = \"vm.swappines\", value = 1 },\n]\n", 4,
+       "name: is one of: vm.swappiness, "},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"sysctl\", name = \"vm.panic_on_oom\", value = 3 },\n]\n", 4,
+       "value: 3 is not in 0 … 2"},
   };
   for (const Bad& bad : table) {
     const std::string said = refusal(bad.text);

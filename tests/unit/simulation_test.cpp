@@ -386,5 +386,174 @@ TEST(Simulation, ContentsAreReallyCompared) {
   EXPECT_EQ(r.verified, 1u);
 }
 
+// ---- Steps on the machine and on other tasks
+// -------------------------------------------------------------------------
+
+SimResult run_text(const std::string& text, const std::string& kernel = "") {
+  return run_scenario(parse_scenario(text, "x.toml"), {.seed = {}, .record = {}, .kernel = kernel});
+}
+using Fate = TaskOutcome::Fate;
+
+TEST(Simulation, AKilledTaskDiesAndItsParentNoticesThatItsChildrenAreGone) {
+  const SimResult r = run_text(R"(
+[[task]]
+name = "parent"
+steps = [
+  { op = "fork", name = "child", steps = [ { op = "sleep", for = "100s" } ] },
+  { op = "fork", name = "child", steps = [ { op = "sleep", for = "100s" } ] },
+  { op = "wait" },
+]
+[[task]]
+name = "killer"
+start = "1s"
+steps = [ { op = "kill", task = "child" } ]
+)");
+  EXPECT_EQ(broken(r), "");
+  ASSERT_EQ(r.tasks.size(), 4u);
+  for (const TaskOutcome& t : r.tasks) EXPECT_EQ(t.fate, t.name == "child" ? Fate::killed : Fate::exited) << t.name;
+  EXPECT_GE(task(r, "parent").ended, 1_s);
+  EXPECT_LT(task(r, "parent").ended, 2_s);
+}
+
+TEST(Simulation, SwapAreasComeAndGo) {
+  const SimResult r = run_text(R"(
+[machine]
+ram = "8M"
+[[swap]]
+on = "zram"
+name = "z"
+size = "4M"
+off = true
+[[task]]
+name = "t"
+steps = [
+  { op = "mmap", area = "a", size = "1M" },
+  { op = "touch", area = "a" },
+  { op = "swapon", swap = "z", priority = 9 },
+  { op = "mem-limit", swap = "z", size = "1M" },
+  { op = "sysctl", name = "vm.swappiness", value = 100 },
+  { op = "swapoff", swap = "z" },
+  { op = "swapon", swap = "z" },
+  { op = "touch", area = "a", write = false },
+]
+)");
+  EXPECT_EQ(broken(r), "");
+  EXPECT_EQ(task(r, "t").message, "");
+  EXPECT_EQ(r.zram.at("zram0").at("mem_limit"), (1_MiB).v);
+}
+
+TEST(Simulation, MovedAndProtectedAreasKeepTheirContents) {
+  const SimResult r = run_text(R"(
+[[task]]
+name = "t"
+steps = [
+  { op = "mmap", area = "a", size = "1M" },
+  { op = "mmap", area = "b", size = "1M" },
+  { op = "touch", area = "a" },
+  { op = "touch", area = "b" },
+  { op = "mremap", area = "a", size = "3M" },
+  { op = "mremap", area = "b", size = "512K" },
+  { op = "touch", area = "a", from = "2M" },
+  { op = "mprotect", area = "a", rights = "r", size = "1M" },
+  { op = "touch", area = "a", write = false },
+  { op = "touch", area = "b", write = false },
+  { op = "touch", area = "a", from = "1M" },
+  { op = "touch", area = "a" },
+]
+)");
+  EXPECT_EQ(broken(r), "");
+  EXPECT_EQ(task(r, "t").fate, Fate::segv) << "the last store is to what may only be read";
+}
+
+TEST(Simulation, WhatMayGoGoesAndWhatIsStoredAfterwardsStays) {
+  const SimResult r = run_text(R"(
+[machine]
+ram = "8M"
+[[swap]]
+on = "zram"
+size = "8M"
+[[task]]
+name = "t"
+steps = [
+  { op = "mmap", area = "a", size = "3M" },
+  { op = "touch", area = "a" },
+  { op = "madvise", area = "a", advice = "free", size = "2M" },
+  { op = "touch", area = "a", size = "1M" },
+  { op = "madvise", area = "a", advice = "pageout", from = "2M" },
+  { op = "mmap", area = "b", size = "6M" },
+  { op = "touch", area = "b" },
+  { op = "madvise", area = "b", advice = "cold" },
+  { op = "touch", area = "a", write = false },
+  { op = "touch", area = "a" },
+  { op = "touch", area = "a", write = false },
+]
+)");
+  EXPECT_EQ(broken(r), "");
+  EXPECT_EQ(task(r, "t").message, "");
+}
+
+TEST(Simulation, APanicStopsTheMachineWhereItIs) {
+  const std::string text = R"(
+[machine]
+ram = "8M"
+[sysctl]
+"vm.panic_on_oom" = 1
+[[task]]
+name = "other"
+steps = [ { op = "sleep", for = "100s" } ]
+[[task]]
+name = "hog"
+steps = [ { op = "mmap", area = "a", size = "16M" }, { op = "touch", area = "a" } ]
+)";
+  for (const char* kernel : {"2.6.20", "3.x", "4.14"}) {
+    SCOPED_TRACE(kernel);
+    const SimResult r = run_text(text, kernel);
+    EXPECT_EQ(r.panic, "panic_on_oom");
+    EXPECT_EQ(broken(r), "");
+    EXPECT_LT(r.time, 100_s);
+    EXPECT_EQ(task(r, "other").fate, Fate::stuck);
+    EXPECT_THAT(summary(r), HasSubstr("Kernel panic - not syncing: panic_on_oom"));
+    EXPECT_THAT(to_json(r), HasSubstr("\"panic\": \"panic_on_oom\""));
+  }
+}
+
+TEST(Simulation, WhoDiesFollowsTheKernel) {
+  // By memory the hog, by what is mapped the one that has mapped and not touched.
+  const std::string text = R"(
+[machine]
+ram = "8M"
+[[task]]
+name = "mapped"
+steps = [ { op = "mmap", area = "a", size = "64M" }, { op = "sleep", for = "10s" } ]
+[[task]]
+name = "superuser"
+uid = 0
+steps = [ { op = "mmap", area = "a", size = "100M" }, { op = "sleep", for = "10s" } ]
+[[task]]
+name = "hog"
+start = "1ms"
+steps = [ { op = "mmap", area = "a", size = "16M" }, { op = "touch", area = "a" } ]
+)";
+  const SimResult modern = run_text(text, "4.14"), old = run_text(text, "2.6.20");
+  EXPECT_EQ(task(modern, "mapped").fate, Fate::exited);
+  EXPECT_EQ(task(modern, "superuser").fate, Fate::exited);
+  EXPECT_EQ(task(modern, "hog").fate, Fate::killed);
+  EXPECT_EQ(task(old, "mapped").fate, Fate::killed);
+  EXPECT_EQ(broken(modern) + broken(old), "");
+}
+
+TEST(Simulation, AVictimThatHangsIsReapedIn414AndWaitedForBefore) {
+  const Scenario scenario = load_scenario(std::string(WEIR_SOURCE_DIR) + "/examples/oom-reaper.toml");
+  for (const char* kernel : {"3.x", "4.14"}) {
+    SCOPED_TRACE(kernel);
+    const SimResult r = run_scenario(scenario, {.seed = {}, .record = {}, .kernel = kernel});
+    EXPECT_EQ(broken(r), "");
+    EXPECT_EQ(task(r, "stuck").fate, Fate::killed);
+    EXPECT_EQ(task(r, "program").fate, Fate::exited);
+    EXPECT_EQ(task(r, "program").ended > 30_s, kernel == std::string("3.x"));
+    EXPECT_EQ(r.vmstat.at("oom_kill"), 1u);
+  }
+}
+
 }  // namespace
 }  // namespace weir::sim

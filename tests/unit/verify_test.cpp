@@ -306,6 +306,12 @@ const Plant PLANTS[] = {
     {"page_lock", [](Populated& p) { return flag_on(p.own_page(), PageFlag::locked); }},
     {"rss", [](Populated& p) { return add(p.parent->mm->rss_stat[static_cast<unsigned>(RssKind::anon)], 1); }},
     {"table_pages", [](Populated& p) { return add(p.child->mm->nr_table_pages, 1); }},
+    {"mm_refs", [](Populated& p) { return add(p.child->mm->mm_users, 1); }},
+    {"oom_victim",
+     [](Populated& p) -> Undo {
+       p.child->memdie = true;
+       return [&p] { p.child->memdie = false; };
+     }},
     {"vma_tree", [](Populated& p) { return change(p.parent->mm->map_count, p.parent->mm->map_count + 1); }},
     {"vmstat", [](Populated& p) { return gauge(p, NodeStat::nr_anon_pages); }},
     {"isolated", [](Populated& p) { return gauge(p, NodeStat::nr_isolated_anon); }},

@@ -137,15 +137,20 @@ TEST(Watermark, AnOrderNeedsABlockThatIsLargeEnough) {
 }
 
 /// How far down each kind of request gets, with nobody to reclaim.
-int64_t floor_of(gfp_t gfp, uint32_t thread_flags = 0) {
+enum class Who { anybody, victim };
+int64_t floor_of(gfp_t gfp, uint32_t thread_flags = 0, Who who = Who::anybody) {
   TestMachine m({.ram = 64_MiB});
   m.pages.set_min_free_kbytes(4000);
   int64_t left = -1;
   run_world({}, [&] {
+    Task task;
+    task.memdie = who == Who::victim;
+    current().task = &task;
     current().flags |= thread_flags;
     while (m.pages.alloc_page(gfp | __GFP_NOWARN) != nullptr) {
     }
     left = m.pages.nr_free_pages().v;
+    current().task = nullptr;
   });
   return left;
 }
@@ -164,7 +169,7 @@ TEST(Watermark, EachRequestStopsAtItsOwnMark) {
   EXPECT_PRED2(stops_at, 1000, floor_of(GFP_KERNEL | __GFP_NOMEMALLOC, PF_MEMALLOC));
   EXPECT_EQ(floor_of(__GFP_MEMALLOC), 0);
   // A victim of the OOM killer gets half, to be able to exit.
-  EXPECT_PRED2(stops_at, 500, floor_of(GFP_KERNEL, TIF_MEMDIE));
+  EXPECT_PRED2(stops_at, 500, floor_of(GFP_KERNEL, 0, Who::victim));
 }
 
 }  // namespace

@@ -74,8 +74,7 @@ class VirtualWorld final : public World {
 
   /// Where all threads record, present and future; null turns recording off.
   void set_sink(FlowSink* sink);
-  /// What `thread` has spent so far. Not for a thread that has ended.
-  [[nodiscard]] Nanos cpu_time(const Thread& thread) const;
+  [[nodiscard]] Nanos cpu_time(const Thread& thread) const override;
   /// What was spent on `cpu`, by whomever.
   [[nodiscard]] Nanos busy_time(CpuId cpu) const;
   /// Switches from one thread to another so far.
