@@ -310,6 +310,8 @@ PageCount Vmscan::reclaim_pages(PageList& pages) {
   const ThreadFlagScope reclaiming(PF_MEMALLOC);
   ScanControl sc;
   sc.ignore_references = true;
+  // Some come from an active list; what is freed may not say so any more.
+  for (Page& page : pages) lru_.clear_page_flag(page, PageFlag::active);
   Stat stat;
   const int64_t reclaimed = shrink_page_list(pages, sc, stat);
   while (!pages.empty()) {

@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "mm/frame_source.hpp"
+#include "mm/mm_types.hpp"
 #include "support/mm_fixture.hpp"
 
 namespace weir {

@@ -3,6 +3,7 @@
 
 #include <map>
 
+#include "mm/mm_types.hpp"
 #include "support/mm_fixture.hpp"
 
 namespace weir {
