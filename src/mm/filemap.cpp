@@ -234,7 +234,7 @@ Result<void> Filemap::add_to_page_cache(Page& page, AddressSpace& mapping, uint6
 Result<void> Filemap::add_to_page_cache_lru(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp) {
   WEIR_FLOW(pages_.mem().pfn(page), index);
   WEIR_TRY_VOID(add_to_page_cache(page, mapping, index, gfp));
-  lru_.lru_cache_add_file(page);
+  lru_.add_new_cache_page(page);
   return {};
 }
 

@@ -10,11 +10,11 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
     : world(w),
       mmu(m),
       profile(profile_of(options.kernel)),
-      pages(mem, node, vmstat, mmu, options.cpus),
+      pages(mem, node, vmstat, mmu, options.cpus, options.kernel),
       slab(pages, vmstat, options.cpus),
       tables(pages, vmstat),
       vmalloc(pages, slab, tables, vmstat),
-      lru(pages, vmstat, mmu, options.cpus),
+      lru(pages, vmstat, mmu, options.cpus, options.kernel),
       filemap(pages, slab, lru, vmstat),
       swap_files(pages, slab, vmalloc, vmstat, options.cpus),
       swap_slots(swap_files, vmstat, options.cpus),
@@ -28,7 +28,7 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       writeback(filemap, vmstat),
       files(filemap, page_io, writeback, slab, vmstat, mmu),
       flusher(writeback, vmstat),
-      vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, vmstat, mmu),
+      vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, vmstat, mmu, options.kernel),
       swapon(swap_files, swap_cache, swap_slots, vmstat),
       oom(tasks, pages, swap_files, vmstat, options.kernel),
       oom_reaper(spaces, memory),
@@ -67,6 +67,7 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   spaces.set_file_ops(files);
   spaces.set_vmscan(vmscan);
   swapon.set_address_spaces(spaces, tables, rmap);
+  if (!profile.lazyfree) spaces.set_newest_advice(Advice::dontneed);
   task_cache_ = WEIR_TRY(slab.kmem_cache_create("task_struct", sizeof(Task), {}));
 
   writeback.set_ratios(options.dirty_background_ratio, options.dirty_ratio);

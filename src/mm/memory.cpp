@@ -201,7 +201,7 @@ bool Memory::map_anonymous(FaultContext& ctx, Page& page, uint32_t& ret) {
     PageAllocator::get_page(page);
     ctx.mm.inc_mm_counter(RssKind::anon);
     rmap_.page_add_new_anon_rmap(page, vma, ctx.address);
-    filemap_.lru().lru_cache_add_active_or_unevictable(page, vma);
+    filemap_.lru().add_new_user_page(page, vma);
     tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), entry);
   }
   ret = make_known(ctx, entry, page);
@@ -248,7 +248,7 @@ uint32_t Memory::alloc_set_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte&
     entry = maybe_mkwrite(entry, vma);
     ctx.mm.inc_mm_counter(RssKind::anon);
     rmap_.page_add_new_anon_rmap(page, vma, ctx.address);
-    filemap_.lru().lru_cache_add_active_or_unevictable(page, vma);
+    filemap_.lru().add_new_user_page(page, vma);
   } else {
     if (ctx.write()) entry = maybe_mkwrite(pte_mkdirty(entry), vma);
     ctx.mm.inc_mm_counter(RssKind::file);
@@ -394,8 +394,10 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   ptl.unlock();
 
   swap_.swap_free(entry);
-  // On a device without room a page that changes could not be written to its slot again: without one it may go elsewhere.
-  if (swap_.vm_swap_full() || !swap_.has_room(entry) || (vma.vm_flags & VM_LOCKED) != 0 || page->test(PageFlag::mlocked))
+  // On a device without room a page that changes could not be written to its slot again: without one it may go
+  // elsewhere.
+  if (swap_.vm_swap_full() || !swap_.has_room(entry) || (vma.vm_flags & VM_LOCKED) != 0 ||
+      page->test(PageFlag::mlocked))
     cache_.try_to_free_swap(*page);
   if (!copy_next) {
     ret |= make_known(ctx, pte, *page);
@@ -521,7 +523,7 @@ uint32_t Memory::wp_page_copy(FaultContext& ctx, Page* old_page) {
   PageAllocator::get_page(*page);
   tables_.ptep_clear_flush(ctx.mm, ctx.address, ptl.get());
   rmap_.page_add_new_anon_rmap(*page, ctx.vma, ctx.address);
-  lru.lru_cache_add_active_or_unevictable(*page, ctx.vma);
+  lru.add_new_user_page(*page, ctx.vma);
   tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), first);
   if (old_page != nullptr) rmap_.page_remove_rmap(*old_page);
   ptl.unlock();

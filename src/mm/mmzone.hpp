@@ -61,6 +61,14 @@ struct Zone {
   MigrateType* pageblock_type = nullptr;  ///< one a pageblock of the zone's span
   PerCpuPages* pcp = nullptr;             ///< nr_cpus of them
 
+  // Reclaim, where lists are a zone's (Profile::zone_lists); else unused.
+  LruVec lruvec;                               ///< the node's lru_lock
+  std::atomic<int64_t> pages_scanned{0};       ///< by reclaim since a page was freed into the zone
+  std::atomic<bool> all_unreclaimable{false};  ///< scanned over and over for nothing; until a page is freed
+  std::atomic<int> prev_priority{12};          ///< how far the last run had to go (2.6.20); 12: not far
+  std::atomic<int64_t> nr_scan_active{0};      ///< shares of a list too small to be scanned yet (2.6.20)
+  std::atomic<int64_t> nr_scan_inactive{0};
+
   [[nodiscard]] bool populated() const { return present_pages.v > 0; }
   [[nodiscard]] bool contains(Pfn pfn) const { return pfn >= zone_start_pfn && pfn < zone_start_pfn + spanned_pages; }
   [[nodiscard]] int64_t wmark(Watermark w) const {

@@ -1,8 +1,9 @@
 // src/mm/page_alloc.cpp: the paths that every allocation and every free takes; see page_alloc.hpp.
 // What is done when they fail: page_alloc_slowpath.cpp. Set-up, sysctls, balloon: page_alloc_setup.cpp.
-#include "mm/page_alloc.hpp"
-
 #include <cstring>
+#include <new>
+
+#include "mm/page_alloc_era.hpp"
 
 namespace weir {
 
@@ -40,6 +41,12 @@ bool page_is_buddy(const Page& page, unsigned order) {
 /// Is a block of this order worth its whole pageblock? Large ones are; and whoever cannot be moved later had better
 /// keep together.
 bool can_steal_fallback(unsigned order, MT start) { return order >= pageblock_order / 2 || start != MT::movable; }
+
+/// A page came back: the zone is worth a scan again.
+void reclaim_may_hope(Zone& zone) {
+  zone.pages_scanned.store(0, std::memory_order_relaxed);
+  zone.all_unreclaimable.store(false, std::memory_order_relaxed);
+}
 
 }  // namespace
 
@@ -126,7 +133,17 @@ bool PageAllocator::keep_untouched(Zone& zone, Pfn start) {
 
 Page* PageAllocator::alloc_pages(gfp_t gfp, Order order) {
   WEIR_FLOW(gfp, order);
-  return __alloc_pages_nodemask(gfp, order);
+  return era_->alloc(gfp, order);
+}
+
+struct PageAllocator::Era_4_14 final : Era {
+  using Era::Era;
+  Page* alloc(gfp_t gfp, Order order) override { return self.__alloc_pages_nodemask(gfp, order); }
+};
+
+void PageAllocator::Era::place_4_14(PageAllocator& self) {
+  static_assert(sizeof(Era_4_14) <= ERA_BYTES);
+  self.era_ = ::new (static_cast<void*>(self.era_place_)) Era_4_14(self);
 }
 
 Page* PageAllocator::__alloc_pages_nodemask(gfp_t gfp, Order order) {
@@ -418,6 +435,10 @@ bool PageAllocator::check_pcp_refill(const Page& page) const {
 /// True if somebody wrote to a page that is free.
 bool PageAllocator::check_new_page(const Page& page) const {
   WEIR_FLOW(mem_.pfn(page));
+  return written_while_free(page);
+}
+
+bool PageAllocator::written_while_free(const Page& page) {
   return (page.flags.load(std::memory_order_relaxed) | page.mapping.load(std::memory_order_relaxed) | page.index |
           page.private_) != 0 ||
          page._mapcount.load(std::memory_order_relaxed) != 0 || page._refcount.load(std::memory_order_relaxed) != 0;
@@ -531,6 +552,7 @@ void PageAllocator::free_pcppages_bulk(Zone& zone, int32_t count, PerCpuPages& p
   if (count == 0) return;
   pcp.count -= count;
   ScopedLock guard(zone.lock);
+  reclaim_may_hope(zone);
   __mod_zone_page_state(zone, count);
   unsigned type = 0, batch = 0;
   while (count > 0) {
@@ -560,6 +582,7 @@ void PageAllocator::__free_pages_ok(Page& page, Order order) {
 void PageAllocator::free_one_page(Zone& zone, Page& page, Pfn pfn, Order order, MigrateType type) {
   WEIR_FLOW(zone, pfn, order);
   ScopedLock guard(zone.lock);
+  reclaim_may_hope(zone);
   __mod_zone_page_state(zone, int64_t{1} << order.v);
   __free_one_page(page, pfn, zone, order, type);
   WEIR_STATE(page_freed, pfn, order, zone.nr_free.load(std::memory_order_relaxed));

@@ -15,13 +15,15 @@
 //   min * 3/8  GFP_ATOMIC
 //   0          who is freeing memory: PF_MEMALLOC, __GFP_MEMALLOC
 //
-// Linux: mm/page_alloc.c, 4.14. There is no compaction yet: an order above 0 is served by reclaim and merging alone.
+// Linux: mm/page_alloc.c, 4.14; what 3.x and 2.6.20 do between alloc_pages and the free lists is in page_alloc_3.cpp
+// and page_alloc_2_6_20.cpp. There is no compaction yet: an order above 0 is served by reclaim and merging alone.
 #pragma once
 
 #include "mm/bootmem.hpp"
 #include "mm/gfp.hpp"
 #include "mm/interfaces.hpp"
 #include "mm/mmzone.hpp"
+#include "mm/profile.hpp"
 #include "mm/vmstat.hpp"
 
 namespace weir {
@@ -38,7 +40,9 @@ inline constexpr int64_t SYSCTL_LOWMEM_RESERVE_RATIO = 256;
 class PageAllocator {
  public:
   /// `pressure` may be null until set_pressure: then the slow path fails instead of reclaiming.
-  PageAllocator(MemMap& mem, Node& node, VmStat& vmstat, Mmu& mmu, unsigned cpus);
+  PageAllocator(MemMap& mem, Node& node, VmStat& vmstat, Mmu& mmu, unsigned cpus, KernelEra kernel = DEFAULT_KERNEL);
+  PageAllocator(const PageAllocator&) = delete;
+  PageAllocator& operator=(const PageAllocator&) = delete;
 
   /// Takes over what bootmem has left, builds zones, watermarks, per-CPU lists. Bootmem ends here.
   void init(Bootmem& boot, const ZoneLayout& layout);
@@ -49,7 +53,6 @@ class PageAllocator {
   // again when the block is freed. Null: no memory. Sleeps with __GFP_DIRECT_RECLAIM only.
   [[nodiscard]] Page* alloc_pages(gfp_t gfp, Order order);
   [[nodiscard]] Page* alloc_page(gfp_t gfp) { return alloc_pages(gfp, Order(0)); }
-  [[nodiscard]] Page* __alloc_pages_nodemask(gfp_t gfp, Order order);
   /// Kernel memory: the block's first byte, at its place. Null: no memory.
   [[nodiscard]] std::byte* __get_free_pages(gfp_t gfp, Order order);
   [[nodiscard]] std::byte* get_zeroed_page(gfp_t gfp);
@@ -93,7 +96,8 @@ class PageAllocator {
   void setup_per_zone_wmarks();
   /// vm.min_free_kbytes. From now on it stays, whatever memory comes and goes.
   void set_min_free_kbytes(uint64_t kbytes);
-  /// vm.watermark_scale_factor: distance of the marks in 1/10000 of the zone, 1…1000 (taken into that range).
+  /// vm.watermark_scale_factor: distance of the marks in 1/10000 of the zone, 1…1000 (taken into that range). Nothing
+  /// where the kernel has none (before 4.6).
   void set_watermark_scale_factor(unsigned factor);
   /// vm.percpu_pagelist_fraction: 0 for the default, else a list may hold 1/fraction of the zone; at least 8.
   void set_percpu_pagelist_fraction(unsigned fraction);
@@ -135,6 +139,12 @@ class PageAllocator {
   Survey survey(void (*fail)(void*, const char* id, const char* text), void* arg);
 
  private:
+  // What differs by kernel: everything between alloc_pages and the free lists, and the slow path.
+  struct Era;
+  struct Era_2_6_20;  // page_alloc_2_6_20.cpp
+  struct Era_3;       // page_alloc_3.cpp
+  struct Era_4_14;    // page_alloc.cpp, page_alloc_slowpath.cpp
+  static constexpr size_t ERA_BYTES = 16;
   static constexpr uint64_t QUARANTINED = ~uint64_t{0} - 1;  ///< Page::index of a quarantined block's first page
 
   /// What an allocation works out once.
@@ -146,6 +156,7 @@ class PageAllocator {
   };
 
   // allocation
+  [[nodiscard]] Page* __alloc_pages_nodemask(gfp_t gfp, Order order);
   [[nodiscard]] bool prepare_alloc_pages(gfp_t gfp, Order order, AllocContext& ac);
   [[nodiscard]] bool should_fail_alloc_page(gfp_t gfp, Order order);
   [[nodiscard]] Page* get_page_from_freelist(gfp_t gfp, Order order, uint32_t alloc_flags, const AllocContext& ac);
@@ -168,6 +179,7 @@ class PageAllocator {
       WEIR_REQUIRES(zone.lock);
   [[nodiscard]] bool check_pcp_refill(const Page& page) const;
   [[nodiscard]] bool check_new_page(const Page& page) const;
+  [[nodiscard]] static bool written_while_free(const Page& page);
   void prep_new_page(Page& page, Order order, gfp_t gfp);
 
   // slow path
@@ -180,6 +192,8 @@ class PageAllocator {
                                           bool did_some_progress, int& no_progress_loops);
   void wake_all_kswapds(gfp_t gfp, Order order, const AllocContext& ac);
   void flush_quarantine(gfp_t gfp);
+  static void cond_resched();
+  static void sleep_for(Nanos delay);
   void warn_alloc(gfp_t gfp, Order order);
 
   // freeing
@@ -208,12 +222,14 @@ class PageAllocator {
   void setup_per_zone_lowmem_reserve();
   void memory_changed();
 
-  MemMap& mem_;                     // immutable
-  Node& node_;                      // immutable
-  VmStat& vmstat_;                  // immutable
-  Mmu& mmu_;                        // immutable
-  Pressure* pressure_ = nullptr;    // set once, before there is pressure
-  unsigned cpus_;                   // immutable
+  MemMap& mem_;                   // immutable
+  Node& node_;                    // immutable
+  VmStat& vmstat_;                // immutable
+  Mmu& mmu_;                      // immutable
+  Pressure* pressure_ = nullptr;  // set once, before there is pressure
+  unsigned cpus_;                 // immutable
+  alignas(16) std::byte era_place_[ERA_BYTES];
+  Era* era_ = nullptr;              // in era_place_; immutable
   bool tracks_host_pages_ = false;  // immutable after init
   bool min_free_set_ = false;       ///< somebody chose min_free_kbytes
   // Set-up and sysctls: whoever changes them is alone in doing so; readers take what they find.
@@ -230,6 +246,19 @@ class PageAllocator {
   std::atomic<uint64_t> warn_window_{0};
   std::atomic<int> warned_{0};
 };
+
+/// What the rooms above ask of a zone, as older kernels answer it: for a block of 2^n pages every order below must have
+/// its own share free, half of the mark of the one before.
+namespace linux_2_6_20 {
+[[nodiscard]] bool zone_watermark_ok(const Zone& zone, Order order, int64_t mark, ZoneType classzone,
+                                     uint32_t alloc_flags);
+}
+namespace linux_3 {
+[[nodiscard]] bool zone_watermark_ok(const Zone& zone, Order order, int64_t mark, ZoneType classzone,
+                                     uint32_t alloc_flags);
+[[nodiscard]] bool zone_watermark_ok_safe(const Zone& zone, Order order, int64_t mark, ZoneType classzone,
+                                          uint32_t alloc_flags);
+}  // namespace linux_3
 
 /// Flags with which no page may be freed: each says that somebody still has it.
 inline constexpr uint64_t PAGE_FLAGS_CHECK_AT_FREE =

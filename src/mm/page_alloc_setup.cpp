@@ -3,7 +3,7 @@
 #include <bit>
 #include <new>
 
-#include "mm/page_alloc.hpp"
+#include "mm/page_alloc_era.hpp"
 
 namespace weir {
 
@@ -26,8 +26,10 @@ int32_t zone_batchsize(int64_t managed) {
 }
 }  // namespace
 
-PageAllocator::PageAllocator(MemMap& mem, Node& node, VmStat& vmstat, Mmu& mmu, unsigned cpus)
+PageAllocator::PageAllocator(MemMap& mem, Node& node, VmStat& vmstat, Mmu& mmu, unsigned cpus, KernelEra kernel)
     : mem_(mem), node_(node), vmstat_(vmstat), mmu_(mmu), cpus_(cpus) {
+  if (!profile_of(kernel).watermark_scale) watermark_scale_factor_ = 0;
+  Era::place(*this, kernel);
   WEIR_BUG_ON(cpus == 0 || cpus > MAX_CPUS);
 }
 
@@ -167,6 +169,7 @@ void PageAllocator::set_min_free_kbytes(uint64_t kbytes) {
 }
 
 void PageAllocator::set_watermark_scale_factor(unsigned factor) {
+  if (watermark_scale_factor_ == 0) return;  // a kernel that does not know it
   watermark_scale_factor_ = std::clamp(factor, 1u, 1000u);
   setup_per_zone_wmarks();
 }

@@ -31,15 +31,15 @@ uint32_t gfp_pfmemalloc_flags(gfp_t gfp) {
   return current_is_oom_victim() ? uint32_t{ALLOC_OOM} : 0;
 }
 
-void cond_resched() {
+}  // namespace
+
+void PageAllocator::cond_resched() {
   if (engine_thread().world != nullptr) world().cond_resched();
 }
 
-void sleep_for(Nanos delay) {
+void PageAllocator::sleep_for(Nanos delay) {
   if (engine_thread().world != nullptr) (void)world().schedule_timeout(delay);
 }
-
-}  // namespace
 
 Page* PageAllocator::__alloc_pages_slowpath(gfp_t gfp, Order order, const AllocContext& ac) {
   WEIR_FLOW(gfp, order);

@@ -18,13 +18,17 @@ enum class KernelEra : uint8_t { linux_2_6_20, linux_3, linux_4_14 };
 
 struct Profile {
   KernelEra era;
-  const char* name;  ///< as --kernel and scenarios spell it
+  const char* name;      ///< as --kernel and scenarios spell it
+  bool zone_lists;       ///< LRU lists are a zone's (to 4.7), not the node's
+  bool five_lists;       ///< anonymous, file and unevictable pages have lists of their own (2.6.28)
+  bool watermark_scale;  ///< vm.watermark_scale_factor (4.6)
+  bool lazyfree;         ///< MADV_FREE (4.5)
 };
 
 inline constexpr Profile PROFILES[] = {
-    {KernelEra::linux_2_6_20, "2.6.20"},
-    {KernelEra::linux_3, "3.x"},
-    {KernelEra::linux_4_14, "4.14"},
+    {KernelEra::linux_2_6_20, "2.6.20", true, false, false, false},
+    {KernelEra::linux_3, "3.x", true, true, false, false},
+    {KernelEra::linux_4_14, "4.14", false, true, true, true},
 };
 
 [[nodiscard]] constexpr const Profile& profile_of(KernelEra era) { return PROFILES[static_cast<size_t>(era)]; }

@@ -19,8 +19,14 @@ static_assert(lru_stat(LruList::unevictable) == NodeStat::nr_unevictable);
 
 }  // namespace
 
-Lru::Lru(PageAllocator& pages, VmStat& vmstat, Mmu&, unsigned cpus)
-    : pages_(pages), vmstat_(vmstat), cpus_(cpus == 0 ? 1 : cpus) {}
+Lru::Lru(PageAllocator& pages, VmStat& vmstat, Mmu&, unsigned cpus, KernelEra kernel)
+    : pages_(pages),
+      vmstat_(vmstat),
+      profile_(profile_of(kernel)),
+      era_(LruEra::of(kernel)),
+      cpus_(cpus == 0 ? 1 : cpus) {
+  for (Zone& zone : pages.node().zones) zone.lruvec.zone = &zone;
+}
 
 Result<void> Lru::init() {
   uint8_t order = 0;
@@ -41,37 +47,37 @@ Lru::PerCpu& Lru::this_cpu() const {
 // -----------------------------------------------------------------------------------------------------------------
 // lists
 
-LruList Lru::page_lru(const Page& page) {
+LruList Lru::page_lru(const Page& page) const {
   if (page.test(PageFlag::unevictable)) return LruList::unevictable;
   const bool active = page.test(PageFlag::active);
-  if (PageSwapBacked(page)) return active ? LruList::active_anon : LruList::inactive_anon;
+  if (page_is_file_cache(page) == 0) return active ? LruList::active_anon : LruList::inactive_anon;
   return active ? LruList::active_file : LruList::inactive_file;
 }
 
 void Lru::link(Page& page, LruList list, End end) {
-  LruVec& lruvec = node().lruvec;
+  LruVec& lruvec = lruvec_of(page);
   const unsigned i = static_cast<unsigned>(list);
   if (end == End::head)
     lruvec.lists[i].push_front(page);
   else
     lruvec.lists[i].push_back(page);
   if (list == LruList::inactive_anon && end == End::head && aging_hand_ == nullptr) aging_hand_ = &page;
-  lruvec.size[i] += PageCount(1);
+  __atomic_store_n(&lruvec.size[i].v, lruvec.size[i].v + 1, __ATOMIC_RELAXED);
   vmstat_.inc_node_page_state(lru_stat(list));
 }
 
 void Lru::unlink(Page& page, LruList list) {
-  LruVec& lruvec = node().lruvec;
+  LruVec& lruvec = lruvec_of(page);
   const unsigned i = static_cast<unsigned>(list);
   if (&page == aging_hand_) advance_aging_hand();
   lruvec.lists[i].erase(PageList::s_iterator_to(page));
-  lruvec.size[i] -= PageCount(1);
+  __atomic_store_n(&lruvec.size[i].v, lruvec.size[i].v - 1, __ATOMIC_RELAXED);
   vmstat_.dec_node_page_state(lru_stat(list));
 }
 
 // One page towards the head.
 void Lru::advance_aging_hand() {
-  PageList& list = node().lruvec.lists[static_cast<unsigned>(LruList::inactive_anon)];
+  PageList& list = lruvec_of(*aging_hand_).lists[static_cast<unsigned>(LruList::inactive_anon)];
   const auto at = PageList::s_iterator_to(*aging_hand_);
   aging_hand_ = at == list.begin() ? nullptr : &*std::prev(at);
 }
@@ -118,8 +124,8 @@ void Lru::clear_page_flag(Page& page, PageFlag flag) {
   if ((old & flag_bit(flag)) != 0) WEIR_STATE(page_flags, pages_.mem().pfn(page), old, old & ~flag_bit(flag));
 }
 
-void Lru::update_page_reclaim_stat(unsigned file, bool rotated) {
-  ZoneReclaimStat& stat = node().lruvec.reclaim_stat;
+void Lru::update_page_reclaim_stat(const Page& page, unsigned file, bool rotated) {
+  ZoneReclaimStat& stat = lruvec_of(page).reclaim_stat;
   ++stat.recent_scanned[file];
   if (rotated) ++stat.recent_rotated[file];
 }
@@ -138,7 +144,7 @@ void Lru::move_fn(Batch batch, Page& page) {
       page.set(PageFlag::lru);
       const LruList list = page_lru(page);
       add_page_to_lru_list(page, list);
-      if (list != LruList::unevictable) update_page_reclaim_stat(page_is_file_cache(page), is_active_lru(list));
+      if (list != LruList::unevictable) update_page_reclaim_stat(page, page_is_file_cache(page), is_active_lru(list));
       return;
     }
     case Batch::activate: {
@@ -149,7 +155,7 @@ void Lru::move_fn(Batch batch, Page& page) {
       clear_page_aged(page);
       move_page(page, from, page_lru(page), End::head);
       vmstat_.count_vm_event(VmEvent::pgactivate);
-      update_page_reclaim_stat(page_is_file_cache(page), true);
+      update_page_reclaim_stat(page, page_is_file_cache(page), true);
       return;
     }
     case Batch::rotate: {
@@ -167,7 +173,7 @@ void Lru::move_fn(Batch batch, Page& page) {
       clear_page_flag(page, PageFlag::referenced);
       move_page(page, from, page_lru(page), End::head);
       vmstat_.count_vm_event(VmEvent::pgdeactivate);
-      update_page_reclaim_stat(page_is_file_cache(page), false);
+      update_page_reclaim_stat(page, page_is_file_cache(page), false);
       return;
     }
     case Batch::lazyfree: {
@@ -179,7 +185,7 @@ void Lru::move_fn(Batch batch, Page& page) {
       clear_page_flag(page, PageFlag::swapbacked);
       move_page(page, from, page_lru(page), End::head);
       vmstat_.count_vm_event(VmEvent::pglazyfree);
-      update_page_reclaim_stat(1, false);
+      update_page_reclaim_stat(page, 1, false);
       return;
     }
     case Batch::count: break;
@@ -270,6 +276,20 @@ void Lru::lru_cache_add_file(Page& page) {
   pagevec_add(Batch::add, page);
 }
 
+void Lru::lru_cache_add_active(Page& page) {
+  WEIR_FLOW(pages_.mem().pfn(page));
+  clear_page_aged(page);
+  set_page_flag(page, PageFlag::active);
+  pagevec_add(Batch::add, page);
+}
+
+void Lru::lru_cache_add_lru(Page& page, LruList list) {
+  WEIR_FLOW(pages_.mem().pfn(page), list);
+  clear_page_aged(page);
+  if (is_active_lru(list)) set_page_flag(page, PageFlag::active);
+  pagevec_add(Batch::add, page);
+}
+
 void Lru::lru_cache_add_active_or_unevictable(Page& page, const VmArea& vma) {
   WEIR_FLOW(pages_.mem().pfn(page), vma.vm_start);
   if ((vma.vm_flags & VM_LOCKED) == 0) {
@@ -277,7 +297,14 @@ void Lru::lru_cache_add_active_or_unevictable(Page& page, const VmArea& vma) {
     lru_cache_add(page);
     return;
   }
-  if (!page.test_and_set(PageFlag::mlocked)) vmstat_.inc_node_page_state(NodeStat::nr_mlock);
+  add_new_mlocked_page(page);
+}
+
+void Lru::add_new_mlocked_page(Page& page) {
+  if (!page.test_and_set(PageFlag::mlocked)) {
+    vmstat_.inc_node_page_state(NodeStat::nr_mlock);
+    vmstat_.count_vm_event(VmEvent::unevictable_pgs_mlocked);
+  }
   add_page_to_unevictable_list(page);
 }
 
@@ -349,6 +376,46 @@ void Lru::rotate_reclaimable_page(Page& page) {
   pagevec_add(Batch::rotate, page);
 }
 
+// ---- New pages, by kernel ------------------------------------------------------------------------------------------
+
+namespace {
+
+class LruEra_2_6_20 final : public LruEra {
+  void add_new_user_page(Lru& lru, Page& page, const VmArea&) const override { lru.lru_cache_add_active(page); }
+  void add_new_cache_page(Lru& lru, Page& page) const override { lru.lru_cache_add(page); }
+};
+
+class LruEra_3 final : public LruEra {
+  void add_new_user_page(Lru& lru, Page& page, const VmArea& vma) const override {
+    if ((vma.vm_flags & VM_LOCKED) != 0)
+      lru.add_new_mlocked_page(page);
+    else
+      lru.lru_cache_add_lru(page, LruList::active_anon);
+  }
+  void add_new_cache_page(Lru& lru, Page& page) const override { lru.lru_cache_add_file(page); }
+};
+
+class LruEra_4_14 final : public LruEra {
+  void add_new_user_page(Lru& lru, Page& page, const VmArea& vma) const override {
+    lru.lru_cache_add_active_or_unevictable(page, vma);
+  }
+  void add_new_cache_page(Lru& lru, Page& page) const override { lru.lru_cache_add_file(page); }
+};
+
+}  // namespace
+
+const LruEra& LruEra::of(KernelEra kernel) {
+  static constexpr LruEra_2_6_20 era_2_6_20;
+  static constexpr LruEra_3 era_3;
+  static constexpr LruEra_4_14 era_4_14;
+  switch (kernel) {
+    case KernelEra::linux_2_6_20: return era_2_6_20;
+    case KernelEra::linux_3: return era_3;
+    case KernelEra::linux_4_14: break;
+  }
+  return era_4_14;
+}
+
 // ------------------------------------------------------------------------------------------------------------
 // references
 
@@ -416,6 +483,7 @@ void Lru::putback_lru_page(Page& page) {
 }
 
 void Lru::mlock_vma_page(Page& page) {
+  if (!profile_.five_lists) return;  // locked pages stay where they are, and are put back each scan
   WEIR_FLOW(pages_.mem().pfn(page));
   if (page.test_and_set(PageFlag::mlocked)) return;
   vmstat_.inc_node_page_state(NodeStat::nr_mlock);
@@ -425,6 +493,7 @@ void Lru::mlock_vma_page(Page& page) {
 }
 
 void Lru::munlock_vma_page(Page& page) {
+  if (!profile_.five_lists) return;  // locked pages stay where they are, and are put back each scan
   WEIR_FLOW(pages_.mem().pfn(page));
   if (!page.test_and_clear(PageFlag::mlocked)) return;
   vmstat_.dec_node_page_state(NodeStat::nr_mlock);
@@ -441,6 +510,7 @@ void Lru::munlock_vma_page(Page& page) {
 }
 
 void Lru::clear_page_mlock(Page& page) {
+  if (!profile_.five_lists) return;  // locked pages stay where they are, and are put back each scan
   WEIR_FLOW(pages_.mem().pfn(page));
   if (!page.test_and_clear(PageFlag::mlocked)) return;
   vmstat_.dec_node_page_state(NodeStat::nr_mlock);

@@ -31,9 +31,22 @@ class LockedMappings {
   ~LockedMappings() = default;
 };
 
+class Lru;
+
+/// By which of its entries a kernel puts new pages on the LRU. Without state.
+class LruEra {
+ public:
+  virtual void add_new_user_page(Lru& lru, Page& page, const VmArea& vma) const = 0;
+  virtual void add_new_cache_page(Lru& lru, Page& page) const = 0;
+  [[nodiscard]] static const LruEra& of(KernelEra kernel);
+
+ protected:
+  ~LruEra() = default;
+};
+
 class Lru {
  public:
-  Lru(PageAllocator& pages, VmStat& vmstat, Mmu& mmu, unsigned cpus);
+  Lru(PageAllocator& pages, VmStat& vmstat, Mmu& mmu, unsigned cpus, KernelEra kernel = DEFAULT_KERNEL);
   /// Makes the pagevecs; after the page allocator. Until then every page goes to its list at once. Errors: ENOMEM.
   Result<void> init();
   void set_locked_mappings(LockedMappings& mappings) { locked_mappings_ = &mappings; }
@@ -42,8 +55,17 @@ class Lru {
   void lru_cache_add_anon(Page& page);
   void lru_cache_add_file(Page& page);
   void lru_cache_add(Page& page);
-  /// The fault path's entry: active, or unevictable when the VMA is VM_LOCKED.
+  /// A new page of the page cache.
+  void add_new_cache_page(Page& page) { era_.add_new_cache_page(*this, page); }
+  /// A new anonymous page of a fault: active, or unevictable when the VMA is VM_LOCKED. By the kernel's own entry:
+  void add_new_user_page(Page& page, const VmArea& vma) { era_.add_new_user_page(*this, page, vma); }
+  /// 2.6.20
+  void lru_cache_add_active(Page& page);
+  /// 3.x
+  void lru_cache_add_lru(Page& page, LruList list);
+  /// 4.14
   void lru_cache_add_active_or_unevictable(Page& page, const VmArea& vma);
+  void add_new_mlocked_page(Page& page);
   /// Straight onto the unevictable list; the page is on no list and in no pagevec.
   void add_page_to_unevictable_list(Page& page);
   /// Moves a page on an inactive list to the active one (through a pagevec).
@@ -71,7 +93,7 @@ class Lru {
   Result<void> isolate_lru_page(Page& page);
   /// Puts an isolated page on the list its flags name (unevictable if mlocked) and drops the isolation's reference.
   void putback_lru_page(Page& page);
-  /// False: an mlocked page, which reclaim must leave alone.
+  /// False: an mlocked page, which reclaim must leave alone. (Where there is no unevictable list no page is marked.)
   [[nodiscard]] static bool page_evictable(const Page& page) { return !page.test(PageFlag::mlocked); }
 
   // ---- mlock flags; page locked
@@ -88,9 +110,15 @@ class Lru {
   void add_page_to_lru_list_tail(Page& page, LruList list) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void del_page_from_lru_list(Page& page, LruList list) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   /// The list a page with these flags belongs to.
-  [[nodiscard]] static LruList page_lru(const Page& page);
+  [[nodiscard]] LruList page_lru(const Page& page) const;
+  /// The lists it belongs to: its zone's, or the node's.
+  [[nodiscard]] LruVec& lruvec_of(const Page& page) const {
+    return profile_.zone_lists ? pages_.page_zone(page).lruvec : node().lruvec;
+  }
   /// 1 if the page counts as file-backed, 0 if it goes to swap. Index of ZoneReclaimStat.
-  [[nodiscard]] static unsigned page_is_file_cache(const Page& page) { return PageSwapBacked(page) ? 0 : 1; }
+  [[nodiscard]] unsigned page_is_file_cache(const Page& page) const {
+    return PageSwapBacked(page) || !profile_.five_lists ? 0 : 1;
+  }
 
   // ---- staging, where the MMU has no accessed bits: PG_aged says that a page's PTEs were made old since it became
   // inactive. A hand goes over the inactive anonymous list from the tail to the head; what it has passed was offered
@@ -141,12 +169,14 @@ class Lru {
   void move_page(Page& page, LruList from, LruList to, End end) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   [[nodiscard]] static bool lazyfree_candidate(const Page& page);
   void advance_aging_hand() WEIR_NO_THREAD_SAFETY_ANALYSIS;
-  void update_page_reclaim_stat(unsigned file, bool rotated) WEIR_NO_THREAD_SAFETY_ANALYSIS;
+  void update_page_reclaim_stat(const Page& page, unsigned file, bool rotated) WEIR_NO_THREAD_SAFETY_ANALYSIS;
   void __page_cache_release(Page& page);
   bool __lru_cache_activate_page(Page& page);
 
   PageAllocator& pages_;
   VmStat& vmstat_;
+  const Profile& profile_;
+  const LruEra& era_;
   unsigned cpus_;
   LockedMappings* locked_mappings_ = nullptr;  // set once, before there is a mapping
   PerCpu* percpu_ = nullptr;                   // cpus_ of them, in the machine's own frames

@@ -27,6 +27,7 @@ struct AnonVma;
 struct AddressSpace;
 struct KmemCache;
 struct Task;
+struct Zone;
 
 // --------------------------------------------------------------------------------------------------------------- pages
 
@@ -197,11 +198,18 @@ struct ZoneReclaimStat {
   uint64_t recent_scanned[2] = {0, 0};
 };
 
-/// The LRU of a node. Guarded by its node's lru_lock. size[l] = number of pages on lists[l].
+/// The LRU of a node, or of a zone. Guarded by the node's lru_lock. size[l] = number of pages on lists[l]. Where there
+/// are two lists only (2.6.20) they are the anonymous ones.
 struct LruVec {
+  Zone* zone = nullptr;  ///< whose lists they are; null: the node's. Immutable
   PageList lists[NR_LRU_LISTS];
   PageCount size[NR_LRU_LISTS];
   ZoneReclaimStat reclaim_stat;
+
+  /// Without the lock: perhaps late.
+  [[nodiscard]] int64_t size_racy(LruList list) const {
+    return __atomic_load_n(&size[static_cast<unsigned>(list)].v, __ATOMIC_RELAXED);
+  }
 };
 
 // ------------------------------------------------------------------------------------------------------------ counters

@@ -34,7 +34,7 @@ namespace {
   X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are")      \
   X(lru_size, "LRU list length = its size = the node's counter")                                              \
   X(mlocked, "PG_mlocked: a VM_LOCKED VMA maps the page; on the unevictable list every page is PG_mlocked")   \
-  X(lru_flags, "a page on an LRU list has PG_lru and the flags of that list; off them it has not")            \
+  X(lru_flags, "a page on an LRU list has PG_lru, the flags of that list, and is of its zone; off them not")  \
   X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                          \
   X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                              \
   X(mm_refs, "an Mm's mm_users = the tasks that have it; mm_count = 1 + the OOM victims that count on it")    \
@@ -390,18 +390,27 @@ class Scan {
   }
 
   void scan_lru() {
-    for (unsigned l = 0; l < NR_LRU_LISTS; ++l) {
-      const auto list = static_cast<LruList>(l);
-      int64_t length = 0;
-      for (Page& page : m_.node.lruvec.lists[l]) {
-        ++length;
-        ++count_of(m_.mem.pfn(page)).on_lru;
-        expect(Inv::lru_flags, page.test(PageFlag::lru) && Lru::page_lru(page) == list, m_.mem.pfn(page).v, l,
-               page.flags.load());
+    int64_t total[NR_LRU_LISTS] = {};
+    const auto scan = [&](LruVec& lruvec) {
+      for (unsigned l = 0; l < NR_LRU_LISTS; ++l) {
+        const auto list = static_cast<LruList>(l);
+        int64_t length = 0;
+        for (Page& page : lruvec.lists[l]) {
+          ++length;
+          ++count_of(m_.mem.pfn(page)).on_lru;
+          const bool its_list =
+              page.test(PageFlag::lru) && m_.lru.page_lru(page) == list && &m_.lru.lruvec_of(page) == &lruvec;
+          expect(Inv::lru_flags, its_list, m_.mem.pfn(page).v, l, page.flags.load());
+        }
+        equal(Inv::lru_size, l, length, lruvec.size[l].v);
+        total[l] += length;
       }
-      equal(Inv::lru_size, l, length, m_.node.lruvec.size[l].v);
+    };
+    scan(m_.node.lruvec);
+    for (Zone& zone : m_.node.zones) scan(zone.lruvec);
+    for (unsigned l = 0; l < NR_LRU_LISTS; ++l) {
       const auto stat = static_cast<NodeStat>(static_cast<unsigned>(NodeStat::nr_inactive_anon) + l);
-      equal(Inv::lru_size, l, length, m_.vmstat.node_page_state(stat));
+      equal(Inv::lru_size, l, total[l], m_.vmstat.node_page_state(stat));
     }
   }
 

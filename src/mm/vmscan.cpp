@@ -1,11 +1,11 @@
 // src/mm/vmscan.cpp: how much is reclaimed, and when: balance, one node, direct reclaim, slab caches, kswapd. What a
 // scan does with the pages of a list: vmscan_list.cpp. See vmscan.hpp
-#include "mm/vmscan.hpp"
-
 #include <algorithm>
+#include <new>
 
 #include "kernel/freezer.hpp"
 #include "kernel/kthread.hpp"
+#include "mm/vmscan_era.hpp"
 
 namespace weir {
 
@@ -57,7 +57,7 @@ const char* page_keep_name(PageKeep reason) {
 }
 
 Vmscan::Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& filemap, SwapFiles& swap,
-               SwapCache& cache, PageWriteback& writeback, VmStat& vmstat, Mmu& mmu)
+               SwapCache& cache, PageWriteback& writeback, VmStat& vmstat, Mmu& mmu, KernelEra kernel)
     : node_(node),
       pages_(pages),
       lru_(lru),
@@ -67,7 +67,28 @@ Vmscan::Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& 
       cache_(cache),
       writeback_(writeback),
       vmstat_(vmstat),
-      mmu_(mmu) {}
+      mmu_(mmu) {
+  Era::place(*this, kernel);
+}
+
+void Vmscan::Era::place(Vmscan& self, KernelEra kernel) {
+  switch (kernel) {
+    case KernelEra::linux_2_6_20: place_2_6_20(self); break;
+    case KernelEra::linux_3: place_3(self); break;
+    case KernelEra::linux_4_14: place_4_14(self); break;
+  }
+}
+
+PageCount Vmscan::try_to_free_pages(Order order, gfp_t gfp) { return era_->try_to_free_pages(order, gfp); }
+void Vmscan::wakeup_kswapd(ZoneType classzone, Order order) { era_->wakeup_kswapd(classzone, order); }
+
+void Vmscan::kswapd(void* self) {
+  WEIR_FLOW();
+  // It frees memory, so it may use the reserves, and the last device that takes pages.
+  current().flags |= PF_MEMALLOC | PF_SWAPWRITE | PF_KSWAPD;
+  static_cast<Vmscan*>(self)->era_->kswapd_loop();
+  current().flags &= ~static_cast<uint32_t>(PF_MEMALLOC | PF_SWAPWRITE | PF_KSWAPD);
+}
 
 // ---- Balance -------------------------------------------------------------------------------------------------------
 
@@ -133,6 +154,16 @@ bool Vmscan::inactive_list_is_low(bool file) const {
   return inactive * inactive_ratio(inactive + active) < active;
 }
 
+/// What was long ago counts less: halved when it is more than a quarter of the lists.
+void Vmscan::scan_stat(ZoneReclaimStat& stat, const int64_t (&size)[NR_LRU_LISTS]) {
+  const int64_t total[2] = {size[0] + size[1], size[2] + size[3]};
+  for (unsigned kind = 0; kind < 2; ++kind) {
+    if (static_cast<int64_t>(stat.recent_scanned[kind]) <= total[kind] / 4) continue;
+    stat.recent_scanned[kind] /= 2;
+    stat.recent_rotated[kind] /= 2;
+  }
+}
+
 void Vmscan::get_scan_count(const ScanControl& sc, ScanCount& count) {
   WEIR_FLOW(sc.priority);
   ScanBalanceInput in;
@@ -149,14 +180,8 @@ void Vmscan::get_scan_count(const ScanControl& sc, ScanCount& count) {
   in.inactive_file_low = inactive_list_is_low(true);
   {
     ScopedLock guard(node_.lru_lock);
-    ZoneReclaimStat& stat = node_.lruvec.reclaim_stat;
-    const int64_t total[2] = {in.size[0] + in.size[1], in.size[2] + in.size[3]};
-    for (unsigned kind = 0; kind < 2; ++kind) {
-      if (static_cast<int64_t>(stat.recent_scanned[kind]) <= total[kind] / 4) continue;
-      stat.recent_scanned[kind] /= 2;
-      stat.recent_rotated[kind] /= 2;
-    }
-    in.stat = stat;
+    scan_stat(node_.lruvec.reclaim_stat, in.size);
+    in.stat = node_.lruvec.reclaim_stat;
   }
   count = scan_balance(in);
 }
@@ -171,8 +196,8 @@ PageCount Vmscan::zone_reclaimable_pages() const {
 
 int64_t Vmscan::shrink_list(LruList list, int64_t nr_to_scan, ScanControl& sc) {
   WEIR_FLOW(list, nr_to_scan);
-  if (!is_active_lru(list)) return shrink_inactive_list(nr_to_scan, sc, list);
-  if (inactive_list_is_low(is_file_lru(list))) shrink_active_list(nr_to_scan, sc, list);
+  if (!is_active_lru(list)) return shrink_inactive_list(nr_to_scan, node_lists(), sc, list);
+  if (inactive_list_is_low(is_file_lru(list))) shrink_active_list(nr_to_scan, node_lists(), sc, list);
   return 0;
 }
 
@@ -217,7 +242,7 @@ void Vmscan::shrink_node_memcg(ScanControl& sc, int64_t& lru_pages) {
   }
   sc.nr_reclaimed += PageCount(reclaimed);
   // Anonymous pages age even while only file pages are reclaimed, or they would all look alike when their time comes.
-  if (inactive_list_is_low(false)) shrink_active_list(SWAP_CLUSTER_MAX, sc, LruList::active_anon);
+  if (inactive_list_is_low(false)) shrink_active_list(SWAP_CLUSTER_MAX, node_lists(), sc, LruList::active_anon);
 }
 
 bool Vmscan::shrink_node(ScanControl& sc) {
@@ -285,16 +310,6 @@ bool Vmscan::throttle_direct_reclaim(gfp_t gfp) {
   return fatal_signal_pending();
 }
 
-PageCount Vmscan::try_to_free_pages(Order order, gfp_t gfp) {
-  WEIR_FLOW(order, gfp);
-  ScanControl sc;
-  sc.gfp_mask = current_gfp_context(gfp);
-  sc.reclaim_idx = gfp_zone(gfp);
-  sc.order = order;
-  if (throttle_direct_reclaim(sc.gfp_mask)) return PageCount(1);
-  return do_try_to_free_pages(sc);
-}
-
 PageCount Vmscan::shrink_all_memory(PageCount n) {
   WEIR_FLOW(n);
   const ThreadFlagScope reclaiming(PF_MEMALLOC);
@@ -302,7 +317,7 @@ PageCount Vmscan::shrink_all_memory(PageCount n) {
   sc.nr_to_reclaim = n;
   sc.gfp_mask = GFP_HIGHUSER_MOVABLE;
   sc.reason = ReclaimReason::limit;
-  return do_try_to_free_pages(sc);
+  return era_->shrink_all(sc);
 }
 
 PageCount Vmscan::reclaim_pages(PageList& pages) {
@@ -342,6 +357,10 @@ void Vmscan::unregister_shrinker(Shrinker& shrinker) {
 // Objects in the proportion in which pages were looked at; what cannot be done now is owed.
 int64_t Vmscan::do_shrink_slab(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_eligible) {
   WEIR_FLOW(nr_scanned, nr_eligible);
+  return shrink_cache(shrinker, nr_scanned, nr_eligible);
+}
+
+int64_t Vmscan::shrink_cache(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_eligible) {
   const int64_t freeable = shrinker.count_objects().v;
   if (freeable <= 0) return 0;
   const int64_t deferred = shrinker.nr_deferred_.exchange(0, std::memory_order_acq_rel);
@@ -374,7 +393,7 @@ int64_t Vmscan::shrink_slab(gfp_t gfp, int64_t nr_scanned, int64_t nr_eligible) 
   if (!shrinker_rwsem_.down_read_trylock()) return 1;
   int64_t freed = 0;
   for (Shrinker* shrinker = shrinkers_; shrinker != nullptr; shrinker = shrinker->next_)
-    freed += do_shrink_slab(*shrinker, nr_scanned, nr_eligible);
+    freed += era_->shrink_one_cache(*shrinker, nr_scanned, nr_eligible);
   shrinker_rwsem_.up_read();
   return freed;
 }
@@ -406,17 +425,6 @@ void Vmscan::put_back_request(Order order, ZoneType classzone) {
   };
   raise(node_.kswapd_classzone, static_cast<int32_t>(classzone));
   raise(node_.kswapd_order, order.v);
-}
-
-void Vmscan::wakeup_kswapd(ZoneType classzone, Order order) {
-  WEIR_FLOW(classzone, order);
-  put_back_request(order, classzone);
-  if (node_.kswapd_wait.empty()) return;
-  // Tried often enough for nothing: direct reclaim shows when that changes.
-  if (node_.kswapd_failures.load(std::memory_order_relaxed) >= MAX_RECLAIM_RETRIES) return;
-  if (pgdat_balanced(order, classzone)) return;
-  kswapd_wakeups_.fetch_add(1, std::memory_order_acq_rel);
-  node_.kswapd_wait.wake_all();
 }
 
 bool Vmscan::prepare_kswapd_sleep(Order order, ZoneType classzone) {
@@ -466,7 +474,7 @@ bool Vmscan::kswapd_shrink_node(ScanControl& sc) {
 
 void Vmscan::age_active_anon(ScanControl& sc) {
   if (swap_.total_swap_pages() == 0) return;
-  if (inactive_list_is_low(false)) shrink_active_list(SWAP_CLUSTER_MAX, sc, LruList::active_anon);
+  if (inactive_list_is_low(false)) shrink_active_list(SWAP_CLUSTER_MAX, node_lists(), sc, LruList::active_anon);
 }
 
 Order Vmscan::balance_pgdat(Order order, ZoneType classzone) {
@@ -497,26 +505,21 @@ Order Vmscan::balance_pgdat(Order order, ZoneType classzone) {
   return sc.order;
 }
 
-void Vmscan::kswapd(void* data) {
-  WEIR_FLOW();
-  auto& self = *static_cast<Vmscan*>(data);
-  Node& node = self.node_;
-  // It frees memory, so it may use the reserves, and the last device that takes pages.
-  current().flags |= PF_MEMALLOC | PF_SWAPWRITE | PF_KSWAPD;
+void Vmscan::kswapd_loop() {
   Order alloc_order{}, reclaim_order{};
   ZoneType classzone = ZoneType::NORMAL;
   for (;;) {
-    self.kswapd_try_to_sleep(alloc_order, reclaim_order, classzone);
-    alloc_order = reclaim_order = Order(static_cast<uint8_t>(node.kswapd_order.exchange(0, std::memory_order_acq_rel)));
-    classzone = self.kswapd_classzone(ZoneType::NORMAL);
-    node.kswapd_classzone.store(-1, std::memory_order_release);
+    kswapd_try_to_sleep(alloc_order, reclaim_order, classzone);
+    alloc_order = reclaim_order =
+        Order(static_cast<uint8_t>(node_.kswapd_order.exchange(0, std::memory_order_acq_rel)));
+    classzone = kswapd_classzone(ZoneType::NORMAL);
+    node_.kswapd_classzone.store(-1, std::memory_order_release);
     const bool was_frozen = try_to_freeze();
     if (kthread_should_stop()) break;
     // What was asked before the freeze is old; it will be asked again.
     if (was_frozen) continue;
-    reclaim_order = self.balance_pgdat(alloc_order, classzone);
+    reclaim_order = balance_pgdat(alloc_order, classzone);
   }
-  current().flags &= ~static_cast<uint32_t>(PF_MEMALLOC | PF_SWAPWRITE | PF_KSWAPD);
 }
 
 Result<void> Vmscan::kswapd_run(World& world) {
@@ -534,6 +537,92 @@ void Vmscan::kswapd_stop() {
   node_.kswapd->world->kthread_stop(*node_.kswapd);
   node_.kswapd = nullptr;
   pfmemalloc_wait_.wake_all();
+}
+
+// ---- 4.14 ----------------------------------------------------------------------------------------------------------
+
+struct Vmscan::Era_4_14 final : Era {
+  using Era::Era;
+
+  PageCount try_to_free_pages(Order order, gfp_t gfp) override {
+    WEIR_FLOW(order, gfp);
+    ScanControl sc;
+    sc.gfp_mask = current_gfp_context(gfp);
+    sc.reclaim_idx = gfp_zone(gfp);
+    sc.order = order;
+    if (self.throttle_direct_reclaim(sc.gfp_mask)) return PageCount(1);
+    return self.do_try_to_free_pages(sc);
+  }
+  PageCount shrink_all(ScanControl& sc) override { return self.do_try_to_free_pages(sc); }
+
+  void wakeup_kswapd(ZoneType classzone, Order order) override {
+    WEIR_FLOW(classzone, order);
+    Node& node = self.node_;
+    self.put_back_request(order, classzone);
+    if (node.kswapd_wait.empty()) return;
+    // Tried often enough for nothing: direct reclaim shows when that changes.
+    if (node.kswapd_failures.load(std::memory_order_relaxed) >= MAX_RECLAIM_RETRIES) return;
+    if (self.pgdat_balanced(order, classzone)) return;
+    self.kswapd_wakeups_.fetch_add(1, std::memory_order_acq_rel);
+    node.kswapd_wait.wake_all();
+  }
+  void kswapd_loop() override { self.kswapd_loop(); }
+
+  References references(Page& page, FlushBatch& aged) override { return self.page_check_references(page, aged); }
+
+  void under_writeback(Page& page, Stat& stat) override {
+    // Met for the second time before its write has ended: the scan is faster than the device.
+    if (current_is_kswapd() && page.test(PageFlag::reclaim) && self.pgdat_writeback_.load(std::memory_order_relaxed)) {
+      ++stat.nr_immediate;
+    } else {
+      // The end of the write puts it at the tail.
+      page.set(PageFlag::reclaim);
+      ++stat.nr_writeback;
+    }
+    self.activate_locked(page, PageKeep::under_writeback);
+  }
+
+  Candidate::Verdict dirty_file_page(Page& page, const ScanControl&) override {
+    if (current_is_kswapd() && page.test(PageFlag::reclaim) && self.pgdat_dirty_.load(std::memory_order_relaxed))
+      return Candidate::Verdict::go_on;
+    // One page here, one there is the slowest way to write a file. The flusher is told; met again, the page goes at
+    // once.
+    page.set(PageFlag::reclaim);
+    return Candidate::Verdict::activate;
+  }
+
+  bool remove_mapping(AddressSpace& mapping, Page& page) override { return self.__remove_mapping(mapping, page); }
+
+  void activated(Page& page) override {
+    // It stays in memory, so its slot is better used for another page.
+    if (PageSwapCache(page) && (self.swap_.vm_swap_full() || page.test(PageFlag::mlocked)))
+      self.cache_.try_to_free_swap(page);
+  }
+
+  void free_pages(PageList& pages) override { self.pages_.free_hot_cold_page_list(pages, Temperature::cold); }
+
+  // What the scan met tells how the devices do.
+  void after_batch(const Stat& stat, int64_t taken, const ScanControl&) override {
+    if (stat.nr_writeback != 0 && stat.nr_writeback == taken)
+      self.pgdat_writeback_.store(true, std::memory_order_relaxed);
+    if (stat.nr_dirty != 0 && stat.nr_dirty == stat.nr_congested)
+      self.pgdat_congested_.store(true, std::memory_order_relaxed);
+    if (stat.nr_unqueued_dirty != 0 && self.flusher_ != nullptr && stat.nr_unqueued_dirty == taken) {
+      self.flusher_->wakeup_flusher_threads(WB_REASON_VMSCAN);
+      self.pgdat_dirty_.store(true, std::memory_order_relaxed);
+    }
+    if (stat.nr_immediate != 0) self.congestion_wait();
+    if (!current_is_kswapd() && self.pgdat_congested_.load(std::memory_order_relaxed)) self.congestion_wait();
+  }
+
+  int64_t shrink_one_cache(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_eligible) override {
+    return self.do_shrink_slab(shrinker, nr_scanned, nr_eligible);
+  }
+};
+
+void Vmscan::Era::place_4_14(Vmscan& self) {
+  static_assert(sizeof(Era_4_14) <= ERA_BYTES);
+  self.era_ = ::new (static_cast<void*>(self.era_place_)) Era_4_14(self);
 }
 
 }  // namespace weir

@@ -13,8 +13,9 @@
 // inactive tail is made old (staged), in batches; a page that comes to the tail unaged is aged then and kept for a
 // round. Active anonymous pages are demoted without being asked.
 //
-// Linux: mm/vmscan.c 4.14, without memory cgroups, workingset and compaction: a higher order is served by what freeing
-// merges.
+// Linux: mm/vmscan.c, without memory cgroups, workingset and compaction: a higher order is served by what freeing
+// merges. What is drawn here is 4.14. Of 3.x (vmscan_3.cpp) and 2.6.20 (vmscan_2_6_20.cpp) the files' heads tell; what
+// kernels share is in vmscan.cpp and vmscan_list.cpp.
 #pragma once
 
 #include "mm/page_writeback.hpp"
@@ -64,6 +65,7 @@ struct ScanControl {
   Order order{};
   int priority = DEF_PRIORITY;
   bool may_writepage = true, may_unmap = true, may_swap = true;
+  bool all_unreclaimable = false;  ///< no zone is worth a scan any more (2.6.20)
   bool ignore_references = false;  ///< somebody said that the pages are not needed
   PageCount nr_scanned{}, nr_reclaimed{};
   ZoneType reclaim_idx = ZoneType::NORMAL;
@@ -110,6 +112,11 @@ struct ReferencesSeen {
 /// active : inactive that is still all right: √(10 × GiB), at least 1.
 [[nodiscard]] int64_t inactive_ratio(int64_t pages);
 
+/// 2.6.20: how much it presses towards taking mapped pages too, which it does from 100 on: row 33 of the inventory. A
+/// pure function, for tests. mapped, total: pages.
+[[nodiscard]] int64_t swap_tendency_2_6_20(int prev_priority, int priority, int64_t mapped, int64_t total,
+                                           int swappiness);
+
 /// Object caches that give way under pressure. Linux: struct shrinker.
 class Shrinker {
  public:
@@ -131,13 +138,15 @@ class Shrinker {
 class Vmscan {
  public:
   Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& filemap, SwapFiles& swap, SwapCache& cache,
-         PageWriteback& writeback, VmStat& vmstat, Mmu& mmu);
+         PageWriteback& writeback, VmStat& vmstat, Mmu& mmu, KernelEra kernel = DEFAULT_KERNEL);
   Vmscan(const Vmscan&) = delete;
   Vmscan& operator=(const Vmscan&) = delete;
 
-  /// Direct reclaim. The caller has set PF_MEMALLOC. Returns pages reclaimed; 1 for a task that is to die. Sleeps.
+  // How each kernel does it: struct Era's files. 2.6.20 and 3.x scan zone by zone, 4.14 the node.
+  /// Direct reclaim. The caller has set PF_MEMALLOC. Returns pages reclaimed, or 1 if it was progress of another kind:
+  /// a task that is to die, 32 pages (2.6.20). Sleeps.
   PageCount try_to_free_pages(Order order, gfp_t gfp);
-  /// Any context.
+  /// Any context. 2.6.20 and 3.x: for each zone that an allocation looked at; it is woken if that zone is below low.
   void wakeup_kswapd(ZoneType classzone, Order order);
   /// Starts kswapd%d. Linux: kswapd_run. Errors: ENOMEM.
   Result<void> kswapd_run(World& world);
@@ -158,10 +167,12 @@ class Vmscan {
   void register_shrinker(Shrinker& shrinker);
   void unregister_shrinker(Shrinker& shrinker);
 
-  /// Is the inactive list of this kind so short that pages should be demoted?
-  [[nodiscard]] bool inactive_list_is_low(bool file) const;
-
  private:
+  struct Era;
+  struct Era_2_6_20;  // vmscan_2_6_20.cpp
+  struct Era_3;       // vmscan_3.cpp
+  struct Era_4_14;    // vmscan.cpp
+  static constexpr size_t ERA_BYTES = 32;
   using References = PageReferences;
   enum class Pageout : uint8_t { keep, activate, success, clean };
   /// What shrink_page_list saw, for who decides about waiting and flushers.
@@ -177,44 +188,21 @@ class Vmscan {
     bool may_enter_fs = false;
   };
 
+  [[nodiscard]] LruVec& node_lists() const WEIR_NO_THREAD_SAFETY_ANALYSIS { return node_.lruvec; }
+
+  // 4.14
   PageCount do_try_to_free_pages(ScanControl& sc);
   void shrink_zones(ScanControl& sc);
   bool shrink_node(ScanControl& sc);
   void shrink_node_memcg(ScanControl& sc, int64_t& lru_pages);
   void get_scan_count(const ScanControl& sc, ScanCount& count);
   int64_t shrink_list(LruList list, int64_t nr_to_scan, ScanControl& sc);
-  void shrink_active_list(int64_t nr_to_scan, ScanControl& sc, LruList list);
-  int64_t shrink_inactive_list(int64_t nr_to_scan, ScanControl& sc, LruList list);
-  int64_t isolate_lru_pages(int64_t nr_to_scan, PageList& to, int64_t& nr_scanned, const ScanControl& sc, LruList list)
-      WEIR_REQUIRES(node_.lru_lock);
-  int64_t move_active_pages_to_lru(PageList& pages, PageList& to_free, LruList list) WEIR_REQUIRES(node_.lru_lock);
-  void putback_inactive_pages(PageList& pages, PageList& to_free);
-  bool put_isolated(Page& page, LruList list) WEIR_REQUIRES(node_.lru_lock);
-  bool too_many_isolated(bool file, const ScanControl& sc) const;
-
-  int64_t shrink_page_list(PageList& pages, ScanControl& sc, Stat& stat);
-  bool prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& unmapped, FlushBatch& aged,
-                    Candidate& candidate);
-  bool reclaim_page(const Candidate& candidate, ScanControl& sc);
-  bool drop_lazyfree(Page& page);
-  [[nodiscard]] References page_check_references(Page& page, FlushBatch& aged);
-  Pageout pageout(Page& page, AddressSpace* mapping, ScanControl& sc);
-  [[nodiscard]] bool __remove_mapping(AddressSpace& mapping, Page& page);
-  void keep(Page& page, PageKeep reason);
-  void keep_locked(Page& page, PageKeep reason);
-  void activate_locked(Page& page, PageKeep reason);
-  [[nodiscard]] int page_referenced(Page& page, uint64_t* vm_flags);
-  void age_ahead_of_tail();
-  void age_batch(FlushBatch& batch, Page** pages, unsigned n);
-
-  int64_t shrink_slab(gfp_t gfp, int64_t nr_scanned, int64_t nr_eligible);
-  int64_t do_shrink_slab(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_eligible);
-
+  /// Is the inactive list of this kind so short that pages should be demoted?
+  [[nodiscard]] bool inactive_list_is_low(bool file) const;
   bool throttle_direct_reclaim(gfp_t gfp);
   [[nodiscard]] bool allow_direct_reclaim() const;
-  void congestion_wait();
-
-  static void kswapd(void* self);
+  int64_t do_shrink_slab(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_eligible);
+  void kswapd_loop();
   Order balance_pgdat(Order order, ZoneType classzone);
   bool kswapd_shrink_node(ScanControl& sc);
   void age_active_anon(ScanControl& sc);
@@ -223,8 +211,43 @@ class Vmscan {
   void kswapd_try_to_sleep(Order alloc_order, Order reclaim_order, ZoneType classzone);
   void put_back_request(Order order, ZoneType classzone);
   [[nodiscard]] ZoneType kswapd_classzone(ZoneType fallback) const;
+  [[nodiscard]] References page_check_references(Page& page, FlushBatch& aged);
+  [[nodiscard]] bool __remove_mapping(AddressSpace& mapping, Page& page);
+
+  // What kernels share: the lists are the node's or a zone's. Names that one of them has not are its Era's.
+  void scan_stat(ZoneReclaimStat& stat, const int64_t (&size)[NR_LRU_LISTS]) WEIR_REQUIRES(node_.lru_lock);
+  void shrink_active_list(int64_t nr_to_scan, LruVec& lruvec, ScanControl& sc, LruList list);
+  int64_t shrink_inactive_list(int64_t nr_to_scan, LruVec& lruvec, ScanControl& sc, LruList list);
+  int64_t isolate_lru_pages(int64_t nr_to_scan, LruVec& lruvec, PageList& to, int64_t& nr_scanned,
+                            const ScanControl& sc, LruList list) WEIR_REQUIRES(node_.lru_lock);
+  int64_t move_active_pages_to_lru(PageList& pages, PageList& to_free, LruList list) WEIR_REQUIRES(node_.lru_lock);
+  void putback_inactive_pages(PageList& pages, PageList& to_free);
+  void put_back(PageList& pages, PageList& to_free);
+  bool put_isolated(Page& page, LruList list) WEIR_REQUIRES(node_.lru_lock);
+  bool too_many_isolated(bool file, const ScanControl& sc) const;
+
+  int64_t shrink_page_list(PageList& pages, ScanControl& sc, Stat& stat);
+  bool prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& unmapped, FlushBatch& aged,
+                    Candidate& candidate);
+  bool reclaim_page(const Candidate& candidate, ScanControl& sc);
+  bool drop_lazyfree(Page& page);
+  Pageout pageout(Page& page, AddressSpace* mapping, ScanControl& sc);
+  [[nodiscard]] bool leave_tree(AddressSpace& mapping, Page& page);
+  void keep(Page& page, PageKeep reason);
+  void keep_locked(Page& page, PageKeep reason);
+  void activate_locked(Page& page, PageKeep reason);
+  [[nodiscard]] int page_referenced(Page& page, uint64_t* vm_flags);
+  void age_ahead_of_tail();
+  void age_batch(FlushBatch& batch, Page** pages, unsigned n);
+
+  int64_t shrink_slab(gfp_t gfp, int64_t nr_scanned, int64_t nr_eligible);
+  int64_t shrink_cache(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_eligible);
+  void congestion_wait();
+  static void kswapd(void* self);
 
   Node& node_;
+  alignas(16) std::byte era_place_[ERA_BYTES];
+  Era* era_ = nullptr;  // in era_place_; immutable
   PageAllocator& pages_;
   Lru& lru_;
   Rmap& rmap_;

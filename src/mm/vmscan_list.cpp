@@ -2,7 +2,10 @@
 // them. See vmscan.hpp
 #include <algorithm>
 
-#include "mm/vmscan.hpp"
+#include "mm/vmscan_era.hpp"
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "vmscan.cpp"
 
 namespace weir {
 
@@ -18,10 +21,10 @@ void cond_resched() {
 
 // ---- Lists, isolation ----------------------------------------------------------------------------------------------
 
-int64_t Vmscan::isolate_lru_pages(int64_t nr_to_scan, PageList& to, int64_t& nr_scanned, const ScanControl& sc,
-                                  LruList list) {
+int64_t Vmscan::isolate_lru_pages(int64_t nr_to_scan, LruVec& lruvec, PageList& to, int64_t& nr_scanned,
+                                  const ScanControl& sc, LruList list) {
   WEIR_FLOW(list, nr_to_scan);
-  PageList& from = node_.lruvec.lists[static_cast<unsigned>(list)];
+  PageList& from = lruvec.lists[static_cast<unsigned>(list)];
   const bool some_too_high = sc.reclaim_idx != ZoneType::NORMAL;
   PageList skipped;
   int64_t taken = 0;
@@ -44,6 +47,7 @@ int64_t Vmscan::isolate_lru_pages(int64_t nr_to_scan, PageList& to, int64_t& nr_
     ++taken;
   }
   from.splice(from.begin(), skipped);
+  if (lruvec.zone != nullptr) lruvec.zone->pages_scanned.fetch_add(nr_scanned, std::memory_order_relaxed);
   WEIR_STATE(scan_lru, list, nr_to_scan, taken);
   return taken;
 }
@@ -78,6 +82,10 @@ int64_t Vmscan::move_active_pages_to_lru(PageList& pages, PageList& to_free, Lru
 
 void Vmscan::putback_inactive_pages(PageList& pages, PageList& to_free) {
   WEIR_FLOW();
+  put_back(pages, to_free);
+}
+
+void Vmscan::put_back(PageList& pages, PageList& to_free) {
   PageList evictable;
   while (!pages.empty()) {
     Page& page = pages.back();
@@ -91,12 +99,12 @@ void Vmscan::putback_inactive_pages(PageList& pages, PageList& to_free) {
   while (!evictable.empty()) {
     Page& page = evictable.back();
     evictable.pop_back();
-    const LruList list = Lru::page_lru(page);
-    const unsigned file = Lru::page_is_file_cache(page);
+    const LruList list = lru_.page_lru(page);
+    const unsigned file = lru_.page_is_file_cache(page);
     if (put_isolated(page, list))
       to_free.push_back(page);
     else if (is_active_lru(list))
-      ++node_.lruvec.reclaim_stat.recent_rotated[file];
+      ++lru_.lruvec_of(page).reclaim_stat.recent_rotated[file];
   }
 }
 
@@ -125,7 +133,7 @@ int Vmscan::page_referenced(Page& page, uint64_t* vm_flags) {
   return referenced;
 }
 
-void Vmscan::shrink_active_list(int64_t nr_to_scan, ScanControl& sc, LruList list) {
+void Vmscan::shrink_active_list(int64_t nr_to_scan, LruVec& lruvec, ScanControl& sc, LruList list) {
   WEIR_FLOW(list, nr_to_scan);
   const unsigned file = is_file_lru(list) ? 1 : 0;
   const NodeStat isolated = file != 0 ? NodeStat::nr_isolated_file : NodeStat::nr_isolated_anon;
@@ -135,9 +143,9 @@ void Vmscan::shrink_active_list(int64_t nr_to_scan, ScanControl& sc, LruList lis
   int64_t taken = 0, scanned = 0;
   {
     ScopedLock guard(node_.lru_lock);
-    taken = isolate_lru_pages(nr_to_scan, held, scanned, sc, list);
+    taken = isolate_lru_pages(nr_to_scan, lruvec, held, scanned, sc, list);
     vmstat_.mod_node_page_state(isolated, taken);
-    node_.lruvec.reclaim_stat.recent_scanned[file] += static_cast<uint64_t>(taken);
+    lruvec.reclaim_stat.recent_scanned[file] += static_cast<uint64_t>(taken);
   }
   vmstat_.count_vm_events(VmEvent::pgrefill, static_cast<uint64_t>(scanned));
   uint64_t rotated = 0;
@@ -167,12 +175,12 @@ void Vmscan::shrink_active_list(int64_t nr_to_scan, ScanControl& sc, LruList lis
     ScopedLock guard(node_.lru_lock);
     // Referenced pages count as rotated though they go to the inactive list: they get there a second round before
     // reclaim.
-    node_.lruvec.reclaim_stat.recent_rotated[file] += rotated;
+    lruvec.reclaim_stat.recent_rotated[file] += rotated;
     move_active_pages_to_lru(active, to_free, list);
     move_active_pages_to_lru(inactive, to_free, file != 0 ? LruList::inactive_file : LruList::inactive_anon);
     vmstat_.mod_node_page_state(isolated, -taken);
   }
-  pages_.free_hot_cold_page_list(to_free, Temperature::cold);
+  era_->free_pages(to_free);
 }
 
 // ---- Aging ---------------------------------------------------------------------------------------------------------
@@ -229,8 +237,7 @@ void Vmscan::keep_locked(Page& page, PageKeep reason) {
 }
 
 void Vmscan::activate_locked(Page& page, PageKeep reason) {
-  // It stays in memory, so its slot is better used for another page.
-  if (PageSwapCache(page) && (swap_.vm_swap_full() || page.test(PageFlag::mlocked))) cache_.try_to_free_swap(page);
+  era_->activated(page);
   if (!page.test(PageFlag::mlocked)) {
     lru_.set_page_flag(page, PageFlag::active);
     lru_.clear_page_aged(page);
@@ -275,20 +282,10 @@ bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& u
   if (dirty && !writeback) ++stat.nr_unqueued_dirty;
   bool may_enter_fs = sc.gfp_mask.has(__GFP_FS) || (PageSwapCache(page) && sc.gfp_mask.has(__GFP_IO));
   if (writeback && page.test(PageFlag::reclaim)) ++stat.nr_congested;
-  if (writeback) {
-    // Met for the second time before its write has ended: the scan is faster than the device.
-    if (current_is_kswapd() && page.test(PageFlag::reclaim) && pgdat_writeback_.load(std::memory_order_relaxed)) {
-      ++stat.nr_immediate;
-    } else {
-      // The end of the write puts it at the tail.
-      page.set(PageFlag::reclaim);
-      ++stat.nr_writeback;
-    }
-    return activate_locked(page, PageKeep::under_writeback), false;
-  }
+  if (writeback) return era_->under_writeback(page, stat), false;
 
   candidate = {.page = &page};
-  candidate.references = sc.ignore_references ? References::reclaim : page_check_references(page, aged);
+  candidate.references = sc.ignore_references ? References::reclaim : era_->references(page, aged);
   const auto decide = [&](Candidate::Verdict verdict, PageKeep reason) {
     candidate.verdict = verdict;
     candidate.reason = reason;
@@ -343,6 +340,10 @@ Vmscan::Pageout Vmscan::pageout(Page& page, AddressSpace* mapping, ScanControl& 
 
 bool Vmscan::__remove_mapping(AddressSpace& mapping, Page& page) {
   WEIR_FLOW(pages_.mem().pfn(page));
+  return leave_tree(mapping, page);
+}
+
+bool Vmscan::leave_tree(AddressSpace& mapping, Page& page) {
   const SwpEntry entry{page.private_};
   const bool swapped = PageSwapCache(page);
   {
@@ -393,12 +394,12 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
   AddressSpace* mapping = cache_.page_mapping(page);
   const bool was_dirty = page.test(PageFlag::dirty);
   if (was_dirty) {
-    if (!PageSwapBacked(page) &&
-        !(current_is_kswapd() && page.test(PageFlag::reclaim) && pgdat_dirty_.load(std::memory_order_relaxed))) {
-      // One page here, one there is the slowest way to write a file. The flusher is told; met again, the page goes at
-      // once.
-      page.set(PageFlag::reclaim);
-      return activate_locked(page, PageKeep::file_dirty), false;
+    if (!PageSwapBacked(page)) {
+      switch (era_->dirty_file_page(page, sc)) {
+        case Candidate::Verdict::go_on: break;
+        case Candidate::Verdict::keep: return keep_locked(page, PageKeep::file_dirty), false;
+        case Candidate::Verdict::activate: return activate_locked(page, PageKeep::file_dirty), false;
+      }
     }
     if (candidate.references == References::reclaim_clean) return keep_locked(page, PageKeep::dirty), false;
     if (!candidate.may_enter_fs) return keep_locked(page, PageKeep::no_fs), false;
@@ -420,7 +421,7 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
   }
   if (PageAnon(page) && !PageSwapBacked(page)) return drop_lazyfree(page);
   const bool swapped = PageSwapCache(page);
-  if (mapping == nullptr || !__remove_mapping(*mapping, page)) return keep_locked(page, PageKeep::in_use), false;
+  if (mapping == nullptr || !era_->remove_mapping(*mapping, page)) return keep_locked(page, PageKeep::in_use), false;
   if (!was_dirty) {
     WEIR_STATE(drop_clean, pfn, index, 0);
     if (swapped) vmstat_.count_vm_event(VmEvent::swap_clean_drop);
@@ -480,7 +481,7 @@ int64_t Vmscan::shrink_page_list(PageList& pages, ScanControl& sc, Stat& stat) {
       kept.push_front(page);
     }
     // (4) free in a batch: nobody reads their bytes soon
-    pages_.free_hot_cold_page_list(to_free, Temperature::cold);
+    era_->free_pages(to_free);
   }
   pages.splice(pages.end(), kept);
   return reclaimed;
@@ -492,7 +493,7 @@ void Vmscan::congestion_wait() {
   if (engine_thread().world != nullptr) (void)world().schedule_timeout(100_ms);
 }
 
-int64_t Vmscan::shrink_inactive_list(int64_t nr_to_scan, ScanControl& sc, LruList list) {
+int64_t Vmscan::shrink_inactive_list(int64_t nr_to_scan, LruVec& lruvec, ScanControl& sc, LruList list) {
   WEIR_FLOW(list, nr_to_scan);
   const bool file = is_file_lru(list);
   const NodeStat isolated = file ? NodeStat::nr_isolated_file : NodeStat::nr_isolated_anon;
@@ -508,9 +509,9 @@ int64_t Vmscan::shrink_inactive_list(int64_t nr_to_scan, ScanControl& sc, LruLis
   int64_t taken = 0, scanned = 0;
   {
     ScopedLock guard(node_.lru_lock);
-    taken = isolate_lru_pages(nr_to_scan, pages, scanned, sc, list);
+    taken = isolate_lru_pages(nr_to_scan, lruvec, pages, scanned, sc, list);
     vmstat_.mod_node_page_state(isolated, taken);
-    node_.lruvec.reclaim_stat.recent_scanned[file ? 1 : 0] += static_cast<uint64_t>(taken);
+    lruvec.reclaim_stat.recent_scanned[file ? 1 : 0] += static_cast<uint64_t>(taken);
   }
   const bool by_kswapd = current_is_kswapd();
   vmstat_.count_vm_events(by_kswapd ? VmEvent::pgscan_kswapd : VmEvent::pgscan_direct, static_cast<uint64_t>(scanned));
@@ -521,17 +522,9 @@ int64_t Vmscan::shrink_inactive_list(int64_t nr_to_scan, ScanControl& sc, LruLis
                           static_cast<uint64_t>(reclaimed));
   putback_inactive_pages(pages, to_free);
   vmstat_.mod_node_page_state(isolated, -taken);
-  pages_.free_hot_cold_page_list(to_free, Temperature::cold);
+  era_->free_pages(to_free);
 
-  // What the scan met tells how the devices do.
-  if (stat.nr_writeback != 0 && stat.nr_writeback == taken) pgdat_writeback_.store(true, std::memory_order_relaxed);
-  if (stat.nr_dirty != 0 && stat.nr_dirty == stat.nr_congested) pgdat_congested_.store(true, std::memory_order_relaxed);
-  if (stat.nr_unqueued_dirty != 0 && flusher_ != nullptr && stat.nr_unqueued_dirty == taken) {
-    flusher_->wakeup_flusher_threads(WB_REASON_VMSCAN);
-    pgdat_dirty_.store(true, std::memory_order_relaxed);
-  }
-  if (stat.nr_immediate != 0) congestion_wait();
-  if (!by_kswapd && pgdat_congested_.load(std::memory_order_relaxed)) congestion_wait();
+  era_->after_batch(stat, taken, sc);
   return reclaimed;
 }
 

@@ -199,6 +199,8 @@ class ReclaimWorld {
   struct Options {
     Bytes ram = Bytes(uint64_t{16} << 20);
     unsigned cpus = 1;
+    KernelEra kernel = DEFAULT_KERNEL;
+    Pfn dma32_end{uint64_t{1} << 20};  ///< lower it to have two zones
     weir::MachineOptions::Threads threads = weir::MachineOptions::Threads::kswapd;
     unsigned page_cluster = 3;
     int swappiness = 60;
@@ -212,6 +214,8 @@ class ReclaimWorld {
     weir::MachineOptions o;
     o.layout.ranges[0] = {Pfn(0), pages_in(options.ram)};
     o.layout.nr_ranges = 1;
+    o.layout.dma32_end = options.dma32_end;
+    o.kernel = options.kernel;
     o.cpus = options.cpus;
     o.threads = options.threads;
     o.page_cluster = options.page_cluster;

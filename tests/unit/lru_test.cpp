@@ -39,7 +39,7 @@ class LruMachine : public TestMachine {
       for (Page& page : node.lruvec.lists[l]) {
         ++length;
         EXPECT_TRUE(page.test(PageFlag::lru));
-        EXPECT_EQ(at(Lru::page_lru(page)), l);
+        EXPECT_EQ(at(lru.page_lru(page)), l);
       }
       EXPECT_EQ(length, node.lruvec.size[l].v);
       EXPECT_EQ(length, lru.lru_size(static_cast<LruList>(l)).v);
