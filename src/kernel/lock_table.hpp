@@ -20,6 +20,7 @@ enum class LockNesting : uint8_t { none, allowed };
   X(layout, sleeping, none, "live: mappings change in the machine and in the host together")                           \
   X(swapon, sleeping, none, "one swapon or swapoff at a time")                                                         \
   X(oom, sleeping, none, "one out_of_memory at a time")                                                                \
+  X(ksm, sleeping, none, "ksmd's scan, its trees and lists")                                                           \
   X(inode, sleeping, none, "a file's size and its writers")                                                            \
   X(mmap, sleeping, allowed, "VMA tree of an Mm (nests parent, child in fork)")                                        \
   X(slab_mutex, sleeping, none, "list of kmem_caches")                                                                 \

@@ -15,20 +15,39 @@ bool killed(const Task& task) { return task.sigkill.load(std::memory_order_acqui
 
 }  // namespace
 
-Fault::Fault(Memory& memory, Vmas& vmas, Pressure*& pressure) : memory_(memory), vmas_(vmas), pressure_(pressure) {}
+Fault::Fault(Memory& memory, Vmas& vmas, Pressure*& pressure, KernelEra kernel)
+    : memory_(memory),
+      vmas_(vmas),
+      pressure_(pressure),
+      inner_(inner_of(kernel)),
+      first_flags_(first_flags_of(kernel)) {}
+
+/// 2.6.20 has no __do_page_fault.
+Fault::Inner Fault::inner_of(KernelEra kernel) {
+  return kernel == KernelEra::linux_2_6_20 ? &Fault::serve : &Fault::__do_page_fault;
+}
+
+/// In 2.6.20 a fault waits with mmap_sem.
+uint32_t Fault::first_flags_of(KernelEra kernel) {
+  return kernel == KernelEra::linux_2_6_20 ? FAULT_FLAG_USER : FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_USER;
+}
 
 FaultResult Fault::do_page_fault(Task& task, VirtAddr address, uint32_t error_code) {
   WEIR_FLOW(address, error_code);
   WEIR_STATE(fault, address, error_code, 0);
-  const FaultResult result = __do_page_fault(task, address, error_code);
+  const FaultResult result = (this->*inner_)(task, address, error_code);
   // The way back to the program is where a fatal signal is seen.
   return killed(task) ? FaultResult::killed : result;
 }
 
-FaultResult Fault::__do_page_fault(Task& task, VirtAddr address, uint32_t error_code) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+FaultResult Fault::__do_page_fault(Task& task, VirtAddr address, uint32_t error_code) {
   WEIR_FLOW(address, error_code);
+  return serve(task, address, error_code);
+}
+
+FaultResult Fault::serve(Task& task, VirtAddr address, uint32_t error_code) WEIR_NO_THREAD_SAFETY_ANALYSIS {
   Mm& mm = *task.mm;
-  uint32_t flags = FAULT_FLAG_ALLOW_RETRY | FAULT_FLAG_USER;
+  uint32_t flags = first_flags_;
   if ((error_code & PF_WRITE) != 0) flags |= FAULT_FLAG_WRITE;
   if ((error_code & PF_INSTR) != 0) flags |= FAULT_FLAG_INSTRUCTION;
   uint32_t major = 0;

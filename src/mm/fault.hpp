@@ -24,17 +24,24 @@ enum FaultError : uint32_t { PF_PROT = 1, PF_WRITE = 2, PF_USER = 4, PF_INSTR = 
 
 class Fault {
  public:
-  Fault(Memory& memory, Vmas& vmas, Pressure*& pressure);
+  Fault(Memory& memory, Vmas& vmas, Pressure*& pressure, KernelEra kernel = DEFAULT_KERNEL);
   /// Runs until the access can be repeated or the task must be told. Takes mmap_sem for reading; holds nothing on
   /// return.
   FaultResult do_page_fault(Task& task, VirtAddr address, uint32_t error_code);
 
  private:
+  /// The way from do_page_fault to the work: an era's kernel has a function between them, or not.
+  using Inner = FaultResult (Fault::*)(Task& task, VirtAddr address, uint32_t error_code);
+  static Inner inner_of(KernelEra kernel);
+  static uint32_t first_flags_of(KernelEra kernel);
   FaultResult __do_page_fault(Task& task, VirtAddr address, uint32_t error_code);
+  FaultResult serve(Task& task, VirtAddr address, uint32_t error_code);
 
   Memory& memory_;
   Vmas& vmas_;
   Pressure*& pressure_;
+  Inner inner_;
+  uint32_t first_flags_;  ///< of a fault's first try
 };
 
 }  // namespace weir

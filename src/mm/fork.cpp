@@ -76,6 +76,11 @@ Result<Mm*> AddressSpaces::mm_alloc(Task* owner) {
 // ---- Copying
 // ---------------------------------------------------------------------------------------------------------------
 
+Result<Mm*> AddressSpaces::fork(Mm& old, Task* owner) {
+  WEIR_FLOW(old);
+  return dup_mm(old, owner);
+}
+
 Result<Mm*> AddressSpaces::dup_mm(Mm& old, Task* owner) {
   WEIR_FLOW(old);
   // Shared frames must be read-only in hardware.
@@ -96,6 +101,7 @@ Result<void> AddressSpaces::dup_mmap(Mm& mm, Mm& old) {
   mm.task_size = old.task_size;
   mm.start_brk = old.start_brk;
   mm.brk = old.brk;
+  WEIR_TRY_VOID(ksm_->ksm_fork(mm, old));
   for (VmArea& vma : old.mmap) {
     if ((vma.vm_flags & VM_DONTCOPY) != 0) continue;
     VmArea* copy = vmas_.vm_area_dup(vma, GFP_KERNEL);

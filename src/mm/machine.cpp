@@ -21,10 +21,11 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       page_io(filemap, swap_files, vmstat, mmu),
       swap_cache(filemap, swap_files, swap_slots, page_io, vmstat, mmu),
       vmas(slab),
-      rmap(tables, slab, filemap, swap_files, vmstat, mmu),
-      memory(tables, vmas, rmap, swap_cache, swap_files, filemap, vmstat, mmu),
-      fault(memory, vmas, pressure_),
-      spaces(memory, fault, vmas, rmap, tables, swap_files, slab, vmstat, mmu),
+      rmap(tables, slab, filemap, swap_files, vmstat, mmu, options.kernel),
+      memory(tables, vmas, rmap, swap_cache, swap_files, filemap, vmstat, mmu, options.kernel),
+      ksm(memory, vmas, rmap, swap_cache, slab, mmu, profile),
+      fault(memory, vmas, pressure_, options.kernel),
+      spaces(memory, fault, vmas, rmap, tables, swap_files, slab, vmstat, mmu, profile),
       writeback(filemap, vmstat),
       files(filemap, page_io, writeback, slab, vmstat, mmu),
       flusher(writeback, vmstat),
@@ -62,7 +63,10 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   WEIR_TRY_VOID(vmas.init());
   WEIR_TRY_VOID(rmap.init());
   WEIR_TRY_VOID(memory.init());
+  WEIR_TRY_VOID(ksm.init());
   WEIR_TRY_VOID(spaces.init());
+  spaces.set_ksm(ksm);
+  ksm.set_mmdrop([](void* arg, Mm& mm) { static_cast<AddressSpaces*>(arg)->mmdrop(mm); }, &spaces);
   WEIR_TRY_VOID(files.init());
   spaces.set_file_ops(files);
   spaces.set_vmscan(vmscan);
@@ -92,6 +96,7 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
 void Machine::shutdown() {
   oom_reaper.stop();
   swap_files.stop_discard();
+  (void)ksm.set_run(Ksm::Run::stop, nullptr);
   if (options_.threads == MachineOptions::Threads::all) flusher.stop();
   if (options_.threads != MachineOptions::Threads::none) vmscan.kswapd_stop();
   // Pages whose owner has gone may still be on their way to a device. Nobody starts another write.
@@ -120,7 +125,7 @@ Result<Task*> Machine::task_create(const char* comm, Task* parent) {
 Result<Task*> Machine::task_fork(Task& parent) {
   Task* task = slab.create<Task>(*task_cache_, GFP_KERNEL);
   if (task == nullptr) return Errno::nomem;
-  Result<Mm*> mm = spaces.dup_mm(*parent.mm, task);
+  Result<Mm*> mm = spaces.fork(*parent.mm, task);
   if (!mm) {
     slab.destroy(*task_cache_, task);
     return mm.error();

@@ -14,6 +14,7 @@
 #include "mm/filemap_io.hpp"
 #include "mm/flusher.hpp"
 #include "mm/frame_source.hpp"
+#include "mm/ksm.hpp"
 #include "mm/oom_reaper.hpp"
 #include "mm/profile.hpp"
 #include "mm/swapfile_unuse.hpp"
@@ -125,6 +126,7 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   Vmas vmas;
   Rmap rmap;
   Memory memory;
+  Ksm ksm;
   Fault fault;
   AddressSpaces spaces;
   PageWriteback writeback;

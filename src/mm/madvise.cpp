@@ -10,7 +10,9 @@ bool reads_only(Advice advice) {
   switch (advice) {
     case Advice::normal:
     case Advice::random:
-    case Advice::sequential: return false;
+    case Advice::sequential:
+    case Advice::mergeable:
+    case Advice::unmergeable: return false;
     default: return true;
   }
 }
@@ -35,10 +37,14 @@ Result<void> AddressSpaces::madvise(Mm& mm, VirtAddr start, uint64_t length, Adv
     });
   }
   ScopedWrite guard(mm.mmap_sem);
-  return for_each_part(mm, start, end, Holes::skip, [&](VmArea& vma, VirtAddr from, VirtAddr to) {
+  return for_each_part(mm, start, end, Holes::skip, [&](VmArea& vma, VirtAddr from, VirtAddr to) -> Result<VmArea*> {
     uint64_t flags = vma.vm_flags & ~(VM_SEQ_READ | VM_RAND_READ);
     if (advice == Advice::sequential) flags |= VM_SEQ_READ;
     if (advice == Advice::random) flags |= VM_RAND_READ;
+    if (advice == Advice::mergeable || advice == Advice::unmergeable) {
+      flags = vma.vm_flags;
+      WEIR_TRY_VOID(ksm_->ksm_madvise(vma, from, to, advice == Advice::mergeable, flags));
+    }
     return change_flags(mm, vma, from, to, flags);
   });
 }

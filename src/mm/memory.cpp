@@ -5,7 +5,7 @@ namespace weir {
 
 namespace {
 
-/// Between finish_fault and its callers only: the page is in the address space now.
+/// Between map_file_page and its callers only: the page is in the address space now.
 constexpr uint32_t MAPPED = 1u << 31;
 constexpr uint32_t VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV;
 
@@ -20,7 +20,7 @@ bool anon_vma_compatible(const VmArea& below, const VmArea& above) {
 }  // namespace
 
 Memory::Memory(PageTables& tables, Vmas& vmas, Rmap& rmap, SwapCache& cache, SwapFiles& swap, Filemap& filemap,
-               VmStat& vmstat, Mmu& mmu)
+               VmStat& vmstat, Mmu& mmu, KernelEra kernel)
     : tables_(tables),
       vmas_(vmas),
       rmap_(rmap),
@@ -28,7 +28,13 @@ Memory::Memory(PageTables& tables, Vmas& vmas, Rmap& rmap, SwapCache& cache, Swa
       swap_(swap),
       filemap_(filemap),
       vmstat_(vmstat),
-      mmu_(mmu) {}
+      mmu_(mmu) {
+  switch (kernel) {
+    case KernelEra::linux_2_6_20: era_ = memory_2_6_20(era_place_, *this); break;
+    case KernelEra::linux_3: era_ = memory_3(era_place_, *this); break;
+    case KernelEra::linux_4_14: era_ = memory_4_14(era_place_, *this); break;
+  }
+}
 
 Result<void> Memory::init() {
   caps_ = mmu_.caps();
@@ -63,6 +69,13 @@ Result<void> Memory::anon_vma_prepare(VmArea& vma) {
 Page* Memory::alloc_locked_page() {
   Page* page = tables_.pages().alloc_pages(GFP_HIGHUSER_MOVABLE, Order(0));
   if (page != nullptr) filemap_.__set_page_locked(*page);
+  return page;
+}
+
+Page* MemoryEra::prepare_zeroed(Page* page) {
+  if (page == nullptr) return nullptr;
+  memory_.filemap_.__set_page_locked(*page);
+  memory_.mmu_.clear_user_highpage(*page);
   return page;
 }
 
@@ -105,12 +118,7 @@ uint32_t Memory::handle_mm_fault(VmArea& vma, VirtAddr address, uint32_t flags) 
   WEIR_FLOW(address, flags);
   vmstat_.count_vm_event(VmEvent::pgfault);
   FaultContext ctx{.vma = vma, .mm = *vma.vm_mm, .address = address.page(), .flags = flags};
-  return __handle_mm_fault(ctx);
-}
-
-uint32_t Memory::__handle_mm_fault(FaultContext& ctx) {
-  WEIR_FLOW(ctx.address, ctx.flags);
-  return handle_pte_fault(ctx);
+  return era_->dispatch(ctx);
 }
 
 uint32_t Memory::handle_pte_fault(FaultContext& ctx) {
@@ -118,7 +126,7 @@ uint32_t Memory::handle_pte_fault(FaultContext& ctx) {
   if (const Pte* pte = tables_.walk(ctx.mm, ctx.address))
     ctx.orig_pte = Pte{__atomic_load_n(&pte->v, __ATOMIC_ACQUIRE)};
   WEIR_FLOW(ctx.address, ctx.orig_pte);
-  if (pte_none(ctx.orig_pte)) return ctx.vma.anonymous() ? do_anonymous_page(ctx) : do_fault(ctx);
+  if (pte_none(ctx.orig_pte)) return ctx.vma.anonymous() ? do_anonymous_page(ctx) : era_->file_fault(ctx);
   if (!pte_present(ctx.orig_pte)) return do_swap_page(ctx);
   PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
   if (*ptl != ctx.orig_pte) return VM_FAULT_OK;
@@ -176,18 +184,17 @@ uint32_t Memory::do_anonymous_page(FaultContext& ctx) {
   }
 
   if (!anon_vma_prepare(vma)) return VM_FAULT_OOM;
-  Page* page = alloc_locked_page();
+  Page* page = era_->zeroed_page(ctx);
   if (page == nullptr) return VM_FAULT_OOM;
   uint32_t ret = VM_FAULT_OK;
   if (map_anonymous(ctx, *page, ret) && ret == VM_FAULT_OK && caps_.fault_around > 1) anonymous_around(ctx);
   return ret;
 }
 
-/// A new frame, locked, becomes a page of zeros at ctx.address. False: another thread was faster, and the frame is
+/// A new frame, locked and zeroed, becomes a page at ctx.address. False: another thread was faster, and the frame is
 /// freed.
 bool Memory::map_anonymous(FaultContext& ctx, Page& page, uint32_t& ret) {
   VmArea& vma = ctx.vma;
-  mmu_.clear_user_highpage(page);
   page.set(PageFlag::uptodate);
   Pte entry = mk_pte(tables_.pages().mem().pfn(page), vma);
   if ((vma.vm_flags & VM_WRITE) != 0) entry = pte_mkwrite(pte_mkdirty(entry));
@@ -212,19 +219,17 @@ bool Memory::map_anonymous(FaultContext& ctx, Page& page, uint32_t& ret) {
 // ---- Files
 // -----------------------------------------------------------------------------------------------------------------
 
-uint32_t Memory::do_fault(FaultContext& ctx) {
-  WEIR_FLOW(ctx.address, ctx.flags);
+uint32_t Memory::file_fault(FaultContext& ctx) {
   WEIR_STATE(fault_file, ctx.address, 0, ctx.flags);
-  if ((ctx.vma.vm_flags & VM_SHARED) != 0) return ctx.write() ? do_shared_fault(ctx) : do_read_fault(ctx);
+  if ((ctx.vma.vm_flags & VM_SHARED) != 0) return ctx.write() ? era_->shared_fault(ctx) : era_->read_fault(ctx);
   // Where a page cannot be mapped read-only, or not beside its place in the cache, a private mapping gets its copy at
   // once.
   const bool always_copy = !caps_.has_write_protect || !caps_.has_alias;
-  return ctx.write() || always_copy ? do_cow_fault(ctx) : do_read_fault(ctx);
+  return ctx.write() || always_copy ? era_->cow_fault(ctx) : era_->read_fault(ctx);
 }
 
 /// Asks the mapping's owner for the page: afterwards ctx.page is locked, unless an error or RETRY comes back.
-uint32_t Memory::__do_fault(FaultContext& ctx) {
-  WEIR_FLOW(ctx.address, ctx.flags);
+uint32_t Memory::ask_owner(FaultContext& ctx) {
   FaultRequest request{
       .vma = &ctx.vma, .address = ctx.address, .pgoff = linear_page_index(ctx.vma, ctx.address), .flags = ctx.flags};
   const uint32_t ret = ctx.vma.vm_ops->fault(request);
@@ -235,8 +240,7 @@ uint32_t Memory::__do_fault(FaultContext& ctx) {
 }
 
 /// Maps the page at ctx.address if there is still nothing. On success `ptl` is held; NOPAGE: somebody else was faster.
-uint32_t Memory::alloc_set_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& entry) {
-  WEIR_FLOW(ctx.address, tables_.pages().mem().pfn(page));
+uint32_t Memory::set_file_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& entry) {
   ptl = tables_.pte_alloc_map_lock(ctx.mm, ctx.address);
   if (!ptl) return VM_FAULT_OOM;
   if (!pte_none(*ptl)) return VM_FAULT_NOPAGE;
@@ -259,48 +263,44 @@ uint32_t Memory::alloc_set_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte&
 }
 
 /// The page, locked by us, becomes part of the address space: MAPPED. If something else is there by now: NOPAGE.
-uint32_t Memory::finish_fault(FaultContext& ctx) {
-  WEIR_FLOW(ctx.address);
+uint32_t Memory::map_file_page(FaultContext& ctx) {
   Page& page = ctx.cow_page != nullptr ? *ctx.cow_page : *ctx.page;
   Pte entry;
   {
     PteLock ptl;
-    if (const uint32_t ret = alloc_set_pte(ctx, page, ptl, entry); ret != VM_FAULT_OK) return ret;
+    if (const uint32_t ret = era_->set_file_pte(ctx, page, ptl, entry); ret != VM_FAULT_OK) return ret;
   }
   // From here on the mapping stands, whatever hardware says.
   return make_known(ctx, entry, page) | MAPPED;
 }
 
-uint32_t Memory::do_read_fault(FaultContext& ctx) {
-  WEIR_FLOW(ctx.address);
-  uint32_t ret = __do_fault(ctx);
+uint32_t Memory::read_fault(FaultContext& ctx) {
+  uint32_t ret = era_->ask_owner(ctx);
   if (ctx.page == nullptr) return ret;
-  ret |= finish_fault(ctx);
+  ret |= era_->map_file_page(ctx);
   unlock_put(*ctx.page);
   return ret & ~MAPPED;
 }
 
-uint32_t Memory::do_cow_fault(FaultContext& ctx) {
-  WEIR_FLOW(ctx.address);
+uint32_t Memory::cow_fault(FaultContext& ctx) {
   if (!anon_vma_prepare(ctx.vma)) return VM_FAULT_OOM;
   // Before the file's page is locked: an allocation may have to wait for pages that wait for locks.
   ctx.cow_page = alloc_locked_page();
   if (ctx.cow_page == nullptr) return VM_FAULT_OOM;
-  uint32_t ret = __do_fault(ctx);
+  uint32_t ret = era_->ask_owner(ctx);
   if (ctx.page == nullptr) {
     unlock_put(*ctx.cow_page);
     return ret;
   }
   mmu_.copy_user_highpage(*ctx.cow_page, *ctx.page);
   ctx.cow_page->set(PageFlag::uptodate);
-  ret |= finish_fault(ctx);
+  ret |= era_->map_file_page(ctx);
   unlock_put(*ctx.page);
   unlock_put(*ctx.cow_page);
   return ret & ~MAPPED;
 }
 
-uint32_t Memory::do_page_mkwrite(FaultContext& ctx) {
-  WEIR_FLOW(ctx.address);
+uint32_t Memory::ask_mkwrite(FaultContext& ctx) {
   FaultRequest request{.vma = &ctx.vma,
                        .address = ctx.address,
                        .pgoff = linear_page_index(ctx.vma, ctx.address),
@@ -310,28 +310,26 @@ uint32_t Memory::do_page_mkwrite(FaultContext& ctx) {
 }
 
 /// The page is mapped writable, locked, and about to be written: its owner learns it now, and the writer may be slowed.
-void Memory::fault_dirty_shared_page(FaultContext& ctx, Page& page) {
-  WEIR_FLOW(ctx.address);
+void Memory::dirty_shared_page(FaultContext& ctx, Page& page) {
   rmap_.set_page_dirty(page);
   unlock_put(page);
   ctx.vma.vm_ops->balance_dirty(ctx.vma);
 }
 
-uint32_t Memory::do_shared_fault(FaultContext& ctx) {
-  WEIR_FLOW(ctx.address);
-  uint32_t ret = __do_fault(ctx);
+uint32_t Memory::shared_fault(FaultContext& ctx) {
+  uint32_t ret = era_->ask_owner(ctx);
   if (ctx.page == nullptr) return ret;
   Page& page = *ctx.page;
-  if (const uint32_t refused = do_page_mkwrite(ctx); (refused & (VM_FAULT_ERROR | VM_FAULT_NOPAGE)) != 0) {
+  if (const uint32_t refused = era_->ask_mkwrite(ctx); (refused & (VM_FAULT_ERROR | VM_FAULT_NOPAGE)) != 0) {
     unlock_put(page);
     return refused;
   }
-  ret |= finish_fault(ctx);
+  ret |= era_->map_file_page(ctx);
   if ((ret & MAPPED) == 0) {
     unlock_put(page);
     return ret;
   }
-  fault_dirty_shared_page(ctx, page);
+  era_->dirty_shared_page(ctx, page);
   return ret & ~MAPPED;
 }
 
@@ -354,6 +352,7 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
     ret = VM_FAULT_MAJOR;
     vmstat_.count_vm_event(VmEvent::pgmajfault);
   }
+  era_->swapped_in(*page);
   Lru& lru = filemap_.lru();
   if (!lock_page_or_retry(*page, ctx.mm, ctx.flags)) {
     lru.put_page(*page);
@@ -367,10 +366,18 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   // Where writes leave no trace in the PTE, bytes that are being written out must not change.
   if (!caps_.has_dirty) filemap_.wait_on_page_writeback(*page);
 
+  Page* const swapcache = page;
+  page = era_->fitting(*page, vma, ctx.address);
+  if (page == nullptr) {
+    unlock_put(*swapcache);
+    return ret | VM_FAULT_OOM;
+  }
+  const bool copied = page != swapcache;  // the slot's page is somebody else's
   PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
   const bool same = *ptl == ctx.orig_pte;
   if (!same || !page->test(PageFlag::uptodate)) {
     ptl.unlock();
+    if (copied) unlock_put(*swapcache);
     unlock_put(*page);
     return same ? ret | VM_FAULT_SIGBUS : ret;
   }
@@ -387,13 +394,20 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   } else {
     copy_next = ctx.write();
   }
+  pte = era_->restored(pte, ctx.orig_pte);
   PageAllocator::get_page(*page);
-  rmap_.page_add_anon_rmap(*page, vma, ctx.address, exclusive);
-  lru.activate_page(*page);
   tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), pte);
+  if (copied) {
+    rmap_.page_add_new_anon_rmap(*page, vma, ctx.address);
+    lru.lru_cache_add_active_or_unevictable(*page, vma);
+  } else {
+    rmap_.page_add_anon_rmap(*page, vma, ctx.address, exclusive);
+    era_->mapped_again(*page);
+  }
   ptl.unlock();
 
   swap_.swap_free(entry);
+  if (copied) unlock_put(*swapcache);
   // On a device without room a page that changes could not be written to its slot again: without one it may go
   // elsewhere.
   if (swap_.vm_swap_full() || !swap_.has_room(entry) || (vma.vm_flags & VM_LOCKED) != 0 ||
@@ -420,13 +434,13 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
   Page* page = vm_normal_page(ctx.orig_pte);
   if (page == nullptr) {
     ptl.unlock();
-    return wp_page_copy(ctx, nullptr);
+    return era_->copy_page(ctx, nullptr);
   }
   if (!PageAnon(*page)) {
-    if ((ctx.vma.vm_flags & VM_SHARED) != 0) return wp_page_shared(ctx, *page, std::move(ptl));
+    if ((ctx.vma.vm_flags & VM_SHARED) != 0) return era_->reuse_shared_page(ctx, *page, std::move(ptl));
     PageAllocator::get_page(*page);
     ptl.unlock();
-    return wp_page_copy(ctx, page);
+    return era_->copy_page(ctx, page);
   }
 
   PageAllocator::get_page(*page);
@@ -441,8 +455,8 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
     }
   }
   if (cache_.reuse_swap_page(*page)) {
-    rmap_.page_move_anon_rmap(*page, ctx.vma);
-    const Pte entry = wp_page_reuse(ctx, ptl);
+    era_->own(*page, ctx.vma);
+    const Pte entry = era_->reuse_page(ctx, ptl);
     ptl.unlock();
     const uint32_t ret = make_known(ctx, entry, *page);
     unlock_put(*page);
@@ -450,34 +464,40 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
   }
   ptl.unlock();
   filemap_.unlock_page(*page);
-  return wp_page_copy(ctx, page);
+  return era_->copy_page(ctx, page);
+}
+
+uint32_t Memory::break_cow(VmArea& vma, VirtAddr address) {
+  FaultContext ctx{.vma = vma, .mm = *vma.vm_mm, .address = address.page(), .flags = FAULT_FLAG_WRITE};
+  PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
+  if (!ptl || !pte_present(*ptl) || pte_write(*ptl)) return VM_FAULT_OK;
+  ctx.orig_pte = *ptl;
+  return do_wp_page(ctx, std::move(ptl));
 }
 
 /// Nobody else has the page, or it is shared on purpose: the PTE becomes writable.
-Pte Memory::wp_page_reuse(FaultContext& ctx, PteLock& ptl) {
-  WEIR_FLOW(ctx.address);
+Pte Memory::reuse_page(FaultContext& ctx, PteLock& ptl) {
   const Pte entry = maybe_mkwrite(pte_mkdirty(pte_mkyoung(ctx.orig_pte)), ctx.vma);
   tables_.ptep_set_access_flags(ctx.mm, ctx.address, ptl.get(), entry);
   vmstat_.count_vm_event(VmEvent::pgreuse);
   return entry;
 }
 
-uint32_t Memory::wp_page_shared(FaultContext& ctx, Page& page, PteLock ptl) {
-  WEIR_FLOW(ctx.address);
+uint32_t Memory::reuse_shared_page(FaultContext& ctx, Page& page, PteLock ptl) {
   PageAllocator::get_page(page);
   ptl.unlock();
   filemap_.lock_page(page);
   uint32_t ret = VM_FAULT_OK;
   if (Filemap::file_mapping(page) != nullptr) {  // else truncated meanwhile: look again
     ctx.page = &page;
-    ret = do_page_mkwrite(ctx);
+    ret = era_->ask_mkwrite(ctx);
     if ((ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE)) == 0) {
       ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
       if (*ptl == ctx.orig_pte) {
-        const Pte entry = wp_page_reuse(ctx, ptl);
+        const Pte entry = era_->reuse_page(ctx, ptl);
         ptl.unlock();
         ret |= make_known(ctx, entry, page);
-        fault_dirty_shared_page(ctx, page);
+        era_->dirty_shared_page(ctx, page);
         return ret;
       }
       ptl.unlock();
@@ -487,22 +507,25 @@ uint32_t Memory::wp_page_shared(FaultContext& ctx, Page& page, PteLock ptl) {
   return ret;
 }
 
+void Memory::cow_user_page(Page& to, Page& from) {
+  WEIR_FLOW(tables_.pages().mem().pfn(to), tables_.pages().mem().pfn(from));
+  mmu_.copy_user_highpage(to, from);
+}
+
 /// A copy of the page (null: of the zero page), of which the caller has a reference, takes its place. Consumes that
 /// reference.
-uint32_t Memory::wp_page_copy(FaultContext& ctx, Page* old_page) {
-  WEIR_FLOW(ctx.address, ctx.orig_pte);
+uint32_t Memory::copy_page(FaultContext& ctx, Page* old_page) {
   Lru& lru = filemap_.lru();
-  Page* page = anon_vma_prepare(ctx.vma) ? alloc_locked_page() : nullptr;
+  Page* page = nullptr;
+  if (anon_vma_prepare(ctx.vma)) page = old_page != nullptr ? alloc_locked_page() : era_->zeroed_page(ctx);
   if (page == nullptr) {
     if (old_page != nullptr) lru.put_page(*old_page);
     return VM_FAULT_OOM;
   }
-  if (old_page != nullptr)
-    mmu_.copy_user_highpage(*page, *old_page);
-  else
-    mmu_.clear_user_highpage(*page);
+  if (old_page != nullptr) cow_user_page(*page, *old_page);
   page->set(PageFlag::uptodate);
 
+  ChangingRange changing(ctx.mm, ctx.address, ctx.address + PAGE_SIZE);
   PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
   if (*ptl != ctx.orig_pte) {
     ptl.unlock();

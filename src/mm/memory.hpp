@@ -1,6 +1,7 @@
 // src/mm/memory.hpp
 //
-// Faults, copying and zapping of page tables. Linux: mm/memory.c 4.14.
+// Faults, copying and zapping of page tables. Linux: mm/memory.c 4.14; what 3.x and 2.6.20 do differently:
+// memory_era.hpp.
 //
 //   PTE       fault                                             then
 //   none      no vm_ops: do_anonymous_page                      zero page (read) or a new zeroed page
@@ -42,10 +43,14 @@ struct MmuGather {
   [[nodiscard]] bool full() const { return nr == MAX || nr_entries == MAX; }
 };
 
+class MemoryEra;
+
 class Memory {
  public:
   Memory(PageTables& tables, Vmas& vmas, Rmap& rmap, SwapCache& cache, SwapFiles& swap, Filemap& filemap,
-         VmStat& vmstat, Mmu& mmu);
+         VmStat& vmstat, Mmu& mmu, KernelEra kernel = DEFAULT_KERNEL);
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
   Result<void> init();  ///< the zero page, where the Mmu has one
 
   /// mmap_sem held for reading; dropped if VM_FAULT_RETRY comes back. VmFault bits. PGFAULT counts every call, as
@@ -74,6 +79,10 @@ class Memory {
   /// Rights changed (mprotect): PTEs lose what the VMA no longer grants. mmap_sem for writing.
   void change_protection(VmArea& vma, VirtAddr start, VirtAddr end);
 
+  /// The page that is mapped there, present and read-only, is copied for this address (KSM). mmap_sem held. VmFault
+  /// bits.
+  uint32_t break_cow(VmArea& vma, VirtAddr address);
+
   [[nodiscard]] Page* zero_page() const { return zero_page_; }
   [[nodiscard]] Filemap& filemap() const { return filemap_; }
   [[nodiscard]] SwapCache& cache() const { return cache_; }
@@ -84,6 +93,8 @@ class Memory {
   }
 
  private:
+  friend class MemoryEra;
+
   /// One fault on its way. Linux: struct vm_fault.
   struct FaultContext {
     VmArea& vma;
@@ -96,22 +107,21 @@ class Memory {
     [[nodiscard]] bool write() const { return (flags & FAULT_FLAG_WRITE) != 0; }
   };
 
-  uint32_t __handle_mm_fault(FaultContext& ctx);
   uint32_t handle_pte_fault(FaultContext& ctx);
   uint32_t do_anonymous_page(FaultContext& ctx);
-  uint32_t do_fault(FaultContext& ctx);
-  uint32_t do_read_fault(FaultContext& ctx);
-  uint32_t do_cow_fault(FaultContext& ctx);
-  uint32_t do_shared_fault(FaultContext& ctx);
-  uint32_t __do_fault(FaultContext& ctx);
-  uint32_t finish_fault(FaultContext& ctx);
-  uint32_t alloc_set_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& entry);
-  uint32_t do_page_mkwrite(FaultContext& ctx);
+  uint32_t file_fault(FaultContext& ctx);
+  uint32_t read_fault(FaultContext& ctx);
+  uint32_t cow_fault(FaultContext& ctx);
+  uint32_t shared_fault(FaultContext& ctx);
+  uint32_t ask_owner(FaultContext& ctx);
+  uint32_t map_file_page(FaultContext& ctx);
+  uint32_t set_file_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& entry);
+  uint32_t ask_mkwrite(FaultContext& ctx);
   uint32_t do_swap_page(FaultContext& ctx);
   uint32_t do_wp_page(FaultContext& ctx, PteLock ptl);
-  uint32_t wp_page_copy(FaultContext& ctx, Page* old_page);
-  Pte wp_page_reuse(FaultContext& ctx, PteLock& ptl);
-  uint32_t wp_page_shared(FaultContext& ctx, Page& page, PteLock ptl);
+  uint32_t copy_page(FaultContext& ctx, Page* old_page);
+  Pte reuse_page(FaultContext& ctx, PteLock& ptl);
+  uint32_t reuse_shared_page(FaultContext& ctx, Page& page, PteLock ptl);
   uint32_t present_fault(FaultContext& ctx, PteLock ptl);
 
   // memory_around.cpp
@@ -121,13 +131,14 @@ class Memory {
   void anonymous_around(FaultContext& ctx);
   bool map_anonymous(FaultContext& ctx, Page& page, uint32_t& ret);
 
+  void cow_user_page(Page& to, Page& from);
   uint32_t make_known(FaultContext& ctx, Pte pte, Page& page);
   [[nodiscard]] bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags);
   [[nodiscard]] Result<void> anon_vma_prepare(VmArea& vma);
   [[nodiscard]] VmArea* mergeable_neighbour(VmArea& vma) const;
   [[nodiscard]] Page* alloc_locked_page();
   void unlock_put(Page& page);
-  void fault_dirty_shared_page(FaultContext& ctx, Page& page);
+  void dirty_shared_page(FaultContext& ctx, Page& page);
 
   // memory_ranges.cpp
   void tlb_flush_mmu(MmuGather& gather);
@@ -147,6 +158,95 @@ class Memory {
   Mmu& mmu_;
   Mmu::Caps caps_;
   Page* zero_page_ = nullptr;
+
+ public:
+  static constexpr size_t ERA_BYTES = 32;
+
+ private:
+  alignas(16) std::byte era_place_[ERA_BYTES];
+  MemoryEra* era_ = nullptr;  ///< in era_place_; immutable
 };
+
+// ---- Eras
+// --------------------------------------------------------------------------------------------------------------------
+//
+// What the kernels do differently in a fault: into which functions it is cut, and a few steps. One object for each
+// machine, made at boot. What is done is Memory's; an era's function says its own name and calls it.
+//
+//            2.6.20                          3.x                                     4.14
+//   entry    __handle_mm_fault               -                                       __handle_mm_fault
+//   zeroed   alloc_zeroed_user_highpage      ..._movable -> alloc_page_vma           ..._movable
+//   file     do_no_page                      do_linear_fault -> __do_fault           do_fault -> do_read_fault, …
+//   write    do_wp_page                      do_wp_page                              do_wp_page -> wp_page_copy, …
+
+class MemoryEra {
+ public:
+  explicit MemoryEra(Memory& memory) : memory_(memory) {}
+  MemoryEra(const MemoryEra&) = delete;
+  MemoryEra& operator=(const MemoryEra&) = delete;
+
+  using Context = Memory::FaultContext;
+
+  /// From handle_mm_fault to handle_pte_fault.
+  virtual uint32_t dispatch(Context& ctx) = 0;
+  /// A user page, locked, its content all zero. Null: no memory.
+  [[nodiscard]] virtual Page* zeroed_page(Context& ctx) = 0;
+  virtual uint32_t file_fault(Context& ctx) = 0;
+  /// do_swap_page has found or read the page, not locked yet.
+  virtual void swapped_in(Page& page) { (void)page; }
+  /// The page of a slot, or a copy of it for this address. Null: no memory.
+  [[nodiscard]] virtual Page* fitting(Page& page, VmArea& vma, VirtAddr address) {
+    return memory_.rmap_.ksm()->ksm_might_need_to_copy(page, vma, address);
+  }
+  /// What the PTE that the page is mapped by takes over from the swap PTE, and a moved one on its way.
+  [[nodiscard]] virtual Pte restored(Pte pte, Pte swap_pte) const {
+    (void)swap_pte;
+    return pte;
+  }
+  [[nodiscard]] virtual Pte moved(Pte pte) const { return pte; }
+  /// The page is mapped again.
+  virtual void mapped_again(Page& page) { (void)page; }
+  /// The page, mapped by this VMA alone, is about to be written in place. Locked.
+  virtual void own(Page& page, VmArea& vma) { memory_.rmap_.page_move_anon_rmap(page, vma); }
+
+  // What only 4.14 has as functions.
+  virtual uint32_t read_fault(Context& ctx) { return memory_.read_fault(ctx); }
+  virtual uint32_t cow_fault(Context& ctx) { return memory_.cow_fault(ctx); }
+  virtual uint32_t shared_fault(Context& ctx) { return memory_.shared_fault(ctx); }
+  virtual uint32_t ask_owner(Context& ctx) { return memory_.ask_owner(ctx); }
+  virtual uint32_t map_file_page(Context& ctx) { return memory_.map_file_page(ctx); }
+  virtual uint32_t set_file_pte(Context& ctx, Page& page, PteLock& ptl, Pte& entry) {
+    return memory_.set_file_pte(ctx, page, ptl, entry);
+  }
+  virtual uint32_t ask_mkwrite(Context& ctx) { return memory_.ask_mkwrite(ctx); }
+  virtual void dirty_shared_page(Context& ctx, Page& page) { memory_.dirty_shared_page(ctx, page); }
+  virtual uint32_t copy_page(Context& ctx, Page* old_page) { return memory_.copy_page(ctx, old_page); }
+  virtual Pte reuse_page(Context& ctx, PteLock& ptl) { return memory_.reuse_page(ctx, ptl); }
+  virtual uint32_t reuse_shared_page(Context& ctx, Page& page, PteLock ptl) {
+    return memory_.reuse_shared_page(ctx, page, std::move(ptl));
+  }
+
+ protected:
+  ~MemoryEra() = default;
+  // What the eras' files use of Memory.
+  [[nodiscard]] PageAllocator& pages() const { return memory_.tables_.pages(); }
+  [[nodiscard]] Lru& lru() const { return memory_.filemap_.lru(); }
+  [[nodiscard]] Pfn pfn(const Page& page) const { return pages().mem().pfn(page); }
+  uint32_t handle_pte_fault(Context& ctx) { return memory_.handle_pte_fault(ctx); }
+  /// handle_pte_fault where the path down to the PTE is made before the PTE is looked at (until 4.8).
+  uint32_t make_path_and_handle(Context& ctx) {
+    return memory_.tables_.pte_alloc(ctx.mm, ctx.address) ? memory_.handle_pte_fault(ctx) : VM_FAULT_OOM;
+  }
+  uint32_t memory_file_fault(Context& ctx) { return memory_.file_fault(ctx); }
+  /// A page just allocated (or null): locked and zeroed.
+  Page* prepare_zeroed(Page* page);
+
+  Memory& memory_;
+};
+
+/// Makes the era's object in `place` (Memory::ERA_BYTES).
+MemoryEra* memory_2_6_20(void* place, Memory& memory);
+MemoryEra* memory_3(void* place, Memory& memory);
+MemoryEra* memory_4_14(void* place, Memory& memory);
 
 }  // namespace weir

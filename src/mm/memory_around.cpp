@@ -109,6 +109,7 @@ void Memory::anonymous_around(FaultContext& ctx) {
     Page* page = tables_.pages().alloc_pages(gfp, Order(0));
     if (page == nullptr) break;
     filemap_.__set_page_locked(*page);
+    mmu_.clear_user_highpage(*page);
     uint32_t ret = VM_FAULT_OK;
     if (!map_anonymous(at, *page, ret) || ret != VM_FAULT_OK) break;
   }

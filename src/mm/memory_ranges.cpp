@@ -84,6 +84,7 @@ void Memory::zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtA
 void Memory::zap_page_range(VmArea& vma, VirtAddr start, VirtAddr end) {
   WEIR_FLOW(start, end);
   update_hiwater_rss(*vma.vm_mm);
+  ChangingRange changing(*vma.vm_mm, start, end);
   MmuGather gather(*vma.vm_mm);
   zap_pte_range(gather, vma, start, end);
   tlb_flush_mmu(gather);
@@ -99,10 +100,12 @@ void Memory::unmap_mapping_range(AddressSpace& mapping, uint64_t holebegin, uint
        vma = mapping.i_mmap.iter_next(vma, first, last)) {
     const uint64_t from = std::max(first, vma->vm_pgoff);
     const uint64_t to = std::min(last, vma->vm_pgoff + vma->pages() - 1);
+    const VirtAddr start = vma->vm_start + ((from - vma->vm_pgoff) << PAGE_SHIFT);
+    const VirtAddr end = vma->vm_start + ((to - vma->vm_pgoff + 1) << PAGE_SHIFT);
     update_hiwater_rss(*vma->vm_mm);
+    ChangingRange changing(*vma->vm_mm, start, end);
     MmuGather gather(*vma->vm_mm);
-    zap_pte_range(gather, *vma, vma->vm_start + ((from - vma->vm_pgoff) << PAGE_SHIFT),
-                  vma->vm_start + ((to - vma->vm_pgoff + 1) << PAGE_SHIFT), even_cows);
+    zap_pte_range(gather, *vma, start, end, even_cows);
     tlb_flush_mmu(gather);
   }
 }
@@ -125,6 +128,8 @@ void Memory::unmap_vmas(Mm& mm) {
 void Memory::unmap_vmas(Mm& mm, VmaList& vmas) {
   WEIR_FLOW(mm);
   update_hiwater_rss(mm);
+  if (vmas.empty()) return;
+  ChangingRange changing(mm, vmas.front().vm_start, vmas.back().vm_end);
   MmuGather gather(mm);
   for (VmArea& vma : vmas) zap_pte_range(gather, vma, vma.vm_start, vma.vm_end);
   tlb_flush_mmu(gather);
@@ -167,6 +172,7 @@ Result<void> Memory::copy_page_range(VmArea& dst, VmArea& src) {
   Mm& parent = *src.vm_mm;
   Mm& child = *dst.vm_mm;
   const VirtAddr end = src.vm_end;
+  ChangingRange changing(parent, src.vm_start, end);
   Result<void> done;
   for (VirtAddr a = tables_.next_table(parent, src.vm_start, end); a < end && done;
        a = tables_.next_table(parent, a, end)) {
@@ -250,7 +256,7 @@ void Memory::move_ptes(VmArea& from, VirtAddr old_addr, VirtAddr old_end, VirtAd
        old_addr = old_addr + PAGE_SIZE, new_addr = new_addr + PAGE_SIZE, ++pte, ++to) {
     if (pte_none(Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)})) continue;
     const Pte moved = tables_.ptep_get_and_clear(mm, old_addr, pte);
-    tables_.set_pte_at(mm, new_addr, to, moved);
+    tables_.set_pte_at(mm, new_addr, to, era_->moved(moved));
   }
 }
 
@@ -268,6 +274,7 @@ Result<void> Memory::move_page_tables(VmArea& from, VirtAddr old_addr, VmArea& t
   }
   if (!caps_.has_accessed && !make_absent(mm, old_addr, old_end)) return Errno::nomem;
 
+  ChangingRange changing(mm, old_addr, old_end);
   // A walk that has passed the new place must not find the old one empty: it would miss the page.
   rmap_.take_rmap_locks(from);
   for (VirtAddr a = tables_.next_table(mm, old_addr, old_end); a < old_end; a = tables_.next_table(mm, a, old_end)) {
@@ -293,6 +300,7 @@ void Memory::change_protection(VmArea& vma, VirtAddr start, VirtAddr end) {
   WEIR_FLOW(start, end);
   const bool accessible = (vma.vm_flags & VM_ACCESS_FLAGS) != 0;
   const bool writable = (vma.vm_flags & VM_WRITE) != 0;
+  ChangingRange changing(*vma.vm_mm, start, end);
   tables_.for_each_pte(*vma.vm_mm, start, end, [&](VirtAddr address, Pte* ptep) {
     if (!pte_present(Pte{__atomic_load_n(&ptep->v, __ATOMIC_RELAXED)})) return;
     tables_.ptep_modify(address, ptep, [&](Pte pte) {

@@ -14,6 +14,8 @@ namespace weir {
 struct File;
 struct AnonVmaChain;
 class VmOps;
+class MmuNotifier;
+struct KsmMmSlot;
 
 using SetHook = boost::intrusive::set_member_hook<boost::intrusive::link_mode<boost::intrusive::normal_link>>;
 
@@ -30,6 +32,7 @@ struct VmArea {
   AnonVma* anon_vma =
       nullptr;  ///< set at the first anonymous fault; mmap_sem, and page_table_lock when a fault sets it
   AnonVmaChain* chains = nullptr;  ///< singly linked through AnonVmaChain::next_of_vma, last linked first; as anon_vma
+  ListHook anon_vma_node;          ///< 2.6.20: on the list of its AnonVma; that one's lock
   ListHook detached;               ///< on munmap's or exit's list of VMAs that have left the tree
   IntervalTreeLink shared;         ///< in AddressSpace::i_mmap, if vm_file; i_mmap lock
   [[nodiscard]] uint64_t pages() const { return (vm_end - vm_start) >> PAGE_SHIFT; }
@@ -92,7 +95,10 @@ struct Mm {
   std::atomic<bool> oom_skip{false};  ///< nothing more will come of killing for it: reaped, emptied, or out of reach
   ListHook reaped_next;               ///< in the reaper's queue; its lock
   int32_t reaped_pid = 0;             ///< whose victim it is in that queue, for messages
-  void* arch = nullptr;               ///< the Mmu's own
+  std::atomic<MmuNotifier*> notifiers{nullptr};  ///< who is told of changes; written under page_table_lock
+  std::atomic<int32_t> notifying{0};             ///< who reads that list just now
+  KsmMmSlot* ksm_slot = nullptr;                 ///< it has mergeable mappings; set under mmap_sem, cleared by ksm
+  void* arch = nullptr;                          ///< the Mmu's own
   /// Rows of first touches: the page expected next << 8 | pages mapped last. Hints, raced on without harm.
   std::atomic<uint64_t> touch_rows[4] = {};
   std::atomic<uint32_t> next_touch_row{0};
@@ -107,8 +113,14 @@ struct Mm {
     rss_stat[static_cast<unsigned>(k)].fetch_add(n, std::memory_order_relaxed);
     if (k != RssKind::swapents) WEIR_STATE(rss, id, get_mm_rss() - n, get_mm_rss());
   }
-  void inc_mm_counter(RssKind k) { add_mm_counter(k, 1); }
-  void dec_mm_counter(RssKind k) { add_mm_counter(k, -1); }
+  void inc_mm_counter(RssKind k) {
+    WEIR_FLOW(id, k);
+    add_mm_counter(k, 1);
+  }
+  void dec_mm_counter(RssKind k) {
+    WEIR_FLOW(id, k);
+    add_mm_counter(k, -1);
+  }
 };
 [[nodiscard]] inline uint64_t flow_value_of(const Mm& mm) { return mm.id; }
 [[nodiscard]] inline uint64_t flow_value_of(const VmArea& vma) { return vma.vm_start.v; }

@@ -17,7 +17,7 @@ bool is_mergeable_anon_vma(const AnonVma* a, const AnonVmaChain* a_chains, const
 }  // namespace
 
 AddressSpaces::AddressSpaces(Memory& memory, Fault& fault, Vmas& vmas, Rmap& rmap, PageTables& tables, SwapFiles& swap,
-                             Slab& slab, VmStat& vmstat, Mmu& mmu)
+                             Slab& slab, VmStat& vmstat, Mmu& mmu, const Profile& profile)
     : memory_(memory),
       fault_(fault),
       vmas_(vmas),
@@ -26,7 +26,8 @@ AddressSpaces::AddressSpaces(Memory& memory, Fault& fault, Vmas& vmas, Rmap& rma
       swap_(swap),
       slab_(slab),
       vmstat_(vmstat),
-      mmu_(mmu) {}
+      mmu_(mmu),
+      profile_(profile) {}
 
 // ---- Merging
 // ---------------------------------------------------------------------------------------------------------------
@@ -48,12 +49,13 @@ Result<void> AddressSpaces::vma_grow(Mm& mm, VmArea& vma, VirtAddr start, VirtAd
     } else if (eaten != nullptr && eaten->vm_end > start && eaten->vm_end <= old_start) {
       vmas_.resize(mm, *eaten, eaten->vm_start, start);
     }
+    if (eaten != nullptr) vma.vm_flags |= eaten->vm_flags & VM_SOFTDIRTY;
     vma.vm_pgoff -= (old_start - start) >> PAGE_SHIFT;
     vmas_.resize(mm, vma, start, end);
   }
   WEIR_STATE(vma_extend, start, old_end, end);
   if (whole) {
-    rmap_.unlink_anon_vmas(*eaten);
+    rmap_.anon_vma_merge(vma, *eaten);
     remove_vma(*eaten);
   }
   return {};
@@ -64,7 +66,7 @@ VmArea* AddressSpaces::vma_merge(Mm& mm, const Wanted& wanted, VmArea* area) {
   const uint64_t pages = (wanted.end - wanted.start) >> PAGE_SHIFT;
   const AnonVmaChain* chains = area != nullptr ? area->chains : nullptr;
   const auto alike = [&](const VmArea& v) {
-    return v.vm_flags == wanted.flags && v.vm_file == wanted.file && v.vm_ops == wanted.ops &&
+    return ((v.vm_flags ^ wanted.flags) & ~VM_SOFTDIRTY) == 0 && v.vm_file == wanted.file && v.vm_ops == wanted.ops &&
            is_mergeable_anon_vma(wanted.anon_vma, chains, v.anon_vma, v.chains);
   };
   // Neighbours: other VMAs that touch. Where `area` goes on beyond [start, end) there is none on that side.
@@ -79,6 +81,9 @@ VmArea* AddressSpaces::vma_merge(Mm& mm, const Wanted& wanted, VmArea* area) {
       !is_mergeable_anon_vma(left->anon_vma, left->chains, right->anon_vma, right->chains))
     right = nullptr;
 
+  // What is new in any part of a mapping is new in all of it.
+  for (VmArea* v : {left, right})
+    if (v != nullptr) v->vm_flags |= wanted.flags & VM_SOFTDIRTY;
   if (left != nullptr) {
     VmArea* first = area != nullptr ? area : right;
     const VirtAddr end = area != nullptr || right == nullptr ? wanted.end : right->vm_end;
@@ -192,7 +197,7 @@ Result<VirtAddr> AddressSpaces::do_mmap(Mm& mm, const MmapRequest& request) {
   if (request.file != nullptr ? file_ops_ == nullptr : shared) return Errno::nodev;
   if (shared && !mmu_.caps().has_alias) return Errno::nosys;
 
-  uint64_t flags = (request.prot & VM_ACCESS_FLAGS) | VM_MAY_FLAGS | request.extra_flags | mm.def_flags;
+  uint64_t flags = (request.prot & VM_ACCESS_FLAGS) | VM_MAY_FLAGS | VM_SOFTDIRTY | request.extra_flags | mm.def_flags;
   if (shared) flags |= VM_SHARED | VM_MAYSHARE;
   VirtAddr start = request.addr;
   if (request.place == MmapRequest::Place::fixed) {
@@ -313,7 +318,7 @@ Result<void> AddressSpaces::do_brk_flags(Mm& mm, VirtAddr start, uint64_t length
   if (mm.map_count > sysctl_max_map_count) return Errno::nomem;
   const Wanted wanted{.start = start,
                       .end = start + length,
-                      .flags = VM_READ | VM_WRITE | VM_MAY_FLAGS | mm.def_flags,
+                      .flags = VM_READ | VM_WRITE | VM_MAY_FLAGS | VM_SOFTDIRTY | mm.def_flags,
                       .anon_vma = nullptr,
                       .file = nullptr,
                       .ops = nullptr,
@@ -326,6 +331,7 @@ Result<void> AddressSpaces::do_brk_flags(Mm& mm, VirtAddr start, uint64_t length
 
 void AddressSpaces::exit_mmap(Mm& mm) {
   WEIR_FLOW(mm);
+  if (has_listeners(mm)) mmu_notifier_release(mm);
   ScopedWrite guard(mm.mmap_sem);
   if (mm.locked_vm > 0) {
     mm.locked_vm = 0;
@@ -343,6 +349,7 @@ void AddressSpaces::exit_mmap(Mm& mm) {
     vmas_.remove(mm, vma);
     remove_vma(vma);
   }
+  ksm_->ksm_exit(mm);
   // After its last swap entry: swapoff looks for entries in the Mms of this list.
   swap_.mmlist_remove(mm);
   // All there was to come back has come back.

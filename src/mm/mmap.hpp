@@ -12,12 +12,13 @@
 // the same anon_vma or one of them has none yet. So neighbours that could be one are one, but after a failed
 // allocation.
 //
-// The files: mmap.cpp (mmap, munmap, brk, merge, split), mremap.cpp, mprotect.cpp, madvise.cpp, mlock.cpp, fork.cpp
-// (life of an Mm). Linux: the same names in mm/, kernel/fork.c; 4.14.
+// The files: mmap.cpp (mmap, munmap, brk, merge, split), mremap.cpp, mprotect.cpp, madvise.cpp, mlock.cpp,
+// task_mmu.cpp, fork.cpp (life of an Mm). Linux: the same names in mm/, kernel/fork.c; 4.14.
 #pragma once
 
 #include "mm/fault.hpp"
 #include "mm/inode.hpp"
+#include "mm/ksm.hpp"
 #include "mm/vmscan.hpp"
 
 namespace weir {
@@ -33,12 +34,28 @@ struct MmapRequest {
   uint64_t pgoff = 0;
 };
 
-enum class Advice : uint8_t { normal, random, sequential, willneed, dontneed, free, cold, pageout };
+/// Bits of a pagemap entry. Below them the frame number, or the swap area (5 bits) and the slot.
+inline constexpr uint64_t PM_SOFT_DIRTY = uint64_t{1} << 55, PM_MMAP_EXCLUSIVE = uint64_t{1} << 56,
+                          PM_FILE = uint64_t{1} << 61, PM_SWAP = uint64_t{1} << 62, PM_PRESENT = uint64_t{1} << 63;
+inline constexpr unsigned MAX_SWAPFILES_SHIFT = 5;
+
+enum class Advice : uint8_t {
+  normal,
+  random,
+  sequential,
+  willneed,
+  dontneed,
+  mergeable,
+  unmergeable,
+  free,
+  cold,
+  pageout
+};
 
 class AddressSpaces {
  public:
   AddressSpaces(Memory& memory, Fault& fault, Vmas& vmas, Rmap& rmap, PageTables& tables, SwapFiles& swap, Slab& slab,
-                VmStat& vmstat, Mmu& mmu);
+                VmStat& vmstat, Mmu& mmu, const Profile& profile = profile_of(DEFAULT_KERNEL));
   Result<void> init();
   /// Who serves the faults of mapped files. Without it files cannot be mapped (ENODEV).
   void set_file_ops(VmOps& ops) { file_ops_ = &ops; }
@@ -46,6 +63,7 @@ class AddressSpaces {
   void set_vmscan(Vmscan& vmscan) { vmscan_ = &vmscan; }
   /// The last kind of advice that the kernel knows; others are EINVAL.
   void set_newest_advice(Advice advice) { newest_advice_ = advice; }
+  void set_ksm(Ksm& ksm) { ksm_ = &ksm; }
 
   Result<Mm*> mm_alloc(Task* owner);
   void mmget(Mm& mm) {
@@ -58,6 +76,7 @@ class AddressSpaces {
   void mmdrop(Mm& mm);
   /// fork: a new Mm with the same VMAs; pages shared copy-on-write. Errors: ENOMEM (nothing left behind); ENOSYS where
   /// hardware cannot write-protect.
+  Result<Mm*> fork(Mm& old, Task* owner);
   Result<Mm*> dup_mm(Mm& old, Task* owner);
   void exit_mmap(Mm& mm);
 
@@ -79,6 +98,12 @@ class AddressSpaces {
   /// they go now. willneed: nothing. Errors: EINVAL (the place; locked memory; free of a file's), ENOMEM (a hole; the
   /// rest is done).
   Result<void> madvise(Mm& mm, VirtAddr start, uint64_t length, Advice advice);
+  enum class ClearRefs : uint8_t { all = 1, anon = 2, mapped = 3, soft_dirty = 4 };
+  /// What is written to /proc/PID/clear_refs. Errors: EINVAL (only 4 is there), ENOSYS (before 3.11, or hardware cannot
+  /// write-protect).
+  Result<void> clear_refs_write(Mm& mm, ClearRefs what);
+  /// The page's entry in /proc/PID/pagemap: PM_ bits.
+  uint64_t pagemap(Mm& mm, VirtAddr address);
   enum class Lock : uint8_t { no, yes, onfault };
   /// yes: faults everything in (as `task`). onfault (mlock2): what is in memory stays, the rest from its fault on. no:
   /// munlock. Errors: EINVAL, ENOMEM (a hole; memory that cannot be brought in).
@@ -146,6 +171,9 @@ class AddressSpaces {
   void munlock_vma_pages_all(VmArea& vma);
   Page* get_present_page(Mm& mm, VirtAddr address, Pte& pte);
 
+  // task_mmu.cpp
+  void clear_soft_dirty(VmArea& vma);
+
   // fork.cpp
   Mm* allocate_mm();
   void free_mm(Mm& mm);
@@ -162,9 +190,11 @@ class AddressSpaces {
   Slab& slab_;
   VmStat& vmstat_;
   Mmu& mmu_;
+  const Profile& profile_;
   VmOps* file_ops_ = nullptr;
   Vmscan* vmscan_ = nullptr;
   Advice newest_advice_ = Advice::pageout;
+  Ksm* ksm_ = nullptr;
   KmemCache* mm_cache_ = nullptr;
   std::atomic<uint64_t> next_mm_id_{1};
   SpinLock dead_lock_{LockRank::leaf};

@@ -41,6 +41,7 @@ Result<VirtAddr> AddressSpaces::mremap(Mm& mm, VirtAddr old_addr, uint64_t old_l
     const VirtAddr new_end = old_addr + new_len;
     if (new_end <= mm.task_size && vmas_.find_vma_intersection(mm, vma->vm_end, new_end) == nullptr) {
       WEIR_TRY_VOID(vma_grow(mm, *vma, vma->vm_start, new_end, nullptr));
+      vma->vm_flags |= VM_SOFTDIRTY;
       merge_with_neighbours(mm, *vma);
       return old_addr;
     }
@@ -66,7 +67,7 @@ Result<VmArea*> AddressSpaces::copy_vma(Mm& mm, VmArea& vma, VirtAddr old_addr, 
   WEIR_FLOW(old_addr, new_addr, length);
   Wanted wanted{.start = new_addr,
                 .end = new_addr + length,
-                .flags = vma.vm_flags,
+                .flags = vma.vm_flags | VM_SOFTDIRTY,
                 .anon_vma = vma.anon_vma,
                 .file = vma.vm_file,
                 .ops = vma.vm_ops,
@@ -78,6 +79,7 @@ Result<VmArea*> AddressSpaces::copy_vma(Mm& mm, VmArea& vma, VirtAddr old_addr, 
   fresh->vm_start = wanted.start;
   fresh->vm_end = wanted.end;
   fresh->vm_pgoff = wanted.pgoff;
+  fresh->vm_flags = wanted.flags;
   if (const Result<void> linked = rmap_.anon_vma_clone(*fresh, vma); !linked) {
     vmas_.free(*fresh);
     return linked.error();
@@ -94,6 +96,9 @@ Result<VirtAddr> AddressSpaces::move_vma(Mm& mm, VmArea& vma, VirtAddr old_addr,
   WEIR_FLOW(old_addr, new_addr, new_len);
   // Unmapping the old place may split it in three, and the new one is one more.
   if (mm.map_count >= sysctl_max_map_count - 3) return Errno::nomem;
+  // A merged page is found by its address: it cannot move.
+  uint64_t flags = vma.vm_flags;
+  if ((flags & VM_MERGEABLE) != 0) WEIR_TRY_VOID(ksm_->ksm_madvise(vma, old_addr, old_addr + old_len, false, flags));
   VmArea* fresh = WEIR_TRY(copy_vma(mm, vma, old_addr, new_addr, new_len));
   if (const Result<void> moved = memory_.move_page_tables(vma, old_addr, *fresh, new_addr, old_len); !moved) {
     (void)do_munmap(mm, new_addr, new_len);

@@ -92,7 +92,8 @@ void OomReaper::oom_reap_task(Mm& mm) {
 bool OomReaper::__oom_reap_task_mm(Mm& mm) WEIR_NO_THREAD_SAFETY_ANALYSIS {
   WEIR_FLOW(mm);
   if (!mm.mmap_sem.down_read_trylock()) return false;
-  if (!mm.oom_skip.load(std::memory_order_acquire)) {
+  // Listeners may sleep; the reaper must not wait for them (4.14).
+  if (!mm.oom_skip.load(std::memory_order_acquire) && !has_listeners(mm)) {
     [[maybe_unused]] const int64_t before = mm.get_mm_rss();
     for (VmArea& vma : mm.mmap) {
       // What is locked may be looked at without a fault; what is shared is not the victim's to give.

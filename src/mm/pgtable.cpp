@@ -29,6 +29,24 @@ void PageTables::count_table(Mm& mm, unsigned upper_level, int n) {
 
 Result<void> PageTables::pgd_alloc(Mm& mm) {
   WEIR_FLOW(mm);
+  WEIR_TRY_VOID(alloc_pgd(mm));
+  pgd_list_add(pages_.mem().virt_to_page(mm.pgd));
+  return {};
+}
+
+void PageTables::pgd_list_add(Page& pgd) {
+  WEIR_FLOW(pages_.mem().pfn(pgd));
+  ScopedLock guard(pgd_lock_);
+  pgd_list_.push_back(pgd);
+}
+
+void PageTables::pgd_list_del(Page& pgd) {
+  WEIR_FLOW(pages_.mem().pfn(pgd));
+  ScopedLock guard(pgd_lock_);
+  pgd_list_.erase(PageList::s_iterator_to(pgd));
+}
+
+Result<void> PageTables::alloc_pgd(Mm& mm) {
   std::byte* pgd = pages_.__get_free_pages(GFP_KERNEL | __GFP_ZERO, Order(0));
   if (pgd == nullptr) return Errno::nomem;
   pages_.mem().virt_to_page(pgd).set(PageFlag::table);
@@ -40,6 +58,7 @@ Result<void> PageTables::pgd_alloc(Mm& mm) {
 void PageTables::pgd_free(Mm& mm) {
   WEIR_FLOW(mm);
   if (mm.pgd == nullptr) return;
+  pgd_list_del(pages_.mem().virt_to_page(mm.pgd));
   free_table(mm, mm.pgd, PGD_LEVEL + 1);
   mm.pgd = nullptr;
 }

@@ -60,7 +60,7 @@ class PageTables {
  public:
   PageTables(PageAllocator& pages, VmStat& vmstat);
   /// The kernel's own pgd. Errors: ENOMEM.
-  Result<void> init() { return pgd_alloc(init_mm_); }
+  Result<void> init() { return alloc_pgd(init_mm_); }
 
   /// Errors: ENOMEM.
   Result<void> pgd_alloc(Mm& mm);
@@ -134,6 +134,14 @@ class PageTables {
     return now;
   }
 
+  /// Calls fn(Page&) for the top table of every user Mm. For verify(): nothing else runs.
+  template <class Fn>
+  void for_each_pgd(Fn fn) {
+    for (Page& page : pgd_list_) fn(page);
+  }
+  /// For a test that plants a fault: the list itself.
+  [[nodiscard]] PageList& pgd_list() { return pgd_list_; }
+
   /// The kernel's own tables (vmalloc).
   [[nodiscard]] Mm& init_mm() { return init_mm_; }
   [[nodiscard]] PageAllocator& pages() const { return pages_; }
@@ -150,6 +158,9 @@ class PageTables {
   /// The entry of `level` for the address, or null when a level above is missing.
   [[nodiscard]] Pte* entry_at(const Mm& mm, VirtAddr address, unsigned level) const;
 
+  Result<void> alloc_pgd(Mm& mm);
+  void pgd_list_add(Page& pgd);
+  void pgd_list_del(Page& pgd);
   [[nodiscard]] std::byte* pud_alloc_one();
   [[nodiscard]] std::byte* pmd_alloc_one();
   [[nodiscard]] std::byte* pte_alloc_one();
@@ -169,6 +180,9 @@ class PageTables {
   PageAllocator& pages_;
   VmStat& vmstat_;
   Mm init_mm_;
+  SpinLock pgd_lock_{LockRank::leaf};
+  /// The top tables of all user Mms: where a change of the kernel's half would have to go. pgd_lock_
+  PageList pgd_list_;
 };
 
 /// The PTE for a page with a VMA's rights; writable only by pte_mkwrite. Linux: mk_pte.

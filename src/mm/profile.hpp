@@ -23,12 +23,35 @@ struct Profile {
   bool five_lists;       ///< anonymous, file and unevictable pages have lists of their own (2.6.28)
   bool watermark_scale;  ///< vm.watermark_scale_factor (4.6)
   bool lazyfree;         ///< MADV_FREE (4.5)
+  bool ksm;              ///< equal pages can be merged (2.6.32)
+  bool soft_dirty;       ///< PTEs say what was written since clear_refs (3.11)
 };
 
 inline constexpr Profile PROFILES[] = {
-    {KernelEra::linux_2_6_20, "2.6.20", true, false, false, false},
-    {KernelEra::linux_3, "3.x", true, true, false, false},
-    {KernelEra::linux_4_14, "4.14", false, true, true, true},
+    {.era = KernelEra::linux_2_6_20,
+     .name = "2.6.20",
+     .zone_lists = true,
+     .five_lists = false,
+     .watermark_scale = false,
+     .lazyfree = false,
+     .ksm = false,
+     .soft_dirty = false},
+    {.era = KernelEra::linux_3,
+     .name = "3.x",
+     .zone_lists = true,
+     .five_lists = true,
+     .watermark_scale = false,
+     .lazyfree = false,
+     .ksm = true,
+     .soft_dirty = false},
+    {.era = KernelEra::linux_4_14,
+     .name = "4.14",
+     .zone_lists = false,
+     .five_lists = true,
+     .watermark_scale = true,
+     .lazyfree = true,
+     .ksm = true,
+     .soft_dirty = true},
 };
 
 [[nodiscard]] constexpr const Profile& profile_of(KernelEra era) { return PROFILES[static_cast<size_t>(era)]; }

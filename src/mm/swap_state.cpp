@@ -341,6 +341,7 @@ bool SwapCache::try_to_free_swap(Page& page) {
 bool SwapCache::reuse_swap_page(Page& page) {
   WEIR_FLOW(filemap_.pages().mem().pfn(page));
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
+  if (PageKsm(page)) return false;
   const bool cached = PageSwapCache(page);
   const uint64_t users =
       static_cast<uint64_t>(page_mapcount(page)) + (cached ? swap_.swp_swapcount(SwpEntry{page.private_}) : 0);

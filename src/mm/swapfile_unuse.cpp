@@ -272,8 +272,14 @@ bool SwapOn::unuse_pte(VmArea& vma, VirtAddr address, Pte* ptep, SwpEntry entry,
   PageAllocator::get_page(page);
   // Old: nobody has asked for it. Hardware that keeps no old pages learns of it at the next access.
   Pte pte = pte_mkold(mk_pte(swap_.pages().mem().pfn(page), vma));
+  if (is_soft_dirty(Pte{__atomic_load_n(&ptep->v, __ATOMIC_RELAXED)})) pte = Pte{pte.v | _PAGE_SOFT_DIRTY};
   if (!cache_.mmu().caps().has_write_protect) pte = maybe_mkwrite(pte, vma);
-  rmap_->page_add_anon_rmap(page, vma, address);
+  if (PageSwapCache(page)) {
+    rmap_->page_add_anon_rmap(page, vma, address);
+  } else {  // a copy
+    rmap_->page_add_new_anon_rmap(page, vma, address);
+    cache_.filemap().lru().lru_cache_add_active_or_unevictable(page, vma);
+  }
   tables_->set_pte_at(mm, address, ptep, pte);
   swap_.swap_free(entry);
   return true;
@@ -282,25 +288,44 @@ bool SwapOn::unuse_pte(VmArea& vma, VirtAddr address, Pte* ptep, SwpEntry entry,
 bool SwapOn::unuse_pte_range(VmArea& vma, VirtAddr start, VirtAddr end, SwpEntry entry, Page& page) {
   const Pte wanted = swp_entry_to_pte(entry);
   Mm& mm = *vma.vm_mm;
+  bool merged = false;
   for (VirtAddr a = tables_->next_table(mm, start, end); a < end; a = tables_->next_table(mm, a, end)) {
     const VirtAddr stop = PageTables::pmd_addr_end(a, end);
     {
       PteLock first = tables_->pte_offset_map_lock(mm, a);
       for (Pte* pte = first.get(); a < stop; a = a + PAGE_SIZE, ++pte) {
-        if (Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)} != wanted) continue;
-        return unuse_pte(vma, a, pte, entry, page);
+        if (without_soft_dirty(Pte{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)}) != wanted) continue;
+        if (mm.ksm_slot == nullptr) return unuse_pte(vma, a, pte, entry, page);
+        merged = true;
+        break;
       }
     }
+    if (merged) return unuse_merged_pte(vma, a, entry, page);
     if (engine_thread().world != nullptr) world().cond_resched();
   }
   return false;
+}
+
+/// The slot may be shared by address spaces that have nothing else in common (KSM): then each gets a page of its own.
+bool SwapOn::unuse_merged_pte(VmArea& vma, VirtAddr address, SwpEntry entry, Page& page) {
+  Page* fitting = rmap_->ksm()->ksm_might_need_to_copy(page, vma, address);
+  if (fitting == nullptr) return false;
+  PteLock pte = tables_->pte_offset_map_lock(*vma.vm_mm, address);
+  const bool there = pte && without_soft_dirty(*pte) == swp_entry_to_pte(entry);
+  if (there) (void)unuse_pte(vma, address, pte.get(), entry, *fitting);
+  pte.unlock();
+  if (fitting != &page) {
+    cache_.filemap().unlock_page(*fitting);
+    cache_.filemap().lru().put_page(*fitting);
+  }
+  return there;
 }
 
 /// An entry stands at most once in an address space, unless its page was moved there twice: one PTE at a time.
 bool SwapOn::unuse_vma(VmArea& vma, SwpEntry entry, Page& page) {
   WEIR_FLOW(vma, entry);
   // Mapped somewhere already: then it can lie at one address only.
-  if (PageAnon(page)) {
+  if (PageAnon(page) && vma.vm_mm->ksm_slot == nullptr) {
     const VirtAddr address = Rmap::vma_address(page, vma);
     if (address == VirtAddr(~uint64_t{0})) return false;
     return unuse_pte_range(vma, address, address + PAGE_SIZE, entry, page);

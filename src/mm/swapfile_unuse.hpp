@@ -86,6 +86,7 @@ class SwapOn {
   Result<void> unuse_slot(SwpEntry entry, Mm*& start_mm);
   bool unuse_mm(Mm& mm, SwpEntry entry, Page& page);
   bool unuse_vma(VmArea& vma, SwpEntry entry, Page& page);
+  bool unuse_merged_pte(VmArea& vma, VirtAddr address, SwpEntry entry, Page& page);
   bool unuse_pte_range(VmArea& vma, VirtAddr start, VirtAddr end, SwpEntry entry, Page& page);
   bool unuse_pte(VmArea& vma, VirtAddr address, Pte* ptep, SwpEntry entry, Page& page);
 

@@ -110,10 +110,15 @@ inline constexpr uintptr_t PAGE_MAPPING_ANON = 1;
 }
 [[nodiscard]] inline bool page_mapped(const Page& page) { return page_mapcount(page) > 0; }
 [[nodiscard]] inline int32_t page_count(const Page& page) { return page._refcount.load(std::memory_order_acquire); }
-/// The anon_vma of an anonymous page, null for others.
+/// A page merged by KSM: anonymous, and its mapping is a stable node.
+inline constexpr uintptr_t PAGE_MAPPING_KSM = 3;
+[[nodiscard]] inline bool PageKsm(const Page& page) {
+  return (page.mapping.load(std::memory_order_acquire) & PAGE_MAPPING_KSM) == PAGE_MAPPING_KSM;
+}
+/// The anon_vma of an anonymous page, null for others and for merged ones.
 [[nodiscard]] inline AnonVma* page_anon_vma(const Page& page) {
   const uintptr_t m = page.mapping.load(std::memory_order_acquire);
-  return (m & PAGE_MAPPING_ANON) != 0 ? reinterpret_cast<AnonVma*>(m & ~PAGE_MAPPING_ANON) : nullptr;
+  return (m & PAGE_MAPPING_KSM) == PAGE_MAPPING_ANON ? reinterpret_cast<AnonVma*>(m & ~PAGE_MAPPING_ANON) : nullptr;
 }
 
 /// All frames of a machine: metadata and places. Immutable after boot.
@@ -293,6 +298,8 @@ enum VmFlag : uint64_t {
   VM_LOCKONFAULT = 1u << 19,  ///< with VM_LOCKED: pages are locked as they come, none is brought in
   VM_ACCOUNT = 1u << 20,
   VM_NORESERVE = 1u << 21,
+  VM_MERGEABLE = 1u << 31,  ///< KSM may merge its pages
+  VM_SOFTDIRTY = 1u << 27,  ///< made or grown since soft-dirty bits were last cleared
 };
 inline constexpr uint64_t VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC;
 

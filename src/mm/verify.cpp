@@ -13,37 +13,40 @@ namespace weir {
 namespace {
 
 // X(id, what holds)
-#define WEIR_INVARIANTS(X)                                                                                    \
-  X(frame_state, "each frame is in exactly one state: free, per-CPU, quarantined, balloon, or owned")         \
-  X(frame_lost, "a frame that is not free belongs to somebody: to the kernel, a PTE, a tree or a pagevec")    \
-  X(buddy, "free areas: every block whole, aligned, counted; merged with its buddy where that is free")       \
-  X(free_count, "a zone's nr_free = pages on its free lists")                                                 \
-  X(mapcount, "_mapcount + 1 = PTEs that map the page")                                                       \
-  X(refcount, "_refcount >= mappings + cache + pagevecs, and > 0 for an owned page")                          \
-  X(anon_mapping, "an anonymous page's VMA is linked to the AnonVma its mapping names, at the page's index")  \
-  X(file_mapping, "a file page is mapped by VMAs of its file, at its index; i_mmap holds exactly those VMAs") \
-  X(pte_target, "a present PTE maps an owned user page (or the zero page)")                                   \
-  X(pte_in_vma, "every PTE that is not none lies in a VMA of its Mm")                                         \
-  X(pte_rights, "a PTE lets write only where its VMA does, and never to a page of a private file mapping")    \
-  X(kernel_pte, "the kernel's PTEs map frames of vmalloc, each once, and every such frame has one")           \
-  X(swap_users, "swap_map counts = PTEs that hold the slot")                                                  \
-  X(swap_has_cache, "SWAP_HAS_CACHE iff the slot is in the swap cache or held by a slots cache")              \
-  X(swap_inuse, "inuse_pages = slots that are neither free nor bad; nr_swap_pages = the rest")                \
-  X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")          \
-  X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")        \
-  X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are")      \
-  X(lru_size, "LRU list length = its size = the node's counter")                                              \
-  X(mlocked, "PG_mlocked: a VM_LOCKED VMA maps the page; on the unevictable list every page is PG_mlocked")   \
-  X(lru_flags, "a page on an LRU list has PG_lru, the flags of that list, and is of its zone; off them not")  \
-  X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                          \
-  X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                              \
-  X(mm_refs, "an Mm's mm_users = the tasks that have it; mm_count = 1 + the OOM victims that count on it")    \
-  X(oom_victim, "a task that counts on a dying mm (oom_mm) was chosen to die, and has no other mm")           \
-  X(vma_tree, "VMAs ascend, do not overlap, map_count, total_vm and locked_vm are their sums")                \
-  X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty, nr_swapcached, nr_mlock = a recount")         \
-  X(isolated, "at rest no page is isolated from the LRU or counted as under writeback")                       \
-  X(zspages, "nr_zspages = frames that belong to zram pools")                                                 \
-  X(page_lock, "at rest no page is locked or under writeback")                                                \
+#define WEIR_INVARIANTS(X)                                                                                          \
+  X(frame_state, "each frame is in exactly one state: free, per-CPU, quarantined, balloon, or owned")               \
+  X(frame_lost, "a frame that is not free belongs to somebody: to the kernel, a PTE, a tree or a pagevec")          \
+  X(buddy, "free areas: every block whole, aligned, counted; merged with its buddy where that is free")             \
+  X(free_count, "a zone's nr_free = pages on its free lists")                                                       \
+  X(mapcount, "_mapcount + 1 = PTEs that map the page")                                                             \
+  X(refcount, "_refcount >= mappings + cache + pagevecs, and > 0 for an owned page")                                \
+  X(anon_mapping, "an anonymous page's VMA is linked to the AnonVma its mapping names, at the page's index")        \
+  X(rmap, "the reverse map of a page finds every PTE that maps it, each once")                                      \
+  X(file_mapping, "a file page is mapped by VMAs of its file, at its index; i_mmap holds exactly those VMAs")       \
+  X(pte_target, "a present PTE maps an owned user page (or the zero page)")                                         \
+  X(pte_in_vma, "every PTE that is not none lies in a VMA of its Mm")                                               \
+  X(pte_rights, "a PTE lets write only where its VMA does, and never to a page of a private file mapping")          \
+  X(kernel_pte, "the kernel's PTEs map frames of vmalloc, each once, and every such frame has one")                 \
+  X(swap_users, "swap_map counts = PTEs that hold the slot")                                                        \
+  X(swap_has_cache, "SWAP_HAS_CACHE iff the slot is in the swap cache or held by a slots cache")                    \
+  X(swap_inuse, "inuse_pages = slots that are neither free nor bad; nr_swap_pages = the rest")                      \
+  X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")                \
+  X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")              \
+  X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are")            \
+  X(lru_size, "LRU list length = its size = the node's counter")                                                    \
+  X(mlocked, "PG_mlocked: a VM_LOCKED VMA maps the page; on the unevictable list every page is PG_mlocked")         \
+  X(lru_flags, "a page on an LRU list has PG_lru, the flags of that list, and is of its zone; off them not")        \
+  X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                                \
+  X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                                    \
+  X(pgd_list, "the list of top tables holds those of all Mms, and nothing else")                                    \
+  X(ksm, "a merged page is mapped read-only and its node knows its frame; pages_shared, pages_sharing = a recount") \
+  X(mm_refs, "an Mm's mm_users = the tasks that have it; mm_count = 1 + OOM victims that count on it, KSM")         \
+  X(oom_victim, "a task that counts on a dying mm (oom_mm) was chosen to die, and has no other mm")                 \
+  X(vma_tree, "VMAs ascend, do not overlap, map_count, total_vm and locked_vm are their sums")                      \
+  X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty, nr_swapcached, nr_mlock = a recount")               \
+  X(isolated, "at rest no page is isolated from the LRU or counted as under writeback")                             \
+  X(zspages, "nr_zspages = frames that belong to zram pools")                                                       \
+  X(page_lock, "at rest no page is locked or under writeback")                                                      \
   X(writable_shared, "an anonymous page mapped writable has one mapping")
 
 // What the surveys of other rooms report under ids of their own: PageAllocator, Slab, SwapFiles.
@@ -140,11 +143,13 @@ class Scan {
              static_cast<uint64_t>(task.pid), 1, 0);
     });
     scan_kernel_tables();
+    check_pgd_list();
     scan_trees();
     scan_lru();
     check_frames();
     check_i_mmap();
     check_swap();
+    check_ksm();
     check_vmstat();
     return broken_;
   }
@@ -249,10 +254,14 @@ class Scan {
     if (PageAnon(page)) {
       ++rss_[static_cast<unsigned>(RssKind::anon)];
       if (vma != nullptr) {
-        const AnonVma* its = page_anon_vma(page);
-        const AnonVmaChain* chain = vma->chains;
-        while (chain != nullptr && chain->anon_vma != its) chain = chain->next_of_vma;
-        expect(Inv::anon_mapping, chain != nullptr && vma->anon_vma != nullptr, address.v, 0, pfn.v);
+        if (PageKsm(page)) {
+          const uintptr_t node = page.mapping.load() & ~PAGE_MAPPING_KSM;
+          const bool known = m_.mem.is_kernel_address(reinterpret_cast<const void*>(node)) &&
+                             reinterpret_cast<const KsmStableNode*>(node)->pfn == pfn;
+          expect(Inv::ksm, known && !pte_write(pte), address.v, 1, page.mapping.load());
+          return;
+        }
+        expect(Inv::anon_mapping, m_.rmap.linked(*vma, page_anon_vma(page)), address.v, 0, pfn.v);
         equal(Inv::anon_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)),
               static_cast<int64_t>(page.index));
       }
@@ -287,8 +296,9 @@ class Scan {
     }
     equal(Inv::mm_refs, mm.id, users, mm.mm_users.load());
     const int64_t count = mm.mm_count.load();
-    expect(Inv::mm_refs, count == 1 + victims || (mm.reaped_pid != 0 && count == 2 + victims), mm.id,
-           static_cast<uint64_t>(1 + victims), static_cast<uint64_t>(count));
+    const int64_t known = 1 + victims + (mm.ksm_slot != nullptr ? 1 : 0);
+    expect(Inv::mm_refs, count == known || (mm.reaped_pid != 0 && count == known + 1), mm.id,
+           static_cast<uint64_t>(known), static_cast<uint64_t>(count));
   }
 
   void scan_mm(Mm& mm) {
@@ -341,6 +351,21 @@ class Scan {
       }
     }
     return tables;
+  }
+  void check_pgd_list() {
+    int64_t listed = 0, pgds = 0;
+    m_.tables.for_each_pgd([&](Page& page) {
+      ++listed;
+      expect(Inv::pgd_list, page.test(PageFlag::table), m_.mem.pfn(page).v, 1, page.flags.load());
+    });
+    m_.tasks.for_each([&](Task& task) {
+      if (task.mm == nullptr || task.mm->owner != &task || task.mm->pgd == nullptr) return;
+      ++pgds;
+      bool on_it = false;
+      m_.tables.for_each_pgd([&](Page& page) { on_it |= m_.mem.page_address(page) == task.mm->pgd; });
+      expect(Inv::pgd_list, on_it, task.mm->id, 1, 0);
+    });
+    equal(Inv::pgd_list, 0, pgds, listed);
   }
   void check_i_mmap() {
     int64_t linked = 0;
@@ -414,6 +439,14 @@ class Scan {
     }
   }
 
+  /// What it finds are PTEs that map the page: as many as the scan found are the same ones.
+  [[nodiscard]] int64_t found_by_rmap(const Page& page) const {
+    int64_t found = 0;
+    m_.rmap.for_each_mapping(
+        page, [](VmArea&, VirtAddr, void* arg) { return ++*static_cast<int64_t*>(arg), true; }, &found);
+    return found;
+  }
+
   // A frame of the kernel's, whatever for. Of a block only the first frame says so.
   [[nodiscard]] static bool is_kernels(const Page& page) {
     return page.test(PageFlag::slab) || page.test(PageFlag::table) || page.test(PageFlag::vmalloc) ||
@@ -459,6 +492,8 @@ class Scan {
       in_kernel_block = false;
       const auto pagevecs = static_cast<int32_t>(m_.lru.in_pagevecs(page));
       equal(Inv::mapcount, pfn.v, frame.mapped, page_mapcount(page));
+      // Forks of a merged page's mappings are found again by the next scan.
+      if (frame.mapped > 0 && !PageKsm(page)) equal(Inv::rmap, pfn.v, frame.mapped, found_by_rmap(page));
       const int32_t explained = frame.mapped + frame.in_tree + pagevecs;
       expect(Inv::refcount, page_count(page) == explained, pfn.v, static_cast<uint64_t>(explained),
              static_cast<uint64_t>(page_count(page)));
@@ -505,6 +540,13 @@ class Scan {
       left += static_cast<int64_t>(si->pages - used);
     }
     equal(Inv::swap_inuse, MAX_SWAPFILES, left, m_.swap_files.nr_swap_pages());
+  }
+
+  void check_ksm() {
+    int64_t shared = 0, sharing = 0;
+    m_.ksm.recount(shared, sharing);
+    equal(Inv::ksm, 0, shared, m_.ksm.stats().pages_shared);
+    equal(Inv::ksm, 1, sharing, m_.ksm.stats().pages_sharing);
   }
 
   void check_vmstat() {

@@ -225,6 +225,9 @@ inline bool Vm::reclaim(Page& page) {
   m.filemap.lock_page(page);
   PageAllocator::get_page(page);
   FlushBatch batch;
+  uint64_t vm_flags = 0;
+  (void)m.rmap.page_referenced(page, &vm_flags, batch);  // reclaimed all the same
+  m.mmu.age_batch(batch);
   bool gone = !PageAnon(page) || PageSwapCache(page) || m.swap_cache.add_to_swap(page);
   if (gone) gone = m.rmap.try_to_unmap(page, batch) == TryToUnmap::success;
   m.mmu.flush_batch(batch);

@@ -20,21 +20,15 @@ using Places = std::multiset<Place>;
 
 /// Every PTE that maps the page, found by the reverse map.
 Places by_rmap(Vm& vm, Page& page) {
-  struct Found {
-    Vm& vm;
-    Places places;
-  } found{vm, {}};
-  RmapWalkControl control{.arg = &found, .rmap_one = [](Page& p, VmArea& vma, VirtAddr address, void* arg) {
-                            auto& f = *static_cast<Found*>(arg);
-                            const Pte* pte = f.vm.machine->tables.walk(*vma.vm_mm, address);
-                            if (pte != nullptr && pte_present(*pte) && pte_pfn(*pte) == f.vm.machine->mem.pfn(p))
-                              f.places.emplace(vma.vm_mm->id, address.v);
-                            return true;
-                          }};
-  vm.machine->filemap.lock_page(page);
-  vm.machine->rmap.rmap_walk(page, control);
-  vm.machine->filemap.unlock_page(page);
-  return found.places;
+  Places places;
+  vm.machine->rmap.for_each_mapping(
+      page,
+      [](VmArea& vma, VirtAddr address, void* arg) {
+        static_cast<Places*>(arg)->emplace(vma.vm_mm->id, address.v);
+        return true;
+      },
+      &places);
+  return places;
 }
 
 /// The same by looking at every PTE of every task.
@@ -57,11 +51,21 @@ void expect_rmap_is_the_scan(Vm& vm) {
   }
 }
 
-TEST(Rmap, FindsWhatAScanOfAllTablesFinds) {
+/// The same behaviour under the rules of each kernel.
+class RmapOf : public testing::TestWithParam<KernelEra> {};
+INSTANTIATE_TEST_SUITE_P(Kernels, RmapOf,
+                         testing::Values(KernelEra::linux_2_6_20, KernelEra::linux_3, KernelEra::linux_4_14),
+                         [](const testing::TestParamInfo<KernelEra>& info) {
+                           std::string name = profile_of(info.param).name;
+                           std::replace(name.begin(), name.end(), '.', '_');
+                           return "Linux_" + name;
+                         });
+
+TEST_P(RmapOf, FindsWhatAScanOfAllTablesFinds) {
   const uint64_t seeds = std::getenv("WEIR_LONG") != nullptr ? 200 : 15;
   for (uint64_t seed = 1; seed <= seeds; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    run_vm({.swap = SWAP, .disk = Bytes(uint64_t{4} << 20)}, [seed](Vm& vm) {
+    run_vm({.kernel = GetParam(), .swap = SWAP, .disk = Bytes(uint64_t{4} << 20)}, [seed](Vm& vm) {
       std::mt19937_64 random(seed);
       const auto below = [&](uint64_t n) { return random() % n; };
       Result<Inode*> inode =
@@ -100,7 +104,7 @@ TEST(Rmap, FindsWhatAScanOfAllTablesFinds) {
             break;
           }
           case 5:
-            if (tasks.size() < 5) tasks.push_back(&vm.fork(task));
+            if (tasks.size() < 8) tasks.push_back(&vm.fork(task));
             break;
           case 6:
             if (tasks.size() > 1) {
@@ -160,6 +164,110 @@ TEST(Rmap, ForksWhoseParentsExitDoNotPileUpAnchors) {
       EXPECT_LE(chains, 3u) << generation;
     }
     EXPECT_EQ(vm.read(*task, at), 1u);
+  });
+}
+
+// ---- document 001
+// ------------------------------------------------------------------------------------------------------------------------
+
+/// Three processes, one page, three addresses of it; it goes to one slot, and one of them comes back and writes.
+TEST_P(RmapOf, SharingSurvivesSwapAsTheDocumentTellsIt) {
+  run_vm({.kernel = GetParam(), .swap = SWAP}, [](Vm& vm) {
+    AddressSpaces& spaces = vm.machine->spaces;
+    Task& a = vm.task("A");
+    const VirtAddr at_a = vm.map(a, 1, VM_READ | VM_WRITE, BASE + 0x4000);
+    vm.write(a, at_a, 0x5a);
+    Task& b = vm.fork(a);
+    Task& c = vm.fork(b);
+    const VirtAddr at_b = BASE + 0x9000, at_c = BASE + 0x7000;
+    ASSERT_TRUE(spaces.mremap(*b.mm, at_a, PAGE_SIZE, PAGE_SIZE, AddressSpaces::MayMove::yes, at_b).ok());
+    ASSERT_TRUE(spaces.mremap(*c.mm, at_a, PAGE_SIZE, PAGE_SIZE, AddressSpaces::MayMove::yes, at_c).ok());
+    Page& p = vm.page(a, at_a);
+    EXPECT_EQ(&vm.page(b, at_b), &p);
+    EXPECT_EQ(&vm.page(c, at_c), &p);
+    EXPECT_EQ(page_mapcount(p), 3);
+    EXPECT_EQ(by_rmap(vm, p), (Places{{a.mm->id, at_a.v}, {b.mm->id, at_b.v}, {c.mm->id, at_c.v}}));
+
+    // Out: one slot, one write, three PTEs that name it.
+    const uint64_t written = vm.event(VmEvent::pswpout);
+    ASSERT_TRUE(vm.swap_out(a, at_a));
+    EXPECT_EQ(vm.event(VmEvent::pswpout), written + 1);
+    const SwpEntry s42 = decode_swap_pte(vm.pte(a, at_a));
+    EXPECT_EQ(vm.pte(b, at_b), vm.pte(a, at_a));
+    EXPECT_EQ(vm.pte(c, at_c), vm.pte(a, at_a));
+    EXPECT_EQ(vm.machine->swap_files.swp_swapcount(s42), 3);
+    EXPECT_EQ(vm.faults(), "");
+
+    // B touches: one read; the others still wait on the slot.
+    const uint64_t read = vm.event(VmEvent::pswpin);
+    EXPECT_EQ(vm.read(b, at_b), 0x5au);
+    EXPECT_EQ(vm.event(VmEvent::pswpin), read + 1);
+    EXPECT_EQ(vm.machine->swap_files.swp_swapcount(s42), 2);
+    Page& p1 = vm.page(b, at_b);
+    EXPECT_TRUE(PageSwapCache(p1));
+
+    // B writes: a copy; P' stays in the swap cache for A and C.
+    vm.write(b, at_b, 0xb);
+    Page& p2 = vm.page(b, at_b);
+    EXPECT_NE(&p2, &p1);
+    EXPECT_EQ(page_mapcount(p1), 0);
+    EXPECT_TRUE(PageSwapCache(p1));
+    EXPECT_FALSE(PageSwapCache(p2));
+    EXPECT_EQ(decode_swap_pte(vm.pte(a, at_a)), s42);
+    EXPECT_EQ(decode_swap_pte(vm.pte(c, at_c)), s42);
+    EXPECT_EQ(vm.machine->swap_files.swp_swapcount(s42), 2);
+    EXPECT_EQ(vm.faults(), "");
+
+    // Who comes later reads the old bytes, without another read of the device.
+    EXPECT_EQ(vm.read(a, at_a), 0x5au);
+    EXPECT_EQ(vm.read(c, at_c), 0x5au);
+    EXPECT_EQ(vm.read(b, at_b), 0xbu);
+    EXPECT_EQ(vm.event(VmEvent::pswpin), read + 1);
+  });
+}
+
+TEST_P(RmapOf, AFamilyOfAnyDepthSharesOneSlot) {
+  run_vm({.kernel = GetParam(), .ram = Bytes(uint64_t{32} << 20), .swap = SWAP}, [](Vm& vm) {
+    std::vector<Task*> line{&vm.task()};
+    const VirtAddr at = vm.map(*line[0], 2);
+    vm.write(*line[0], at, 7);
+    for (int generation = 0; generation < 20; ++generation) {
+      line.push_back(&vm.fork(*line.back()));
+      vm.write(*line.back(), Vm::page_at(at, 1), 100 + line.size());  // a page of its own in each
+    }
+    Page& page = vm.page(*line[0], at);
+    EXPECT_EQ(page_mapcount(page), 21);
+    EXPECT_EQ(by_rmap(vm, page).size(), 21u);
+    ASSERT_TRUE(vm.reclaim(page));
+    const Pte entry = vm.pte(*line[0], at);
+    for (Task* t : line) EXPECT_EQ(vm.pte(*t, at), entry);
+    EXPECT_EQ(vm.machine->swap_files.swp_swapcount(decode_swap_pte(entry)), 21);
+    // The middle of the line dies; the ends still share.
+    for (size_t i = 5; i < 15; ++i) vm.exit(*line[i]);
+    EXPECT_EQ(vm.machine->swap_files.swp_swapcount(decode_swap_pte(entry)), 11);
+    const uint64_t read = vm.event(VmEvent::pswpin);
+    EXPECT_EQ(vm.read(*line[20], at), 7u);
+    EXPECT_EQ(vm.read(*line[0], at), 7u);
+    EXPECT_EQ(&vm.page(*line[20], at), &vm.page(*line[0], at));
+    EXPECT_EQ(vm.event(VmEvent::pswpin), read + 1);
+    EXPECT_EQ(by_rmap(vm, vm.page(*line[0], at)).size(), 2u);
+  });
+}
+
+TEST(RmapOf2_6_20, WhatWasUsedSinceTheLastLookIsNotUnmapped) {
+  run_vm({.kernel = KernelEra::linux_2_6_20, .swap = SWAP}, [](Vm& vm) {
+    Task& task = vm.task();
+    const VirtAddr at = vm.map(task, 1);
+    vm.write(task, at, 1);
+    Page& page = vm.page(task, at);
+    vm.machine->filemap.lock_page(page);
+    ASSERT_TRUE(vm.machine->swap_cache.add_to_swap(page));
+    FlushBatch batch;
+    EXPECT_EQ(vm.machine->rmap.try_to_unmap(page, batch), TryToUnmap::fail);
+    EXPECT_TRUE(pte_present(vm.pte(task, at)));
+    EXPECT_EQ(vm.machine->rmap.try_to_unmap(page, batch), TryToUnmap::success);
+    vm.machine->mmu.flush_batch(batch);
+    vm.machine->filemap.unlock_page(page);
   });
 }
 
@@ -239,7 +347,7 @@ TEST(TryToUnmap, EveryPteOfASharedPageHoldsItsEntryAfterwards) {
     EXPECT_EQ(page_mapcount(page), 0);
     EXPECT_EQ(vm.machine->swap_files.swp_swapcount(entry), 21);
     for (Task* t : tasks) {
-      EXPECT_EQ(vm.pte(*t, at), swp_entry_to_pte(entry));
+      EXPECT_EQ(decode_swap_pte(vm.pte(*t, at)), entry);
       EXPECT_EQ(t->mm->rss(RssKind::anon), 0);
       EXPECT_EQ(t->mm->rss(RssKind::swapents), 1);
       EXPECT_EQ(t->mm->hiwater_rss, 1);
@@ -305,12 +413,12 @@ TEST(TryToUnmap, MoreMappingsThanACountHoldsAllGoAndAllComeBack) {
   });
 }
 
-TEST(TryToUnmap, WalksMeetForksAndExits) {
+TEST_P(RmapOf, WalksMeetForksAndExits) {
   // One thread takes pages away while others fork, write, read and exit.
   const uint64_t seeds = std::getenv("WEIR_LONG") != nullptr ? 300 : 30;
   for (uint64_t seed = 1; seed <= seeds; ++seed) {
     SCOPED_TRACE("seed " + std::to_string(seed));
-    run_vm({.swap = SWAP, .cpus = 2, .seed = seed, .preempt_one_in = 7}, [](Vm& vm) {
+    run_vm({.kernel = GetParam(), .swap = SWAP, .cpus = 2, .seed = seed, .preempt_one_in = 7}, [](Vm& vm) {
       Task& task = vm.task();
       const VirtAddr at = vm.map(task, 8);
       for (uint64_t i = 0; i < 8; ++i) vm.write(task, Vm::page_at(at, i), i + 1);

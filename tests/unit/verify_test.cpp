@@ -285,6 +285,13 @@ const Plant PLANTS[] = {
        Page& page = p.own_page();
        return change(page.index, page.index + 1);
      }},
+    {"rmap",
+     [](Populated& p) -> Undo {
+       // A VMA that has left its family's tree.
+       AnonVmaChain& chain = *p.vma(p.resident()).chains;
+       chain.anon_vma->rb_root.erase(&chain);
+       return [&chain] { chain.anon_vma->rb_root.insert(&chain); };
+     }},
     {"file_mapping", [](Populated& p) { return change(p.vma(p.shared).vm_pgoff, 1); }},
     {"pte_target",
      [](Populated& p) { return change(*p.m.pte_of(*p.parent, p.resident()), pfn_pte(Pfn(uint64_t{1} << 30))); }},
@@ -311,6 +318,19 @@ const Plant PLANTS[] = {
      [](Populated& p) -> Undo {
        p.child->memdie = true;
        return [&p] { p.child->memdie = false; };
+     }},
+    {"pgd_list",
+     [](Populated& p) -> Undo {
+       PageList& list = p.machine().tables.pgd_list();
+       Page& pgd = list.front();
+       list.pop_front();
+       return [&list, &pgd] { list.push_front(pgd); };
+     }},
+    {"ksm",
+     [](Populated& p) -> Undo {
+       Page& page = p.own_page();
+       page.mapping.fetch_or(PAGE_MAPPING_KSM);
+       return [&page] { page.mapping.fetch_and(~uintptr_t{2}); };
      }},
     {"vma_tree", [](Populated& p) { return change(p.parent->mm->map_count, p.parent->mm->map_count + 1); }},
     {"vmstat", [](Populated& p) { return gauge(p, NodeStat::nr_anon_pages); }},

@@ -1,0 +1,48 @@
+// src/mm/memory_3.cpp: a fault's functions in 3.x. See memory.hpp. Linux: mm/memory.c 3.7 to 3.10.
+#include <new>
+
+#include "mm/memory.hpp"
+#include "mm/mempolicy.hpp"
+
+namespace weir {
+
+namespace {
+
+class Memory_3 final : public MemoryEra {
+ public:
+  using MemoryEra::MemoryEra;
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "memory.cpp"
+  uint32_t dispatch(Context& ctx) override { return make_path_and_handle(ctx); }
+  Page* zeroed_page(Context& ctx) override { return alloc_zeroed_user_highpage_movable(ctx); }
+  uint32_t file_fault(Context& ctx) override { return do_linear_fault(ctx); }
+
+ private:
+  uint32_t do_linear_fault(Context& ctx) {
+    WEIR_FLOW(ctx.address, ctx.flags);
+    return __do_fault(ctx);
+  }
+  uint32_t __do_fault(Context& ctx) {
+    WEIR_FLOW(ctx.address, ctx.flags);
+    return memory_file_fault(ctx);
+  }
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "highmem.h"
+  Page* alloc_zeroed_user_highpage_movable(Context& ctx) {
+    WEIR_FLOW(ctx.vma, ctx.address);
+    return __alloc_zeroed_user_highpage(__GFP_MOVABLE, ctx);
+  }
+  Page* __alloc_zeroed_user_highpage(gfp_t movableflags, Context& ctx) {
+    WEIR_FLOW(movableflags, ctx.vma, ctx.address);
+    return prepare_zeroed(alloc_page_vma(pages(), GFP_HIGHUSER | movableflags, ctx.vma, ctx.address));
+  }
+};
+static_assert(sizeof(Memory_3) <= Memory::ERA_BYTES);
+
+}  // namespace
+
+MemoryEra* memory_3(void* place, Memory& memory) { return ::new (place) Memory_3(memory); }
+
+}  // namespace weir
