@@ -116,6 +116,11 @@ Result<void> radix_tree_maybe_preload(RadixPreload& preload) {
   return preload.reserve(0);
 }
 
+Result<void> radix_tree_preload(RadixPreload& preload) {
+  WEIR_FLOW();
+  return preload.reserve(0);
+}
+
 void radix_tree_preload_end(RadixPreload& preload) {
   WEIR_FLOW(preload.held_);
   preload.give_back();

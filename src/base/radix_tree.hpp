@@ -108,6 +108,7 @@ class RadixPreload {
   friend class RadixTree;
   friend Result<void> radix_tree_maybe_preload_order(RadixPreload& preload, unsigned order);
   friend Result<void> radix_tree_maybe_preload(RadixPreload& preload);
+  friend Result<void> radix_tree_preload(RadixPreload& preload);
   friend void radix_tree_preload_end(RadixPreload& preload);
 
   /// Takes from the source until `count` are held; false when it has no more (what was got stays).
@@ -131,6 +132,8 @@ class RadixPreload {
 Result<void> radix_tree_maybe_preload_order(RadixPreload& preload, unsigned order);
 /// The same for one entry.
 Result<void> radix_tree_maybe_preload(RadixPreload& preload);
+/// The same by the name of kernels before 3.12.
+Result<void> radix_tree_preload(RadixPreload& preload);
 /// Gives the nodes that were not needed back to their source.
 void radix_tree_preload_end(RadixPreload& preload);
 

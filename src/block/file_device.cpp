@@ -28,7 +28,7 @@ io_uring& as_ring(std::byte* storage) { return *reinterpret_cast<io_uring*>(stor
 
 /// Right behind it on the device, and the same to be done.
 bool follows(const Bio& first, const Bio& second) {
-  return first.op == second.op && first.sector + SECTORS_PER_PAGE == second.sector;
+  return first.op == second.op && first.op != BioOp::discard && first.sector + SECTORS_PER_PAGE == second.sector;
 }
 
 Errno errno_of(long result) { return result < 0 ? static_cast<Errno>(-result) : Errno::ok; }
@@ -325,7 +325,10 @@ bool FileDevice::accept(Bio& bio) {
   const auto capacity = static_cast<uint64_t>(capacity_.v);
   if (bio.op == BioOp::discard) {
     stats_.discards.fetch_add(1, std::memory_order_relaxed);
-    bio.status = Errno::ok;
+    const uint64_t page = bio.sector / SECTORS_PER_PAGE;
+    const bool inside = bio.sector % SECTORS_PER_PAGE == 0 && bio.pages <= capacity && page <= capacity - bio.pages;
+    if (can_discard() && inside) return true;
+    bio.status = can_discard() ? Errno::io : Errno::ok;
     bio.end_io(bio);
     return false;
   }
@@ -434,7 +437,7 @@ void FileDevice::serve(Bio* const* run, unsigned n) {
 }
 
 void FileDevice::end(Bio& bio, Errno status) {
-  if (status != Errno::ok)
+  if (status != Errno::ok && bio.op != BioOp::discard)
     (bio.op == BioOp::write ? stats_.write_errors : stats_.read_errors).fetch_add(1, std::memory_order_relaxed);
   bio.status = status;
   bio.end_io(bio);
@@ -448,6 +451,9 @@ void FileDevice::complete(Bio& bio, Errno status) {
 
 long FileDevice::transfer(const Bio& bio, uint64_t done) const {
   const auto offset = static_cast<long>(bio.sector * 512 + done);
+  if (bio.op == BioOp::discard)
+    return raw_syscall(SYS_fallocate, fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset,
+                       static_cast<long>(uint64_t{bio.pages} << PAGE_SHIFT));
   return raw_syscall(bio.op == BioOp::write ? SYS_pwrite64 : SYS_pread64, fd_, bio.content.bytes + done,
                      PAGE_SIZE - done, offset);
 }
@@ -458,6 +464,7 @@ Errno FileDevice::finish_transfer(const Bio& bio, long result) const {
       done += static_cast<uint64_t>(result);
       if (done == PAGE_SIZE) return Errno::ok;
     } else if (result == 0) {
+      if (bio.op == BioOp::discard) return Errno::ok;
       return Errno::io;  // the file became shorter
     } else if (result != -EINTR && result != -EAGAIN) {
       return errno_of(result);

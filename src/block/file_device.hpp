@@ -38,6 +38,12 @@ enum class FileCache : uint8_t {
 };
 enum class FileName : uint8_t { keep, unlink };
 
+enum class FileDiscard : uint8_t {
+  ignore,  ///< the room stays reserved: no later write fails for want of it
+  punch,   ///< a hole, where the file system can: the host has the room back, and a later write may find none. Not by
+           ///< io_uring
+};
+
 struct FileDeviceOptions {
   const char* path = nullptr;  ///< kept by reference; also the device's name
   PageCount capacity{};        ///< existing: 0 = all of it
@@ -45,6 +51,7 @@ struct FileDeviceOptions {
   FileName after_open = FileName::keep;  ///< of a created file; unlink: a crash leaves nothing behind
   FileCache cache = FileCache::bypass;
   FileEngine engine = FileEngine::kthreads;
+  FileDiscard discard = FileDiscard::ignore;
   unsigned io_threads = 4;         ///< kthreads: requests under way at once, 1…16
   unsigned queue_depth = 64;       ///< io_uring: the same, 1…1024
   unsigned congested_above = 113;  ///< requests queued or under way; Linux's 7/8 of nr_requests 128
@@ -81,13 +88,17 @@ class FileDevice final : public BlockDevice {
 
   [[nodiscard]] const char* name() const override { return options_.path; }
   [[nodiscard]] PageCount capacity() const override { return capacity_; }
-  /// Content must be bytes, page aligned. A discard does nothing: the room stays reserved.
-  /// status: EIO for requests behind the end or cut short, EINVAL for tagged content, else the host's errno.
+  /// Content must be bytes, page aligned. A discard does what `discard` says; a file system that has no holes says
+  /// EOPNOTSUPP, and nothing has changed. status: EIO for requests behind the end or cut short, EINVAL for tagged
+  /// content, else the host's errno.
   void submit_bio(Bio& bio) override;
   /// By this thread if it is one of the engine's that has the file (PF_HAS_FILES).
   void submit_bios(Bio* first) override;
   [[nodiscard]] bool batches() const override { return engine_ == FileEngine::kthreads; }
   [[nodiscard]] bool congested() const override;
+  [[nodiscard]] bool can_discard() const override {
+    return options_.discard == FileDiscard::punch && engine_ != FileEngine::io_uring;
+  }
 
   /// Nothing is queued or under way. Holding the gate for writing, nothing is under way, but something may be queued.
   [[nodiscard]] bool idle() const {

@@ -222,7 +222,7 @@ bool Memory::make_absent(Mm& mm, VirtAddr start, VirtAddr end) {
           PageAllocator::get_page(*page);
         }
       }
-      if (entry) page = filemap_.find_get_page(cache_.swap_address_space(entry), swp_offset(entry));
+      if (entry) page = cache_.find_get_swap_page(entry);
       if (page == nullptr) continue;
       filemap_.lock_page(*page);
       FlushBatch batch;

@@ -68,7 +68,14 @@ PageIo::PageBio& PageIo::prepare(BioOp op, uint64_t sector, Page& page, void (*e
   return bio;
 }
 
-void PageIo::submit(BlockDevice& device, PageBio& bio) {
+/// The bio of a swap page, aimed at its slot.
+PageIo::PageBio& PageIo::get_swap_bio(BioOp op, SwpEntry entry, Page& page, void (*end_io)(Bio&), ReadList* list) {
+  WEIR_FLOW(entry);
+  return prepare(op, swp_offset(entry) * SECTORS_PER_PAGE, page, end_io, list);
+}
+
+void PageIo::submit_bio(BlockDevice& device, PageBio& bio) {
+  WEIR_FLOW(bio.bio.sector);
   vmstat_.count_vm_events(bio.bio.op == BioOp::read ? VmEvent::pgpgin : VmEvent::pgpgout, SECTORS_PER_PAGE);
   // The page lock goes with a read: its end unlocks.
   if (bio.bio.op == BioOp::read) lockdep_release_any(bio.page, LockRank::page);
@@ -87,7 +94,7 @@ void PageIo::submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& p
   PageBio& bio = prepare(op, sector, page, end_page_bio);
   bio.done = done;
   bio.owner = owner;
-  submit(device, bio);
+  submit_bio(device, bio);
 }
 
 void PageIo::end_page_bio(Bio& bio) {
@@ -226,13 +233,13 @@ Result<void> PageIo::__swap_writepage(Page& page, WritebackControl& wbc) {
     filemap_.unlock_page(page);
     return written.error();
   }
-  PageBio& bio = prepare(BioOp::write, swp_offset(entry) * SECTORS_PER_PAGE, page, end_swap_bio_write);
+  PageBio& bio = get_swap_bio(BioOp::write, entry, page, end_swap_bio_write);
   page.clear(PageFlag::error);
   vmstat_.count_vm_event(VmEvent::pswpout);
   if (!mmu_.caps().has_dirty) mmu_.mark_clean(page);
   filemap_.set_page_writeback(page);
   filemap_.unlock_page(page);
-  submit(*si->bdev, bio);
+  submit_bio(*si->bdev, bio);
   return {};
 }
 
@@ -292,12 +299,12 @@ Result<void> PageIo::swap_readpage(Page& page, ReadList* list) {
     if (frontswap_load(page, outcome)) return outcome;
   }
   WEIR_STATE(swap_read, entry, pfn, 0);
-  vmstat_.count_vm_event(VmEvent::pswpin);
   page.clear(PageFlag::error);
   if (!si->bdev->synchronous()) {
-    PageBio& bio = prepare(BioOp::read, swp_offset(entry) * SECTORS_PER_PAGE, page, end_swap_bio_read, list);
+    PageBio& bio = get_swap_bio(BioOp::read, entry, page, end_swap_bio_read, list);
+    vmstat_.count_vm_event(VmEvent::pswpin);
     if (list == nullptr || !si->bdev->batches()) {
-      submit(*si->bdev, bio);
+      submit_bio(*si->bdev, bio);
       return {};
     }
     vmstat_.count_vm_events(VmEvent::pgpgin, SECTORS_PER_PAGE);
@@ -308,6 +315,7 @@ Result<void> PageIo::swap_readpage(Page& page, ReadList* list) {
     list->device = si->bdev;
     return {};
   }
+  vmstat_.count_vm_event(VmEvent::pswpin);
   const Result<void> got = bdev_read_page(*si->bdev, swp_offset(entry), page);
   if (got) {
     if (!swap_slot_free_notify(*si->bdev, page)) {

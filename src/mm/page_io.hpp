@@ -77,7 +77,9 @@ class PageIo {
   [[nodiscard]] PageBio& get_bio(ReadList* list);
   void bio_put(PageBio& bio);
   [[nodiscard]] PageBio& prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&), ReadList* list = nullptr);
-  void submit(BlockDevice& device, PageBio& bio);
+  [[nodiscard]] PageBio& get_swap_bio(BioOp op, SwpEntry entry, Page& page, void (*end_io)(Bio&),
+                                      ReadList* list = nullptr);
+  void submit_bio(BlockDevice& device, PageBio& bio);
   Result<void> bdev_write_page(BlockDevice& device, uint64_t index, Page& page);
   /// True: the device's copy of a page that was just read is gone, and the page dirty.
   bool swap_slot_free_notify(BlockDevice& device, Page& page);

@@ -111,12 +111,13 @@ void SwapSlots::drain_slots_cache() {
 }
 
 void SwapSlots::disable_swap_slots_cache() {
+  if (!areas_.has_slots_cache()) return;
   enabled_.store(false, std::memory_order_release);
   drain_slots_cache();
 }
 
 void SwapSlots::reenable_swap_slots_cache() {
-  if (percpu_ != nullptr) enabled_.store(true, std::memory_order_release);
+  if (percpu_ != nullptr && areas_.has_slots_cache()) enabled_.store(true, std::memory_order_release);
 }
 
 uint64_t SwapSlots::held(unsigned type) {

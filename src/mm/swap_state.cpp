@@ -23,8 +23,19 @@ void mapping_set_no_writeback_tags(AddressSpace& space) {
 
 }  // namespace
 
-SwapCache::SwapCache(Filemap& filemap, SwapFiles& swap, SwapSlots& slots, PageIo& io, VmStat& vmstat, Mmu& mmu)
+SwapCache::SwapCache(Filemap& filemap, SwapFiles& swap, SwapSlots& slots, PageIo& io, VmStat& vmstat, Mmu& mmu,
+                     KernelEra kernel)
     : filemap_(filemap), swap_(swap), slots_(slots), io_(io), vmstat_(vmstat), mmu_(mmu), swap_aops_(io) {
+  switch (kernel) {
+    case KernelEra::linux_2_6_20: era_ = swap_cache_2_6_20(era_place_, *this); break;
+    case KernelEra::linux_3: era_ = swap_cache_3(era_place_, *this); break;
+    case KernelEra::linux_4_14: era_ = swap_cache_4_14(era_place_, *this); break;
+  }
+  one_space_ = era_->one_space();
+  swapper_space_.gfp_mask = GFP_ATOMIC | __GFP_NOWARN;
+  swapper_space_.a_ops = &swap_aops_;
+  swapper_space_.max_index = (uint64_t{1} << 42) - 1;  // 128 TiB an area, and seven levels of nodes
+  swapper_space_.no_writeback_tags = true;
   io_.set_try_to_free_swap([](void* self, Page& page) { return static_cast<SwapCache*>(self)->try_to_free_swap(page); },
                            this);
   swap_.set_try_to_reclaim_swap(
@@ -62,9 +73,15 @@ void SwapCache::exit_swap_address_space(unsigned type) {
 }
 
 AddressSpace* SwapCache::space_of(SwpEntry entry) const {
+  if (one_space_) return const_cast<AddressSpace*>(&swapper_space_);
   const unsigned type = swp_type(entry);
   const uint64_t i = swp_offset(entry) >> SWAP_ADDRESS_SPACE_SHIFT;
   return type < MAX_SWAPFILES && i < nr_swapper_spaces_[type] ? &swapper_spaces_[type][i] : nullptr;
+}
+
+Page* SwapCache::find_get_swap_page(SwpEntry entry) {
+  AddressSpace* space = space_of(entry);
+  return space != nullptr ? filemap_.find_get_page(*space, index_of(entry)) : nullptr;
 }
 
 AddressSpace& SwapCache::swap_address_space(SwpEntry entry) {
@@ -88,49 +105,44 @@ PageCount SwapCache::total_swapcache_pages() const {
 // --------------------------------------------------------------------------------------------------------------- in,
 // out
 
-bool SwapCache::add_to_swap(Page& page) {
-  const Pfn pfn = filemap_.pages().mem().pfn(page);
-  WEIR_FLOW(pfn);
-  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !page.test(PageFlag::uptodate) || PageSwapCache(page));
-  const SwpEntry entry = slots_.get_swap_page(&page);
-  if (!entry) return false;
-  // Reclaim may use the reserves; the tree's nodes must not eat them up to the last page, or nothing would be left to
-  // write with.
-  if (!add_to_swap_cache(page, entry, __GFP_HIGH | __GFP_NOMEMALLOC | __GFP_NOWARN)) {
-    swap_.swapcache_free(entry);
-    return false;
-  }
-  // The slot holds nothing yet; what an Mmu without dirty bits remembers of it is its last user's.
-  if (!mmu_.caps().has_dirty) page.set(PageFlag::error);
-  filemap_.lru().set_page_flag(page, PageFlag::dirty);
-  return true;
+bool SwapCache::add_to_swap(Page& page) { return era_->add_to_swap(page); }
+Result<void> SwapCache::add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) {
+  return era_->add_to_swap_cache(page, entry, gfp);
+}
+Page* SwapCache::read_swap_cache_async(SwpEntry entry, gfp_t gfp) { return era_->read_swap_cache_async(entry, gfp); }
+Page* SwapCache::swapin_readahead(SwpEntry entry, gfp_t gfp) { return era_->swapin_readahead(entry, gfp); }
+bool SwapCache::try_to_free_swap(Page& page) { return era_->try_to_free_swap(page); }
+bool SwapCache::reuse_swap_page(Page& page) { return era_->reuse_swap_page(page); }
+
+void SwapCacheEra::mark_unwritten(Page& page) {
+  // What an Mmu without dirty bits remembers of the slot is its last user's.
+  if (!cache_.mmu_.caps().has_dirty) page.set(PageFlag::error);
+  filemap().lru().set_page_flag(page, PageFlag::dirty);
 }
 
-Result<void> SwapCache::add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) {
-  WEIR_FLOW(filemap_.pages().mem().pfn(page), entry);
-  AddressSpace* space = space_of(entry);
+Result<void> SwapCacheEra::preload_and_insert(Page& page, SwpEntry entry, gfp_t gfp) {
+  AddressSpace* space = cache_.space_of(entry);
   if (space == nullptr) return Errno::nomem;
-  PageTreeNodes nodes = filemap_.node_source(gfp);
-  RadixPreload preload(nodes, space->max_index);
-  WEIR_TRY_VOID(radix_tree_maybe_preload_order(preload, 0));
-  const Result<void> added = __add_to_swap_cache(page, entry, preload);
-  radix_tree_preload_end(preload);
+  PageTreeNodes nodes = filemap().node_source(gfp);
+  RadixPreload reserve(nodes, space->max_index);
+  WEIR_TRY_VOID(preload_for_page(reserve));
+  const Result<void> added = insert(page, entry, reserve);
+  radix_tree_preload_end(reserve);
   if (!added) return added.error();
   return {};
 }
 
-Result<void> SwapCache::__add_to_swap_cache(Page& page, SwpEntry entry, RadixPreload& preload) {
+/// The caller has taken the cache's reference to the page; it is dropped on an error.
+Result<void> SwapCache::insert(Page& page, SwpEntry entry, RadixPreload& preload) {
   const Pfn pfn = filemap_.pages().mem().pfn(page);
-  WEIR_FLOW(pfn, entry);
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || PageSwapCache(page) || !PageSwapBacked(page));
-  page_ref_add(page, 1);
-  AddressSpace& space = swap_address_space(entry);
+  AddressSpace& space = era_->space(entry);
   page.private_ = entry.val;
   Result<void> added;
   {
     ScopedLock guard(space.tree_lock);
     page.set(PageFlag::swapcache);
-    added = space.page_tree.radix_tree_insert(swp_offset(entry), &page, preload);
+    added = space.page_tree.radix_tree_insert(index_of(entry), &page, preload);
     if (added) {
       ++space.nrpages;
       vmstat_.inc_node_page_state(NodeStat::nr_file_pages);
@@ -154,8 +166,8 @@ void SwapCache::__delete_from_swap_cache(Page& page) {
   const Pfn pfn = filemap_.pages().mem().pfn(page);
   WEIR_FLOW(pfn, entry);
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !PageSwapCache(page) || page.test(PageFlag::writeback));
-  AddressSpace& space = swap_address_space(entry);
-  void* was = space.page_tree.erase(swp_offset(entry), filemap_.node_source());
+  AddressSpace& space = era_->space(entry);
+  void* was = space.page_tree.erase(index_of(entry), filemap_.node_source());
   WEIR_BUG_ON(was != &page);
   page.private_ = 0;
   page.clear(PageFlag::swapcache);
@@ -171,7 +183,7 @@ void SwapCache::__delete_from_swap_cache(Page& page) {
 void SwapCache::delete_from_swap_cache(Page& page) {
   const SwpEntry entry{page.private_};
   WEIR_FLOW(filemap_.pages().mem().pfn(page), entry);
-  AddressSpace& space = swap_address_space(entry);
+  AddressSpace& space = era_->space(entry);
   {
     ScopedLock guard(space.tree_lock);
     __delete_from_swap_cache(page);
@@ -183,8 +195,7 @@ void SwapCache::delete_from_swap_cache(Page& page) {
 Page* SwapCache::lookup_swap_cache(SwpEntry entry) {
   WEIR_FLOW(entry);
   stats_.find_total.fetch_add(1, std::memory_order_relaxed);
-  AddressSpace* space = space_of(entry);
-  Page* page = space != nullptr ? filemap_.find_get_page(*space, swp_offset(entry)) : nullptr;
+  Page* page = find_get_swap_page(entry);
   if (page == nullptr) return nullptr;
   stats_.find_success.fetch_add(1, std::memory_order_relaxed);
   // On a page that is being written the same bit means that it is wanted back by reclaim; it stays.
@@ -206,15 +217,15 @@ Page* SwapCache::find_swap_cache(SwpEntry entry) {
 // --------------------------------------------------------------------------------------------------------------
 // reading
 
-Page* SwapCache::__read_swap_cache_async(SwpEntry entry, gfp_t gfp, bool& new_page_allocated) {
-  WEIR_FLOW(entry);
-  new_page_allocated = false;
+/// The page of entry, found, or made, locked and in the cache: then `fresh`, to be read by the caller.
+Page* SwapCache::find_or_make(SwpEntry entry, gfp_t gfp, bool& is_fresh) {
+  is_fresh = false;
   Page* fresh = nullptr;
   Page* found = nullptr;
   for (;;) {
     AddressSpace* space = space_of(entry);
     if (space == nullptr) break;
-    found = filemap_.find_get_page(*space, swp_offset(entry));
+    found = filemap_.find_get_page(*space, index_of(entry));
     if (found != nullptr) break;
     // Nobody's any more, though it may still wait in a slots cache with SWAP_HAS_CACHE set.
     if (swap_.swp_swapcount(entry) == 0) break;
@@ -224,7 +235,7 @@ Page* SwapCache::__read_swap_cache_async(SwpEntry entry, gfp_t gfp, bool& new_pa
     }
     PageTreeNodes nodes = filemap_.node_source(gfp);
     RadixPreload preload(nodes, space->max_index);
-    if (!radix_tree_maybe_preload(preload)) break;
+    if (!era_->preload(preload)) break;
     const Result<void> prepared = swap_.swapcache_prepare(entry);
     if (prepared.error() == Errno::exist) {
       // Somebody has the slot's cache bit and not yet, or no longer, its page in the tree. That takes a moment.
@@ -238,11 +249,11 @@ Page* SwapCache::__read_swap_cache_async(SwpEntry entry, gfp_t gfp, bool& new_pa
     }
     filemap_.__set_page_locked(*fresh);
     fresh->set(PageFlag::swapbacked);
-    const Result<void> added = __add_to_swap_cache(*fresh, entry, preload);
+    const Result<void> added = era_->insert(*fresh, entry, preload);
     radix_tree_preload_end(preload);
     if (added) {
       filemap_.lru().lru_cache_add_anon(*fresh);
-      new_page_allocated = true;
+      is_fresh = true;
       return fresh;
     }
     fresh->clear(PageFlag::swapbacked);
@@ -252,19 +263,6 @@ Page* SwapCache::__read_swap_cache_async(SwpEntry entry, gfp_t gfp, bool& new_pa
   }
   if (fresh != nullptr) filemap_.lru().put_page(*fresh);
   return found;
-}
-
-Page* SwapCache::read_swap_cache_async(SwpEntry entry, gfp_t gfp) {
-  WEIR_FLOW(entry);
-  bool fresh = false;
-  Page* page = __read_swap_cache_async(entry, gfp, fresh);
-  // An error shows as a page that is not uptodate, to whoever waits for its lock.
-  if (fresh) {
-    PageIo::ReadList list;
-    (void)io_.swap_readpage(*page, &list);
-    io_.submit(list);
-  }
-  return page;
 }
 
 unsigned SwapCache::__swapin_nr_pages(uint64_t prev_offset, uint64_t offset, unsigned hits, unsigned max_pages,
@@ -294,62 +292,27 @@ unsigned SwapCache::swapin_nr_pages(uint64_t offset) {
   return pages;
 }
 
-Page* SwapCache::swapin_readahead(SwpEntry entry, gfp_t gfp) {
-  WEIR_FLOW(entry);
-  const uint64_t offset = swp_offset(entry);
-  const unsigned window = swapin_nr_pages(offset);
-  const SwapInfo* si = swap_.swap_info(swp_type(entry));
-  if (window > 1 && si != nullptr) {
-    // Aligned, so that the next fault of a row falls into the next window. Slot 0 is the header's.
-    const uint64_t first = std::max<uint64_t>(offset & ~uint64_t{window - 1}, 1);
-    const uint64_t last = std::min(offset | (window - 1), si->max - 1);
-    PageIo::ReadList list;
-    for (uint64_t at = first; at <= last; ++at) {
-      bool fresh = false;
-      Page* page = __read_swap_cache_async(swp_entry(si->type, at), gfp, fresh);
-      if (page == nullptr) continue;
-      if (fresh) {
-        if (at != offset) {
-          page->set(PageFlag::reclaim);  // PG_readahead
-          vmstat_.count_vm_event(VmEvent::swap_ra);
-        }
-        (void)io_.swap_readpage(*page, &list);
-      }
-      filemap_.lru().put_page(*page);
-    }
-    io_.submit(list);
-    filemap_.lru().lru_add_drain();
-  }
-  return read_swap_cache_async(entry, gfp);
-}
-
 // ----------------------------------------------------------------------------------------------------- giving slots
 // back
 
-bool SwapCache::page_swapped(const Page& page) { return swap_.swp_swapcount(SwpEntry{page.private_}) != 0; }
-
-bool SwapCache::try_to_free_swap(Page& page) {
-  WEIR_FLOW(filemap_.pages().mem().pfn(page));
-  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
-  if (!PageSwapCache(page) || page.test(PageFlag::writeback) || page_swapped(page)) return false;
-  // Dirty first: from here on the page is the only copy.
+/// Out of the cache; the page is the only copy from here on.
+void SwapCache::give_up(Page& page) {
   filemap_.lru().set_page_flag(page, PageFlag::dirty);
   delete_from_swap_cache(page);
+}
+
+bool SwapCacheEra::try_to_free(Page& page) {
+  if (!PageSwapCache(page) || page.test(PageFlag::writeback) || cache_.page_swapcount(page) != 0) return false;
+  give_up(page);
   return true;
 }
 
-bool SwapCache::reuse_swap_page(Page& page) {
-  WEIR_FLOW(filemap_.pages().mem().pfn(page));
-  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
+bool SwapCacheEra::reuse(Page& page) {
   if (PageKsm(page)) return false;
   const bool cached = PageSwapCache(page);
-  const uint64_t users =
-      static_cast<uint64_t>(page_mapcount(page)) + (cached ? swap_.swp_swapcount(SwpEntry{page.private_}) : 0);
+  const uint64_t users = static_cast<uint64_t>(page_mapcount(page)) + (cached ? cache_.page_swapcount(page) : 0);
   if (users > 1) return false;
-  if (users == 1 && cached && !page.test(PageFlag::writeback)) {
-    filemap_.lru().set_page_flag(page, PageFlag::dirty);
-    delete_from_swap_cache(page);
-  }
+  if (users == 1 && cached && !page.test(PageFlag::writeback)) give_up(page);
   return true;
 }
 
@@ -366,10 +329,10 @@ void SwapCache::free_page_and_swap_cache(Page& page) {
 
 void SwapCache::free_swap_and_cache(SwpEntry entry) {
   WEIR_FLOW(entry);
-  if (swap_.swap_free(entry) != SWAP_HAS_CACHE) return;
-  // Only the cache is left. Whoever holds the page lock now decides for itself.
-  AddressSpace* space = space_of(entry);
-  Page* page = space != nullptr ? filemap_.find_get_page(*space, swp_offset(entry)) : nullptr;
+  if (swap_.swap_free(entry) != (swap_.cache_is_a_user() ? 1 : SWAP_HAS_CACHE)) return;
+  // Only the cache is left (where it is a user like others: perhaps). Whoever holds the page lock now decides for
+  // itself.
+  Page* page = find_get_swap_page(entry);
   if (page == nullptr) return;
   if (filemap_.trylock_page(*page)) {
     if (PageSwapCache(*page) && page->private_ == entry.val && (!page_mapped(*page) || swap_.vm_swap_full()))
@@ -380,8 +343,7 @@ void SwapCache::free_swap_and_cache(SwpEntry entry) {
 }
 
 bool SwapCache::__try_to_reclaim_swap(SwpEntry entry) {
-  AddressSpace* space = space_of(entry);
-  Page* page = space != nullptr ? filemap_.find_get_page(*space, swp_offset(entry)) : nullptr;
+  Page* page = find_get_swap_page(entry);
   if (page == nullptr) return false;
   bool freed = false;
   if (filemap_.trylock_page(*page)) {

@@ -6,8 +6,15 @@
 
 namespace weir {
 
-SwapFiles::SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat&, unsigned cpus)
-    : pages_(pages), slab_(slab), vmalloc_(vmalloc), cpus_(cpus == 0 ? 1 : cpus), frontswap_(*this) {}
+SwapFiles::SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat&, unsigned cpus, KernelEra kernel)
+    : pages_(pages), slab_(slab), vmalloc_(vmalloc), cpus_(cpus == 0 ? 1 : cpus), frontswap_(*this) {
+  switch (kernel) {
+    case KernelEra::linux_2_6_20: era_ = swapfiles_2_6_20(era_place_, *this); break;
+    case KernelEra::linux_3: era_ = swapfiles_3(era_place_, *this); break;
+    case KernelEra::linux_4_14: era_ = swapfiles_4_14(era_place_, *this); break;
+  }
+  traits_ = era_->traits();
+}
 
 // --------------------------------------------------------------------------------------------------------- large
 // arrays
@@ -103,8 +110,9 @@ Result<void> SwapFiles::setup_swap_map(SwapInfo& si, uint64_t maxpages, const ui
   if (maxpages < 2) return Errno::inval;
   const bool solid_state = (si.flags.load(std::memory_order_relaxed) & SWP_SOLIDSTATE) != 0;
   const uint64_t clusters = (maxpages + SWAPFILE_CLUSTER - 1) / SWAPFILE_CLUSTER;
-  Result<void> made = make(si.swap_map, maxpages);
-  if (made) {
+  const bool wide = traits_.cache_is_a_user;
+  Result<void> made = wide ? make(si.swap_map16, maxpages) : make(si.swap_map, maxpages);
+  if (made && !wide) {
     const uint64_t map_pages = (maxpages + PagedArray<uint8_t>::PER_PAGE - 1) / PagedArray<uint8_t>::PER_PAGE;
     si.continuations =
         static_cast<SwapContinuation**>(slab_.kzalloc(map_pages * sizeof(SwapContinuation*), GFP_KERNEL));
@@ -120,17 +128,18 @@ Result<void> SwapFiles::setup_swap_map(SwapInfo& si, uint64_t maxpages, const ui
     }();
   }
   if (made) {
-    si.swap_map[0] = SWAP_MAP_BAD;
+    set_map(si, 0, bad_value());
     uint64_t bad = 1;
     for (unsigned i = 0; i < nr_badpages; ++i) {
-      bad += si.swap_map[badpages[i]] != SWAP_MAP_BAD ? 1 : 0;
-      si.swap_map[badpages[i]] = SWAP_MAP_BAD;
+      bad += map_at(si, badpages[i]) != bad_value() ? 1 : 0;
+      set_map(si, badpages[i], bad_value());
     }
     si.pages = maxpages - bad;
     if (si.pages == 0) made = Errno::inval;
   }
   if (!made) {
     free(si.swap_map);
+    free(si.swap_map16);
     free(si.cluster_info);
     free(si.frontswap_map);
     slab_.kfree(si.continuations);
@@ -156,7 +165,7 @@ Result<void> SwapFiles::setup_swap_map(SwapInfo& si, uint64_t maxpages, const ui
       SwapCluster& cluster = si.cluster_info[c];
       cluster = {};
       for (uint64_t slot = c * SWAPFILE_CLUSTER; slot < (c + 1) * SWAPFILE_CLUSTER; ++slot)
-        cluster.count += slot >= maxpages || si.swap_map[slot] != 0 ? 1 : 0;
+        cluster.count += slot >= maxpages || map_at(si, slot) != 0 ? 1 : 0;
       if (cluster.count == 0) push_free_cluster(si, static_cast<uint32_t>(c));
     }
   }
@@ -233,6 +242,7 @@ void SwapFiles::disable_swap_info(SwapInfo& si) {
 void SwapFiles::release_swap_info(SwapInfo& si) {
   WEIR_BUG_ON(si.inuse_pages != 0);
   PagedArray<uint8_t> map;
+  PagedArray<uint16_t> map16;
   PagedArray<SwapCluster> clusters;
   PagedArray<std::atomic<uint64_t>> frontswap_map;
   SwapContinuation** continuations = nullptr;
@@ -241,6 +251,7 @@ void SwapFiles::release_swap_info(SwapInfo& si) {
     // Who still holds a stale entry of this area finds max = 0 under the lock.
     ScopedLock guard(si.lock);
     std::swap(map, si.swap_map);
+    std::swap(map16, si.swap_map16);
     std::swap(clusters, si.cluster_info);
     std::swap(frontswap_map, si.frontswap_map);
     std::swap(continuations, si.continuations);
@@ -248,6 +259,7 @@ void SwapFiles::release_swap_info(SwapInfo& si) {
     si.max = si.pages = si.lowest_bit = si.highest_bit = 0;
   }
   free(map);
+  free(map16);
   free(clusters);
   free(frontswap_map);
   free_swap_count_continuations(continuations, nr_chains);
@@ -367,8 +379,8 @@ void SwapFiles::survey(void (*fail)(void*, const char* id, const char* text), vo
     uint64_t used = 0, good = 0;
     uint64_t in_cluster = 0, free_clusters = 0, stored = 0;
     for (uint64_t offset = 0; offset < si->max; ++offset) {
-      const uint8_t map = si->swap_map[offset];
-      const bool bad = map == SWAP_MAP_BAD;
+      const uint16_t map = map_at(*si, offset);
+      const bool bad = map == bad_value();
       good += bad ? 0 : 1;
       used += bad || map == 0 ? 0 : 1;
       if (si->frontswap_map && frontswap_test(si->type, offset)) {
@@ -377,7 +389,7 @@ void SwapFiles::survey(void (*fail)(void*, const char* id, const char* text), vo
       }
       if (map == 0 && (offset < si->lowest_bit || offset > si->highest_bit))
         fail(arg, "swap_bits", "a free slot lies outside lowest_bit and highest_bit");
-      if (!continued_right(*si, offset))
+      if (si->swap_map && !continued_right(*si, offset))
         fail(arg, "swap_map", "COUNT_CONTINUED where nothing continues, or the reverse");
       if (!si->cluster_info) continue;
       in_cluster += map != 0 ? 1 : 0;

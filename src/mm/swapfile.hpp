@@ -12,6 +12,11 @@
 //                                none free: any slot
 //   one that seeks:              a hand moves upwards through 256 free slots in a row, then looks for the next stretch
 //
+//   eras, by what an era object of the machine does (swapfile_2_6_20.cpp, _3, _4_14):
+//     2.6.20  16 bits a slot: 0 free · 1…0x7fff users, the cache is one of them · 0x8000 bad; one slot at a time, freed
+//     at once 3.x     8 bits as above; one slot at a time by the hand, freed at once 4.14    8 bits; clusters for each
+//     CPU, slots in batches for the slots cache and back from it
+//
 // Invariant: users of slot S = PTEs that hold S; SWAP_HAS_CACHE set iff S is in the swap cache (or held by the slots
 // cache). Linux: mm/swapfile.c 4.14. Slots are taken in swapfile_scan.cpp, counted in swapfile_count.cpp; swapon,
 // swapoff and reuse of pages are in swapfile_unuse and swap_state. The device hears of a slot's end when its last user
@@ -23,6 +28,7 @@
 #include "kernel/workqueue.hpp"
 #include "mm/frontswap.hpp"
 #include "mm/mm_types.hpp"
+#include "mm/profile.hpp"
 #include "mm/swapops.hpp"
 #include "mm/vmalloc.hpp"
 
@@ -31,6 +37,8 @@ namespace weir {
 inline constexpr uint8_t SWAP_HAS_CACHE = 0x40, SWAP_MAP_MAX = 0x3e, SWAP_MAP_BAD = 0x3f, COUNT_CONTINUED = 0x80;
 /// The most that one further digit of a count holds.
 inline constexpr uint8_t SWAP_CONT_MAX = 0x7f;
+/// The same of 2.6.20, whose map has 16 bits a slot. A count at its maximum stays there until swapoff.
+inline constexpr uint16_t SWAP_MAP_MAX_16 = 0x7fff, SWAP_MAP_BAD_16 = 0x8000;
 /// Slots in a row that one CPU (or the hand) fills: 1 MiB, a stretch that a disk reads back in one go.
 inline constexpr unsigned SWAPFILE_CLUSTER = 256;
 /// So many slots are looked at in one go; then others may run.
@@ -96,6 +104,7 @@ struct SwapInfo {
   int16_t prio = 0;                            // swap_lock
   unsigned type = 0;                           ///< index in swap_info[]; immutable while used
   uint64_t max = 0;                            ///< slots, the header's included
+  PagedArray<uint16_t> swap_map16;             ///< 2.6.20 has this in place of swap_map; lock
   PagedArray<uint8_t> swap_map;                ///< in the machine's own frames; lock
   SwapContinuation** continuations = nullptr;  ///< a chain for each page of the map, kmalloc'ed; lock
   // Free slots, if there are any, lie in [lowest_bit, highest_bit]; full: highest_bit = 0.
@@ -118,13 +127,26 @@ struct SwapInfo {
   std::atomic<uint64_t> write_errors{0}, read_errors{0};
 };
 
+class SwapFilesEra;
+
 class SwapFiles : private FrontswapMaps {
  public:
-  SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat& vmstat, unsigned cpus);
+  SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat& vmstat, unsigned cpus,
+            KernelEra kernel = DEFAULT_KERNEL);
   SwapFiles(const SwapFiles&) = delete;
   SwapFiles& operator=(const SwapFiles&) = delete;
 
+  // ---- what the eras have
+  /// In the map the cache is a user like the others (2.6.20), not a flag of its own.
+  [[nodiscard]] bool cache_is_a_user() const { return traits_.cache_is_a_user; }
+  /// Slots are kept at hand for each CPU (4.14).
+  [[nodiscard]] bool has_slots_cache() const { return traits_.slots_cache; }
+  /// Areas without seek time are filled by clusters (4.14).
+  [[nodiscard]] bool has_clusters() const { return traits_.clusters; }
+
   // ---- slots
+  /// One slot, used by the cache; what 2.6.20 and 3.x take. 0: every area is full. May let others run.
+  [[nodiscard]] SwpEntry get_swap_page();
   /// Takes up to n slots of the best area (priority, then round robin; areas whose device has no room are passed over),
   /// each with SWAP_HAS_CACHE. Returns how many, at most SWAP_BATCH. May let others run between two looks at the map:
   /// no spinlock held.
@@ -138,15 +160,22 @@ class SwapFiles : private FrontswapMaps {
   Result<void> add_swap_count_continuation(SwpEntry entry, gfp_t gfp);
   /// A PTE that held it is gone. Returns what is left of the slot's users: a count | SWAP_HAS_CACHE; 0 if it was the
   /// last.
-  uint8_t swap_free(SwpEntry entry);
+  uint16_t swap_free(SwpEntry entry);
   /// Takes SWAP_HAS_CACHE before reading a slot in. Errors: EEXIST (somebody else is reading it), ENOENT (free
   /// meanwhile), EINVAL.
   Result<void> swapcache_prepare(SwpEntry entry);
   /// The cache lets go of the slot. Goes through `release` (slots cache) when that was its last user.
   void swapcache_free(SwpEntry entry);
-  /// Users of the slot without the cache; 0 for a bad entry or slot.
-  [[nodiscard]] uint64_t swp_swapcount(SwpEntry entry);
-  [[nodiscard]] uint8_t swap_map_value(SwpEntry entry);
+  /// Users of the slot without the cache; 0 for a bad entry or slot. Where the cache is a user like the others, the
+  /// caller says whether it is one of them.
+  enum class Cached : uint8_t { no, yes };
+  [[nodiscard]] uint64_t swp_swapcount(SwpEntry entry, Cached cached = Cached::no);
+  [[nodiscard]] uint16_t swap_map_value(SwpEntry entry);
+  /// The value that says that a slot cannot be used.
+  [[nodiscard]] uint16_t bad_value() const { return traits_.cache_is_a_user ? SWAP_MAP_BAD_16 : SWAP_MAP_BAD; }
+  /// For readahead: the slots around `entry` that are worth reading, as many as lie in a window of `window` (a power of
+  /// 2) and before the first free or bad one. Returns how many, `first` is the lowest. Linux 2.6.20: valid_swaphandles.
+  [[nodiscard]] unsigned valid_swaphandles(SwpEntry entry, unsigned window, uint64_t& first);
   /// More than half of all slots used: clean swap-cache copies are given up eagerly.
   [[nodiscard]] bool vm_swap_full() const { return copies_cost_memory_ || nr_swap_pages() * 2 < total_swap_pages(); }
   /// What areas hold is the machine's own memory (zram alone): then a copy is one too many as soon as its page is back.
@@ -213,6 +242,12 @@ class SwapFiles : private FrontswapMaps {
   void survey(void (*fail)(void*, const char* id, const char* text), void* arg);
 
  private:
+  friend class SwapFilesEra;
+  struct Traits {
+    bool cache_is_a_user = false, slots_cache = true, clusters = true;
+    uint16_t taken = SWAP_HAS_CACHE;  ///< the map's value of a slot just taken
+  };
+  static constexpr size_t ERA_BYTES = 32;
   template <class T>
   Result<void> make(PagedArray<T>& array, uint64_t n);
   template <class T>
@@ -225,7 +260,19 @@ class SwapFiles : private FrontswapMaps {
   void free_swap_count_continuations(SwapContinuation** chains, uint64_t nr_chains);
   [[nodiscard]] static uint64_t count_of(const SwapInfo& si, uint64_t offset);
   [[nodiscard]] static bool continued_right(const SwapInfo& si, uint64_t offset);
-  uint8_t __swap_entry_free(SwapInfo& si, SwpEntry entry, uint8_t usage);
+  unsigned take_slots(unsigned n, SwpEntry* entries);
+  /// The slot's value less one user (or the cache), written; nothing is done about a slot that nobody uses any more.
+  uint8_t drop_user(SwapInfo& si, SwpEntry entry, uint8_t usage, bool& dropped) WEIR_REQUIRES(si.lock);
+  [[nodiscard]] static uint16_t map_at(const SwapInfo& si, uint64_t offset) {
+    return si.swap_map16 ? si.swap_map16[offset] : si.swap_map[offset];
+  }
+  static void set_map(SwapInfo& si, uint64_t offset, uint16_t v) {
+    if (si.swap_map16)
+      si.swap_map16[offset] = v;
+    else
+      si.swap_map[offset] = static_cast<uint8_t>(v);
+  }
+  void __swap_entry_free(SwapInfo& si, SwpEntry entry, uint8_t usage, uint8_t& left);
   void swap_entry_free(SwapInfo& si, SwpEntry entry) WEIR_REQUIRES(si.lock);
   void release(SwpEntry entry);
 
@@ -233,7 +280,8 @@ class SwapFiles : private FrontswapMaps {
   unsigned scan_swap_map_slots(SwapInfo& si, unsigned n, SwpEntry* entries) WEIR_REQUIRES(si.lock);
   uint64_t scan_swap_map_try_ssd_cluster(SwapInfo& si) WEIR_REQUIRES(si.lock);
   uint64_t scan_swap_map_hand(SwapInfo& si) WEIR_REQUIRES(si.lock);
-  uint64_t scan_swap_map(SwapInfo& si) WEIR_REQUIRES(si.lock);
+  uint64_t next_free_slot(SwapInfo& si) WEIR_REQUIRES(si.lock);
+  [[nodiscard]] static uint64_t next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, bool copies);
   bool breathe(SwapInfo& si, uint64_t& latency) WEIR_REQUIRES(si.lock);
   void swap_range_alloc(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock);
   void swap_range_free(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock);
@@ -241,7 +289,7 @@ class SwapFiles : private FrontswapMaps {
   void swap_cluster_schedule_discard(SwapInfo& si, uint32_t cluster) WEIR_REQUIRES(si.lock);
   void swap_do_scheduled_discard(SwapInfo& si) WEIR_REQUIRES(si.lock);
   [[nodiscard]] static bool may_take(const SwapInfo& si, uint64_t offset) {
-    return si.swap_map[offset] == 0 &&
+    return map_at(si, offset) == 0 &&
            (!si.cluster_info || si.cluster_info[offset / SWAPFILE_CLUSTER].owner != SwapCluster::Owner::discard);
   }
   // FrontswapMaps
@@ -271,6 +319,10 @@ class SwapFiles : private FrontswapMaps {
   SpinLock mmlist_lock_{LockRank::mmlist};
   MmList mmlist_ WEIR_GUARDED_BY(mmlist_lock_);
 
+  alignas(16) std::byte era_place_[ERA_BYTES];
+  SwapFilesEra* era_ = nullptr;  // in era_place_; immutable
+  Traits traits_;                // immutable
+
   Workqueue discard_queue_;
   bool discarding_ = false;  ///< the queue has its kthread; swapon mutex
   Frontswap frontswap_;
@@ -281,5 +333,57 @@ class SwapFiles : private FrontswapMaps {
   bool (*reclaim_)(void*, SwpEntry) = nullptr;
   void* reclaim_arg_ = nullptr;
 };
+
+// ---- Eras
+//
+//            taken by                              one more PTE       one less                            the cache
+//            lets go
+//   2.6.20   get_swap_page -> scan_swap_map        swap_duplicate     swap_free -> swap_entry_free        swap_free
+//   3.x      get_swap_page -> scan_swap_map        swap_duplicate     swap_free -> swap_entry_free swapcache_free 4.14
+//   get_swap_pages -> scan_swap_map_slots swap_duplicate     swap_free -> … -> free_swap_slot    swapcache_free
+
+class SwapFilesEra {
+ public:
+  explicit SwapFilesEra(SwapFiles& files) : files_(files) {}
+  SwapFilesEra(const SwapFilesEra&) = delete;
+  SwapFilesEra& operator=(const SwapFilesEra&) = delete;
+
+  using Traits = SwapFiles::Traits;
+  [[nodiscard]] virtual Traits traits() const = 0;
+  /// Takes up to n slots of the area, whose lock is held.
+  virtual unsigned scan(SwapInfo& si, unsigned n, SwpEntry* entries) = 0;
+  virtual SwpEntry get_swap_page() = 0;
+  virtual Result<void> swap_duplicate(SwpEntry entry) = 0;
+  virtual uint16_t swap_free(SwpEntry entry) = 0;
+  virtual Result<void> swapcache_prepare(SwpEntry entry) = 0;
+  virtual void swapcache_free(SwpEntry entry) = 0;
+
+ protected:
+  ~SwapFilesEra() = default;
+
+  // What the eras are put together from.
+  unsigned take_slots(unsigned n, SwpEntry* entries) { return files_.take_slots(n, entries); }
+  unsigned scan_batch(SwapInfo& si, unsigned n, SwpEntry* entries) {
+    return files_.scan_swap_map_slots(si, n, entries);
+  }
+  /// One slot by the hand; 0: none.
+  uint64_t scan_one(SwapInfo& si);
+  SwapInfo* lookup(SwpEntry entry, const char* who) { return files_.lookup(entry, who); }
+  Result<void> one_user_more(SwpEntry entry);
+  Result<void> cache_takes(SwpEntry entry) {
+    return files_.__swap_duplicate(entry, SWAP_HAS_CACHE, "swapcache_prepare");
+  }
+  /// 4.14: the last one leaves SWAP_HAS_CACHE behind, which release() gives back.
+  uint8_t drop_and_release(SwapInfo& si, SwpEntry entry, uint8_t usage);
+  /// 3.x: the slot is free at once. `usage` as in the map.
+  uint8_t drop_user(SwapInfo& si, SwpEntry entry, uint8_t usage) WEIR_REQUIRES(si.lock);
+  void range_free(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock) { files_.swap_range_free(si, offset); }
+  SwapFiles& files_;
+};
+
+/// Made in `place` (SwapFiles::ERA_BYTES).
+SwapFilesEra* swapfiles_2_6_20(void* place, SwapFiles& files);
+SwapFilesEra* swapfiles_3(void* place, SwapFiles& files);
+SwapFilesEra* swapfiles_4_14(void* place, SwapFiles& files);
 
 }  // namespace weir

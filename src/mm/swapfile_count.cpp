@@ -155,46 +155,69 @@ Result<void> SwapFiles::__swap_duplicate(SwpEntry entry, uint8_t usage, const ch
   return {};
 }
 
-Result<void> SwapFiles::swap_duplicate(SwpEntry entry) {
-  WEIR_FLOW(entry);
+Result<void> SwapFiles::swap_duplicate(SwpEntry entry) { return era_->swap_duplicate(entry); }
+Result<void> SwapFiles::swapcache_prepare(SwpEntry entry) { return era_->swapcache_prepare(entry); }
+uint16_t SwapFiles::swap_free(SwpEntry entry) { return era_->swap_free(entry); }
+void SwapFiles::swapcache_free(SwpEntry entry) { era_->swapcache_free(entry); }
+
+Result<void> SwapFilesEra::one_user_more(SwpEntry entry) {
   for (;;) {
-    const Result<void> done = __swap_duplicate(entry, 1, "swap_duplicate");
+    const Result<void> done = files_.__swap_duplicate(entry, 1, "swap_duplicate");
     if (done.error() != Errno::nomem) return done;
     // A PTE lock may be held.
-    if (!add_swap_count_continuation(entry, GFP_ATOMIC | __GFP_NOWARN)) return done;
+    if (!files_.add_swap_count_continuation(entry, GFP_ATOMIC | __GFP_NOWARN)) return done;
   }
 }
 
-Result<void> SwapFiles::swapcache_prepare(SwpEntry entry) {
-  WEIR_FLOW(entry);
-  return __swap_duplicate(entry, SWAP_HAS_CACHE, "swapcache_prepare");
+uint8_t SwapFiles::drop_user(SwapInfo& si, SwpEntry entry, uint8_t usage, bool& dropped) {
+  dropped = false;
+  if (swp_offset(entry) >= si.max) return 0;
+  uint8_t& map = si.swap_map[swp_offset(entry)];
+  const uint8_t old = map;
+  const uint8_t users = old & static_cast<uint8_t>(~SWAP_HAS_CACHE);
+  const bool held = usage == SWAP_HAS_CACHE ? (old & SWAP_HAS_CACHE) != 0 : users != 0;
+  if (old == SWAP_MAP_BAD || !held) {
+    ((LogLine() << "swap_free: Unused swap offset entry ").hex(entry.val) << " map ").hex(old);
+    return old;
+  }
+  if (usage != SWAP_HAS_CACHE && users == COUNT_CONTINUED)
+    (void)swap_count_continued(si, swp_offset(entry), Carry::down);
+  else
+    map = old - usage;
+  dropped = true;
+  return map;
 }
 
 // One user less. The last one leaves SWAP_HAS_CACHE behind, which release() gives back: meanwhile nobody else can take
 // the slot.
-uint8_t SwapFiles::__swap_entry_free(SwapInfo& si, SwpEntry entry, uint8_t usage) {
-  uint8_t left = 0;
+void SwapFiles::__swap_entry_free(SwapInfo& si, SwpEntry entry, uint8_t usage, uint8_t& left) {
+  bool dropped = false;
   {
     ScopedLock guard(si.lock);
-    if (swp_offset(entry) >= si.max) return 0;
-    uint8_t& map = si.swap_map[swp_offset(entry)];
-    const uint8_t old = map;
-    const uint8_t users = old & static_cast<uint8_t>(~SWAP_HAS_CACHE);
-    const bool held = usage == SWAP_HAS_CACHE ? (old & SWAP_HAS_CACHE) != 0 : users != 0;
-    if (old == SWAP_MAP_BAD || !held) {
-      ((LogLine() << "swap_free: Unused swap offset entry ").hex(entry.val) << " map ").hex(old);
-      return old;
-    }
-    if (usage != SWAP_HAS_CACHE && users == COUNT_CONTINUED)
-      (void)swap_count_continued(si, swp_offset(entry), Carry::down);
-    else
-      map = old - usage;
-    left = map;
-    if (left == 0) map = SWAP_HAS_CACHE;
-    WEIR_STATE(swap_map, entry, old, map);
-    if (left == 0) si.bdev->slot_free_notify(swp_offset(entry));
+    const uint64_t offset = swp_offset(entry);
+    const uint8_t old = offset < si.max ? si.swap_map[offset] : uint8_t{0};
+    left = drop_user(si, entry, usage, dropped);
+    if (!dropped) return;
+    if (left == 0) si.swap_map[offset] = SWAP_HAS_CACHE;
+    WEIR_STATE(swap_map, entry, old, si.swap_map[offset]);
+    if (left == 0) si.bdev->slot_free_notify(offset);
   }
   if (left == 0) release(entry);
+}
+
+uint8_t SwapFilesEra::drop_and_release(SwapInfo& si, SwpEntry entry, uint8_t usage) {
+  uint8_t left = 0;
+  files_.__swap_entry_free(si, entry, usage, left);
+  return left;
+}
+
+uint8_t SwapFilesEra::drop_user(SwapInfo& si, SwpEntry entry, uint8_t usage) {
+  const uint8_t old = swp_offset(entry) < si.max ? si.swap_map[swp_offset(entry)] : uint8_t{0};
+  bool dropped = false;
+  const uint8_t left = files_.drop_user(si, entry, usage, dropped);
+  if (!dropped) return old;
+  WEIR_STATE(swap_map, entry, old, left);
+  if (left == 0) files_.swap_range_free(si, swp_offset(entry));
   return left;
 }
 
@@ -203,17 +226,6 @@ void SwapFiles::release(SwpEntry entry) {
     release_(release_arg_, entry);
   else
     swapcache_free_entries(&entry, 1);
-}
-
-uint8_t SwapFiles::swap_free(SwpEntry entry) {
-  WEIR_FLOW(entry);
-  SwapInfo* si = lookup(entry, "swap_free");
-  return si != nullptr ? __swap_entry_free(*si, entry, 1) : 0;
-}
-
-void SwapFiles::swapcache_free(SwpEntry entry) {
-  WEIR_FLOW(entry);
-  if (SwapInfo* si = lookup(entry, "swapcache_free")) __swap_entry_free(*si, entry, SWAP_HAS_CACHE);
 }
 
 void SwapFiles::swap_entry_free(SwapInfo& si, SwpEntry entry) {
@@ -241,18 +253,41 @@ void SwapFiles::swapcache_free_entries(const SwpEntry* entries, unsigned n) WEIR
   if (held != nullptr) held->lock.unlock();
 }
 
-uint8_t SwapFiles::swap_map_value(SwpEntry entry) {
+uint16_t SwapFiles::swap_map_value(SwpEntry entry) {
   SwapInfo* si = entry ? swap_info(swp_type(entry)) : nullptr;
   if (si == nullptr) return 0;
   ScopedLock guard(si->lock);
-  return swp_offset(entry) < si->max ? si->swap_map[swp_offset(entry)] : uint8_t{0};
+  return swp_offset(entry) < si->max ? map_at(*si, swp_offset(entry)) : uint16_t{0};
 }
 
-uint64_t SwapFiles::swp_swapcount(SwpEntry entry) {
+uint64_t SwapFiles::swp_swapcount(SwpEntry entry, Cached cached) {
   SwapInfo* si = entry ? swap_info(swp_type(entry)) : nullptr;
   if (si == nullptr) return 0;
   ScopedLock guard(si->lock);
-  return swp_offset(entry) < si->max ? count_of(*si, swp_offset(entry)) : 0;
+  if (swp_offset(entry) >= si->max) return 0;
+  if (!traits_.cache_is_a_user) return count_of(*si, swp_offset(entry));
+  const uint16_t map = map_at(*si, swp_offset(entry));
+  if (map == SWAP_MAP_BAD_16) return 0;
+  return map - (cached == Cached::yes && map > 0 ? 1u : 0u);
+}
+
+unsigned SwapFiles::valid_swaphandles(SwpEntry entry, unsigned window, uint64_t& first) {
+  WEIR_FLOW(entry, window);
+  SwapInfo* si = lookup(entry, "valid_swaphandles");
+  const uint64_t target = swp_offset(entry);
+  first = target;
+  if (si == nullptr || window <= 1) return 0;
+  ScopedLock guard(si->lock);
+  const auto usable = [&](uint64_t slot) {
+    return slot < si->max && map_at(*si, slot) != 0 && map_at(*si, slot) != bad_value();
+  };
+  const uint64_t base = std::max<uint64_t>(target & ~uint64_t{window - 1}, 1);
+  const uint64_t end = std::min((target | (window - 1)) + 1, si->max);
+  uint64_t last = target;
+  while (last + 1 < end && usable(last + 1)) ++last;
+  while (first > base && usable(first - 1)) --first;
+  // The slot itself is read anyway.
+  return first == last ? 0 : static_cast<unsigned>(last - first + 1);
 }
 
 uint64_t SwapFiles::find_next_to_unuse(SwapInfo& si, uint64_t offset) WEIR_NO_THREAD_SAFETY_ANALYSIS {
@@ -262,8 +297,8 @@ uint64_t SwapFiles::find_next_to_unuse(SwapInfo& si, uint64_t offset) WEIR_NO_TH
   // Once round: behind the last one it begins again at the first.
   for (uint64_t looked = 1; looked < si.max; ++looked) {
     if (++offset >= si.max) offset = 1;
-    const uint8_t map = si.swap_map[offset];
-    if (map != 0 && map != SWAP_MAP_BAD) return offset;
+    const uint16_t map = map_at(si, offset);
+    if (map != 0 && map != bad_value()) return offset;
     (void)breathe(si, latency);
   }
   return 0;

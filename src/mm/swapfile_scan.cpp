@@ -1,5 +1,6 @@
 // src/mm/swapfile_scan.cpp: taking slots and giving them back to their area. See swapfile.hpp
 #include <algorithm>
+#include <cstring>
 
 #include "mm/swapfile.hpp"
 
@@ -8,8 +9,15 @@
 
 namespace weir {
 
-unsigned SwapFiles::get_swap_pages(unsigned n, SwpEntry* entries) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+unsigned SwapFiles::get_swap_pages(unsigned n, SwpEntry* entries) {
   WEIR_FLOW(n);
+  return take_slots(n, entries);
+}
+
+SwpEntry SwapFiles::get_swap_page() { return era_->get_swap_page(); }
+
+/// Area by area, the best first.
+unsigned SwapFiles::take_slots(unsigned n, SwpEntry* entries) WEIR_NO_THREAD_SAFETY_ANALYSIS {
   if (nr_swap_pages() <= 0) return 0;
   n = std::min(n, SWAP_BATCH);
   uint8_t order[MAX_SWAPFILES];
@@ -28,7 +36,7 @@ unsigned SwapFiles::get_swap_pages(unsigned n, SwpEntry* entries) WEIR_NO_THREAD
         (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0 && si.highest_bit != 0 && si.bdev->has_room();
     if (usable) requeue(si.type);
     swap_lock_.unlock();
-    const unsigned got = usable ? scan_swap_map_slots(si, n, entries) : 0;
+    const unsigned got = usable ? era_->scan(si, n, entries) : 0;
     si.lock.unlock();
     if (got > 0) return got;
   }
@@ -44,7 +52,7 @@ unsigned SwapFiles::scan_swap_map_slots(SwapInfo& si, unsigned n, SwpEntry* entr
     if (offset == 0 && solid_state) {
       // Without a free cluster one slot is as good as another. When some are at hand, only the next is worth a look.
       if (got == 0)
-        offset = scan_swap_map(si);
+        offset = next_free_slot(si);
       else if (si.cluster_next <= si.highest_bit && may_take(si, si.cluster_next))
         offset = si.cluster_next;
     }
@@ -77,7 +85,7 @@ uint64_t SwapFiles::scan_swap_map_try_ssd_cluster(SwapInfo& si) {
     }
     const uint64_t end = (uint64_t{mine.index} + 1) * SWAPFILE_CLUSTER;
     // Others may have used its slots when they found no cluster of their own.
-    while (mine.next < end && si.swap_map[mine.next] != 0) ++mine.next;
+    while (mine.next < end && map_at(si, mine.next) != 0) ++mine.next;
     if (mine.next < end) return mine.next++;
     SwapCluster& used_up = si.cluster_info[mine.index];
     used_up.owner = SwapCluster::Owner::none;
@@ -91,14 +99,14 @@ uint64_t SwapFiles::scan_swap_map_try_ssd_cluster(SwapInfo& si) {
 uint64_t SwapFiles::scan_swap_map_hand(SwapInfo& si) {
   if (si.cluster_nr > 0) {
     --si.cluster_nr;
-    return scan_swap_map(si);
+    return next_free_slot(si);
   }
   si.cluster_nr = SWAPFILE_CLUSTER - 1;
   if (si.pages - si.inuse_pages >= SWAPFILE_CLUSTER) {
     uint64_t latency = LATENCY_LIMIT;
     uint64_t run = 0;
     for (uint64_t offset = si.lowest_bit; offset <= si.highest_bit; ++offset) {
-      run = si.swap_map[offset] == 0 ? run + 1 : 0;
+      run = map_at(si, offset) == 0 ? run + 1 : 0;
       if (run == SWAPFILE_CLUSTER) {
         si.cluster_next = offset + 1 - SWAPFILE_CLUSTER;
         break;
@@ -107,7 +115,7 @@ uint64_t SwapFiles::scan_swap_map_hand(SwapInfo& si) {
       if (!breathe(si, latency)) return 0;
     }
   }
-  return scan_swap_map(si);
+  return next_free_slot(si);
 }
 
 // Every LATENCY_LIMIT steps lets go of the lock for a moment. False: the area is being switched off.
@@ -120,18 +128,56 @@ bool SwapFiles::breathe(SwapInfo& si, uint64_t& latency) WEIR_NO_THREAD_SAFETY_A
   return (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0;
 }
 
+// The first slot of [from, to) that is free, or (if `copies`) that only the cache uses; `to` if there is none. Eight
+// slots at a time: in a full area there is one free slot in a hundred.
+uint64_t SwapFiles::next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, bool copies) {
+  if (si.swap_map16) {
+    while (from < to && si.swap_map16[from] != 0) ++from;
+    return from;
+  }
+  constexpr uint64_t ONES = 0x0101010101010101, TOPS = 0x8080808080808080, CACHE_ONLY = ONES * SWAP_HAS_CACHE;
+  const auto has_zero = [](uint64_t v) { return ((v - ONES) & ~v & TOPS) != 0; };
+  const auto wanted = [&](uint8_t map) { return map == 0 || (copies && map == SWAP_HAS_CACHE); };
+  while (from < to) {
+    // A page of the map is whole words.
+    if (from % 8 == 0 && from + 8 <= to) {
+      uint64_t eight;
+      std::memcpy(&eight, &si.swap_map[from], sizeof eight);
+      if (!has_zero(eight) && !(copies && has_zero(eight ^ CACHE_ONLY))) {
+        from += 8;
+        continue;
+      }
+    }
+    if (wanted(si.swap_map[from])) return from;
+    ++from;
+  }
+  return to;
+}
+
 // The first free slot from cluster_next up, then from lowest_bit; 0 when there is none. While swap is short, slots that
 // hold only the cache's copy are freed on the way.
-uint64_t SwapFiles::scan_swap_map(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
-  uint64_t latency = LATENCY_LIMIT;
+uint64_t SwapFiles::next_free_slot(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
   const uint64_t start = si.cluster_next;
   for (int lap = 0; lap < 2; ++lap) {
     uint64_t offset = lap == 0 ? std::max(start, si.lowest_bit) : si.lowest_bit;
     while (offset <= si.highest_bit && (lap == 0 || offset < start)) {
-      const uint8_t map = si.swap_map[offset];
-      if (map == 0 && may_take(si, offset)) return offset;
-      const bool short_of_swap = vm_swap_full();
-      if (map == SWAP_HAS_CACHE && short_of_swap && reclaim_ != nullptr) {
+      const bool copies = vm_swap_full() && !traits_.cache_is_a_user && reclaim_ != nullptr;
+      if (si.cluster_info && !copies && offset % SWAPFILE_CLUSTER == 0 &&
+          si.cluster_info[offset / SWAPFILE_CLUSTER].count == SWAPFILE_CLUSTER) {
+        offset += SWAPFILE_CLUSTER;
+        continue;
+      }
+      const uint64_t stretch = std::min((offset | (LATENCY_LIMIT - 1)) + 1, si.highest_bit + 1);
+      const uint64_t stop = lap == 0 ? stretch : std::min(stretch, start);
+      offset = next_candidate(si, offset, stop, copies);
+      if (offset == stop) {
+        uint64_t now = 1;
+        if (!breathe(si, now)) return 0;
+        continue;
+      }
+      if (map_at(si, offset) == 0) {
+        if (may_take(si, offset)) return offset;
+      } else {
         si.lock.unlock();
         const bool freed = reclaim_(reclaim_arg_, swp_entry(si.type, offset));
         si.lock.lock();
@@ -139,18 +185,13 @@ uint64_t SwapFiles::scan_swap_map(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
         if (freed && offset <= si.highest_bit && may_take(si, offset)) return offset;
       }
       ++offset;
-      if (si.cluster_info && !short_of_swap && offset % SWAPFILE_CLUSTER == 0) {
-        while (offset <= si.highest_bit && si.cluster_info[offset / SWAPFILE_CLUSTER].count == SWAPFILE_CLUSTER)
-          offset += SWAPFILE_CLUSTER;
-      }
-      if (!breathe(si, latency)) return 0;
     }
   }
   return 0;
 }
 
 void SwapFiles::swap_range_alloc(SwapInfo& si, uint64_t offset) {
-  si.swap_map[offset] = SWAP_HAS_CACHE;
+  set_map(si, offset, traits_.taken);
   if (si.cluster_info) ++si.cluster_info[offset / SWAPFILE_CLUSTER].count;
   if (offset == si.lowest_bit) ++si.lowest_bit;
   if (offset == si.highest_bit) --si.highest_bit;
@@ -161,7 +202,7 @@ void SwapFiles::swap_range_alloc(SwapInfo& si, uint64_t offset) {
   }
   si.cluster_next = offset + 1;
   nr_swap_pages_.fetch_sub(1, std::memory_order_relaxed);
-  WEIR_STATE(swap_map, swp_entry(si.type, offset), 0, SWAP_HAS_CACHE);
+  WEIR_STATE(swap_map, swp_entry(si.type, offset), 0, traits_.taken);
 }
 
 void SwapFiles::swap_range_free(SwapInfo& si, uint64_t offset) {
@@ -237,6 +278,12 @@ uint32_t SwapFiles::pop_free_cluster(SwapInfo& si) {
   si.cluster_info[cluster].next = 0;
   si.cluster_info[cluster].owner = SwapCluster::Owner::cpu;
   return cluster;
+}
+
+uint64_t SwapFilesEra::scan_one(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  const uint64_t offset = files_.scan_swap_map_hand(si);
+  if (offset != 0) files_.swap_range_alloc(si, offset);
+  return offset;
 }
 
 }  // namespace weir

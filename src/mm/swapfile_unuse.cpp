@@ -201,11 +201,12 @@ Result<unsigned> SwapOn::swapon(BlockDevice& device, int prio, uint32_t flags) {
   const Result<void> made = [&]() -> Result<void> {
     Result<HeaderInfo> header = read_swap_header(device, content);
     if (!header) return header.error();
-    si.flags.fetch_or(SWP_BLKDEV | (device.nonrotational() ? SWP_SOLIDSTATE : 0u), std::memory_order_release);
+    si.flags.fetch_or(SWP_BLKDEV | (device.nonrotational() && swap_.has_clusters() ? SWP_SOLIDSTATE : 0u),
+                      std::memory_order_release);
     const Result<void> map = swap_.setup_swap_map(si, header->maxpages, header->badpages, header->nr_badpages);
     if (map.error() == Errno::inval) LogLine() << "Empty swap-file";
     if (!map) return map.error();
-    return cache_.init_swap_address_space(si.type, si.max);
+    return cache_.add_area(si.type, si.max);
   }();
   cache_.mmu().kunmap(**page);
   cache_.filemap().lru().put_page(**page);
@@ -251,7 +252,7 @@ Result<void> SwapOn::swapoff(unsigned type) {
   }
   swap_.flush_discard(*si);
   swap_.frontswap().invalidate_area(type);
-  cache_.exit_swap_address_space(type);
+  cache_.remove_area(type);
   swap_.release_swap_info(*si);
   for (unsigned other = 0; other < MAX_SWAPFILES; ++other) {
     if (swap_.swap_info(other) == nullptr) continue;
@@ -382,7 +383,7 @@ Result<void> SwapOn::unuse_slot(SwpEntry entry, Mm*& start_mm) {
     if (done && spaces_ != nullptr) {
       if (start_mm != &tables_->init_mm()) unuse_mm(*start_mm, entry, *page);
       Mm* prev = nullptr;
-      while (swap_.swp_swapcount(entry) != 0 && !fatal_signal_pending()) {
+      while (cache_.slot_users(entry, *page) != 0 && !fatal_signal_pending()) {
         Mm* mm = swap_.mmlist_next(prev);
         if (prev != nullptr) put(*page, *prev);
         prev = mm;
@@ -394,7 +395,7 @@ Result<void> SwapOn::unuse_slot(SwpEntry entry, Mm*& start_mm) {
       }
       if (prev != nullptr) put(*page, *prev);
     }
-    if (PageSwapCache(*page) && page->private_ == entry.val && swap_.swp_swapcount(entry) == 0) {
+    if (PageSwapCache(*page) && page->private_ == entry.val && cache_.page_swapcount(*page) == 0) {
       filemap.wait_on_page_writeback(*page);
       filemap.lru().set_page_flag(*page, PageFlag::dirty);
       cache_.delete_from_swap_cache(*page);

@@ -390,7 +390,7 @@ class Scan {
       if (swap) {
         const SwpEntry entry{page.private_};
         expect(Inv::swap_cache_page,
-               PageSwapCache(page) && PageSwapBacked(page) && swp_type(entry) == type && swp_offset(entry) == index,
+               PageSwapCache(page) && PageSwapBacked(page) && entry == m_.swap_cache.entry_at(type, index),
                pfn.v, index, page.private_);
         if (SlotCount* slot = slot_of(entry)) ++slot->cached;
       } else {
@@ -524,13 +524,17 @@ class Scan {
       uint64_t used = 0, held = 0;
       for (uint64_t offset = 1; offset < si->max; ++offset) {
         const SwpEntry entry = swp_entry(type, offset);
-        const uint8_t map = m_.swap_files.swap_map_value(entry);
+        const uint16_t map = m_.swap_files.swap_map_value(entry);
         const SlotCount& slot = slots_[type][offset];
-        if (map == SWAP_MAP_BAD) {
+        if (map == m_.swap_files.bad_value()) {
           expect(Inv::swap_users, slot.users == 0 && slot.cached == 0, entry.val, 0, slot.users);
           continue;
         }
         if (map != 0) ++used;
+        if (m_.swap_files.cache_is_a_user()) {
+          equal(Inv::swap_users, entry.val, map, slot.users + slot.cached);
+          continue;
+        }
         equal(Inv::swap_users, entry.val, static_cast<int64_t>(m_.swap_files.swp_swapcount(entry)), slot.users);
         if ((map & SWAP_HAS_CACHE) != 0 && slot.cached == 0) ++held;
         expect(Inv::swap_has_cache, slot.cached == 0 || (map & SWAP_HAS_CACHE) != 0, entry.val, 1, map);

@@ -18,7 +18,10 @@ class VmStat {
   [[nodiscard]] int64_t node_page_state(NodeStat s) const {
     return gauges_[static_cast<unsigned>(s)].load(std::memory_order_relaxed);
   }
-  void count_vm_event(VmEvent e) { count_vm_events(e, 1); }
+  void count_vm_event(VmEvent e) {
+    WEIR_FLOW(e);
+    count_vm_events(e, 1);
+  }
   void count_vm_events(VmEvent e, uint64_t n) {
     events_[static_cast<unsigned>(e)].fetch_add(n, std::memory_order_relaxed);
   }

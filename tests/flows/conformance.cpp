@@ -247,7 +247,7 @@ class Checker {
   }
 
   [[nodiscard]] bool required(const Wanted& wanted, const Names& whens) const {
-    if (wanted.optional) return false;
+    if (wanted.optional || has(flow_.without, wanted.name)) return false;
     if (!wanted.step->when.empty() && !whens.contains(wanted.step->when)) return false;
     if (!wanted.is_fn()) return true;
     return table_.has_effect(wanted.name) && !has(flow_.not_in_kernel, wanted.step->fn) &&
@@ -723,10 +723,13 @@ FlowTable::FlowTable(const std::string& flows_toml, const std::string& states_to
                          [&](const Step& step) { return step.state == name || (fn_too && step.fn == name); });
     };
     at->shown = list_of(*entry, "shown");
+    at->without = list_of(*entry, "without");
+    for (const std::string& name : at->without)
+      if (!named(name, true)) wrong(id, "states.toml does without \"" + name + "\", which is no step of it");
     for (const std::string& name : at->shown)
       if (!named(name, true)) wrong(id, "states.toml wants \"" + name + "\" shown, which is no step of it");
     for (const auto& [step, evidence] : *entry) {
-      if (step.str() == "shown") continue;
+      if (step.str() == "shown" || step.str() == "without") continue;
       if (!named(std::string(step.str()), false))
         wrong(id, "\"" + std::string(step.str()) + "\" in states.toml is no state step of it");
       at->evidence[std::string(step.str())] = evidence.value_or(std::string());

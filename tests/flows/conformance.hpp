@@ -28,7 +28,8 @@
 // - States with a kernel_order (or of a state flow): in their own order, anywhere in the run.
 // - A state step with a `callee` is seen by that function's being called.
 //
-// `shown` in states.toml lists optional steps that the run must show; they count as required.
+// `shown` in states.toml lists optional steps that the run must show; they count as required. `without` lists steps of
+// systems that are not there yet; they are not required.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -73,6 +74,7 @@ struct Flow {
   // From states.toml.
   std::map<std::string, std::string> evidence;  ///< state step -> what shows it
   std::vector<std::string> shown;
+  std::vector<std::string> without;
 };
 
 /// The two tables. Throws with place and remedy when they do not fit together.

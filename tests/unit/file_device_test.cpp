@@ -52,8 +52,9 @@ struct Request {
   std::atomic<bool> ended{false};
   WaitQueue done;
 
-  void prepare(BioOp op, uint64_t page) {
-    bio = {.op = op, .sector = page * SECTORS_PER_PAGE, .content = {.bytes = bytes.data()}, .owner = this};
+  void prepare(BioOp op, uint64_t page, uint32_t pages = 1) {
+    bio = {
+        .op = op, .sector = page * SECTORS_PER_PAGE, .pages = pages, .content = {.bytes = bytes.data()}, .owner = this};
     bio.end_io = [](Bio& b) {
       auto& request = *static_cast<Request*>(b.owner);
       request.ended = true;
@@ -61,16 +62,16 @@ struct Request {
     };
     ended = false;
   }
-  void submit(FileDevice& device, BioOp op, uint64_t page) {
-    prepare(op, page);
+  void submit(FileDevice& device, BioOp op, uint64_t page, uint32_t pages = 1) {
+    prepare(op, page, pages);
     device.submit_bio(bio);
   }
   Errno wait() {
     done.wait([&] { return ended.load(); });
     return bio.status;
   }
-  Errno run(FileDevice& device, BioOp op, uint64_t page) {
-    submit(device, op, page);
+  Errno run(FileDevice& device, BioOp op, uint64_t page, uint32_t pages = 1) {
+    submit(device, op, page, pages);
     return wait();
   }
 };
@@ -229,6 +230,28 @@ TEST_P(FileDeviceEngines, RequestsThatMakeNoSenseEndWithAnError) {
         EXPECT_EQ(request.wait(), Errno::inval);
         EXPECT_EQ(device.stats().read_errors, 1u);
         EXPECT_EQ(device.stats().write_errors, 2u);
+      },
+      GetParam().where);
+}
+
+TEST_P(FileDeviceEngines, ADiscardMakesAHoleWhereThatIsWanted) {
+  TestPath path;
+  with_device(
+      {.path = path.c_str(), .capacity = PageCount(64), .engine = GetParam().engine, .discard = FileDiscard::punch},
+      [&](FileDevice& device) {
+        if (!device.can_discard()) return;
+        const auto blocks = [&] {
+          struct stat st {};
+          EXPECT_EQ(stat(path.c_str(), &st), 0);
+          EXPECT_EQ(st.st_size, off_t{64 * PAGE_SIZE});
+          return st.st_blocks;
+        };
+        Request request;
+        for (uint64_t page = 0; page < 64; ++page) ASSERT_EQ(request.run(device, BioOp::write, page), Errno::ok);
+        const auto before = blocks();
+        if (request.run(device, BioOp::discard, 16, 32) != Errno::ok) return;  // a file system without holes
+        EXPECT_LE(blocks(), before - 32 * 8);
+        EXPECT_EQ(request.run(device, BioOp::discard, 40, 32), Errno::io) << "behind the end";
       },
       GetParam().where);
 }
