@@ -7,6 +7,7 @@
 // Linux: mm/page_alloc.c, 2.6.20. It knows no migrate types: a block of any list will do.
 #include <new>
 
+#include "mm/mm_types.hpp"
 #include "mm/page_alloc_era.hpp"
 
 #undef WEIR_FLOW_FILE
@@ -133,7 +134,7 @@ Page* PageAllocator::Era_2_6_20::__alloc_pages(gfp_t gfp, Order order) {
     self.flush_quarantine(gfp);
 
     // Who frees memory, and who is to die, gets the last page; it does not reclaim itself.
-    if ((current_flags() & (PF_MEMALLOC | TIF_MEMDIE)) != 0) {
+    if ((current_flags() & PF_MEMALLOC) != 0 || current_is_oom_victim()) {
       if (gfp.has(__GFP_NOMEMALLOC) || gfp.has(__GFP_POOL)) break;
       do {
         if (Page* page = get_page_from_freelist(gfp, order, ALLOC_NO_WATERMARKS, ac)) return taken(page);

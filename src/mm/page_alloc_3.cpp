@@ -6,6 +6,7 @@
 // Linux: mm/page_alloc.c, 3.7 to 3.10, without compaction.
 #include <new>
 
+#include "mm/mm_types.hpp"
 #include "mm/page_alloc_era.hpp"
 
 #undef WEIR_FLOW_FILE
@@ -89,7 +90,8 @@ uint32_t PageAllocator::Era_3::gfp_to_alloc_flags(gfp_t gfp) {
   if (gfp.has(__GFP_POOL)) flags |= ALLOC_POOL;
   if (gfp.has(__GFP_ATOMIC) && !gfp.has(__GFP_NOMEMALLOC)) flags |= ALLOC_HARDER;
   if (gfp.has(__GFP_NOMEMALLOC) || gfp.has(__GFP_POOL)) return flags;
-  if (gfp.has(__GFP_MEMALLOC) || (current_flags() & (PF_MEMALLOC | TIF_MEMDIE)) != 0) flags |= ALLOC_NO_WATERMARKS;
+  if (gfp.has(__GFP_MEMALLOC) || (current_flags() & PF_MEMALLOC) != 0 || current_is_oom_victim())
+    flags |= ALLOC_NO_WATERMARKS;
   return flags;
 }
 
@@ -129,7 +131,7 @@ Page* PageAllocator::Era_3::__alloc_pages_slowpath(gfp_t gfp, Order order, const
       }
       if ((current_flags() & PF_MEMALLOC) != 0) break;
       // A victim that finds nothing here fails, so that it gets to its exit.
-      if ((current_flags() & TIF_MEMDIE) != 0 && !gfp.has(__GFP_NOFAIL)) break;
+      if (current_is_oom_victim() && !gfp.has(__GFP_NOFAIL)) break;
 
       PageCount did_some_progress{};
       if (Page* page = __alloc_pages_direct_reclaim(gfp, order, alloc_flags, ac, did_some_progress)) return page;

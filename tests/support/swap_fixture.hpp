@@ -205,7 +205,6 @@ class ReclaimWorld {
     unsigned page_cluster = 3;
     int swappiness = 60;
     SoftMmu::Model model = SoftMmu::Model::hardware;
-    KernelEra kernel = DEFAULT_KERNEL;
   };
   explicit ReclaimWorld(Options options) : ReclaimWorld(options, VirtualWorld::Options{}) {}
   ReclaimWorld(Options options, VirtualWorld::Options world_options)
@@ -220,7 +219,6 @@ class ReclaimWorld {
     o.cpus = options.cpus;
     o.threads = options.threads;
     o.page_cluster = options.page_cluster;
-    o.kernel = options.kernel;
     o.swappiness = options.swappiness;
     run([&] {
       Result<Machine*> made = Machine::create(place_, world, *mmu, arena.base(), o);

@@ -10,7 +10,7 @@ using Threads = weir::MachineOptions::Threads;
 
 class SwapEras : public testing::TestWithParam<KernelEra> {
  protected:
-  ReclaimWorld w{{.threads = Threads::none, .kernel = GetParam()}};
+  ReclaimWorld w{{.kernel = GetParam(), .threads = Threads::none}};
   SwapFiles& swap() { return w.m().swap_files; }
   void push_out(Task& t, VirtAddr base, uint64_t pages) {
     for (int i = 0; i < 2; ++i) {

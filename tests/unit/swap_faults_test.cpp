@@ -21,7 +21,7 @@ class SwapFaults : public testing::TestWithParam<Case> {
  protected:
   static constexpr uint64_t PAGES = 400;
   SwapFaults()
-      : w({.cpus = 2, .threads = Threads::none, .kernel = GetParam().kernel},
+      : w({.cpus = 2, .kernel = GetParam().kernel, .threads = Threads::none},
           {.seed = GetParam().seed, .cpus = 2, .preempt_one_in = 64}) {}
   void on(FaultInjectorOptions faults) {
     faults.seed = GetParam().seed;
