@@ -176,6 +176,7 @@ Page* PageAllocator::Era_2_6_20::direct_reclaim(gfp_t gfp, Order order, uint32_t
   cond_resched();
   self.flush_quarantine(gfp);
   if (progress.v > 0) return get_page_from_freelist(gfp, order, alloc_flags, ac);
+  WEIR_STATE(reclaim_fruitless, order, 0, 1);
   if (!gfp.has(__GFP_FS) || gfp.has(__GFP_NORETRY)) return nullptr;
   // So high that it only succeeds if another kill has just freed a lot.
   if (Page* page = get_page_from_freelist(gfp, order, ALLOC_WMARK_HIGH, ac)) return page;

@@ -175,7 +175,10 @@ Page* PageAllocator::Era_3::__alloc_pages_direct_reclaim(gfp_t gfp, Order order,
                                                          const AllocContext& ac, PageCount& did_some_progress) {
   WEIR_FLOW(gfp, order);
   did_some_progress = __perform_reclaim(gfp, order);
-  if (did_some_progress.v == 0) return nullptr;
+  if (did_some_progress.v == 0) {
+    WEIR_STATE(reclaim_fruitless, order, 0, 1);
+    return nullptr;
+  }
   self.flush_quarantine(gfp);
   const uint32_t flags = alloc_flags & ~uint32_t{ALLOC_NO_WATERMARKS};
   if (Page* page = get_page_from_freelist(gfp, order, flags, ac)) return page;
