@@ -36,9 +36,16 @@ const std::map<std::string, Op, std::less<>> OPS = {
     {"hang", Op::hang},       {"mem-limit", Op::mem_limit},
 };
 const std::map<std::string, Advice, std::less<>> ADVICES = {
-    {"normal", Advice::normal},     {"random", Advice::random},     {"sequential", Advice::sequential},
-    {"willneed", Advice::willneed}, {"dontneed", Advice::dontneed}, {"free", Advice::free},
-    {"cold", Advice::cold},         {"pageout", Advice::pageout},
+    {"normal", Advice::normal},
+    {"random", Advice::random},
+    {"sequential", Advice::sequential},
+    {"willneed", Advice::willneed},
+    {"dontneed", Advice::dontneed},
+    {"free", Advice::free},
+    {"cold", Advice::cold},
+    {"pageout", Advice::pageout},
+    {"mergeable", Advice::mergeable},
+    {"unmergeable", Advice::unmergeable},
 };
 const std::map<std::string, int64_t, std::less<>> RIGHTS = {{"none", 0}, {"r", VM_READ}, {"rw", VM_READ | VM_WRITE}};
 const std::map<std::string, Pattern, std::less<>> PATTERNS = {
