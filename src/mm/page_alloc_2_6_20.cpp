@@ -27,6 +27,7 @@ void PageAllocator::Era::place(PageAllocator& self, KernelEra kernel) {
 
 bool PageAllocator::Era::context(gfp_t gfp, Order order, AllocContext& ac) const {
   if (order.v >= MAX_ORDER) return false;
+  if (self.fail_after_.load(std::memory_order_relaxed) >= 0 && self.should_fail_alloc_page(gfp, order)) return false;
   ac.high_zoneidx = gfp.has(__GFP_DMA32) ? ZoneType::DMA32 : ZoneType::NORMAL;
   ac.zonelist = &self.node_.zonelist;
   ac.migratetype = gfp.has(__GFP_MOVABLE)       ? MigrateType::movable
@@ -180,7 +181,12 @@ Page* PageAllocator::Era_2_6_20::direct_reclaim(gfp_t gfp, Order order, uint32_t
   if (!gfp.has(__GFP_FS) || gfp.has(__GFP_NORETRY)) return nullptr;
   // So high that it only succeeds if another kill has just freed a lot.
   if (Page* page = get_page_from_freelist(gfp, order, ALLOC_WMARK_HIGH, ac)) return page;
-  self.oom_lock_.lock();
+  if (!self.oom_lock_.try_lock()) {
+    // Somebody else is killing.
+    restart = true;
+    sleep_for(4_ms);
+    return nullptr;
+  }
   const bool killed = self.pressure_->out_of_memory(OomControl{gfp, order});
   self.oom_lock_.unlock();
   restart = killed;
