@@ -42,7 +42,9 @@ class House:
 
     @staticmethod
     def mm_room(name: str) -> str | None:
-        return name.removeprefix("mm/").rpartition(".")[0] if name.startswith("mm/") else None
+        # What one kernel does differently in a room is the room's own: vmscan_era.hpp, vmscan_2_6_20.cpp.
+        stem = name.removeprefix("mm/").rpartition(".")[0] if name.startswith("mm/") else None
+        return re.sub(r"_(era|chains|2_6_20|3|4_14)$", "", stem) if stem else None
 
     def includes(self, name: str):
         """The files of the house that this one includes."""

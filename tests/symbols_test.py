@@ -22,7 +22,7 @@ LIBRARIES = {
     "weir_base": {"parse"},
     "weir_kernel": set(),
     "weir_kernel_host": set(),
-    "weir_record": {"reader", "flow_tree"},
+    "weir_record": {"reader", "flow_tree", "flow_diff"},
     "weir_block": {"sim_disk", "fault_injector"},
     "weir_mm": set(),
     "weir_arch_uffd": set(),

@@ -135,7 +135,6 @@ Page* PageAllocator::Era_3::__alloc_pages_slowpath(gfp_t gfp, Order order, const
 
       PageCount did_some_progress{};
       if (Page* page = __alloc_pages_direct_reclaim(gfp, order, alloc_flags, ac, did_some_progress)) return page;
-      if (did_some_progress.v == 0) WEIR_STATE(reclaim_fruitless, order, 0, 1);
       if (did_some_progress.v == 0 && gfp.has(__GFP_FS) && !gfp.has(__GFP_NORETRY)) {
         bool killed = false;
         if (Page* page = __alloc_pages_may_oom(gfp, order, ac, killed)) return page;

@@ -230,6 +230,7 @@ void PageTables::set_pte_at(Mm& mm, VirtAddr address, Pte* ptep, Pte pte) {
 }
 
 Pte PageTables::ptep_get_and_clear(Mm& mm, VirtAddr address, Pte* ptep) {
+  WEIR_FLOW(address);
   (void)mm;
   const Pte old{__atomic_exchange_n(&ptep->v, 0, __ATOMIC_ACQ_REL)};
   stored(address, old, Pte{});

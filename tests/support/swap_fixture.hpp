@@ -377,6 +377,9 @@ class ReclaimWorld {
                 " expected, " + std::to_string(found) + " found\n";
       }
     } sink;
+    // At rest: what is on its way to a device arrives first.
+    if (engine_thread().world == &world)
+      while (m().vmstat.node_page_state(NodeStat::nr_writeback) != 0) world.schedule_timeout(1_ms);
     std::vector<std::byte> scratch(m().verify_scratch_bytes());
     m().verify(scratch, sink);
     if (!mmu->caps().has_accessed)

@@ -252,7 +252,7 @@ TEST(Scenario, EveryWrongOneIsRefusedWithPlaceAndRemedy) {
        "nothing makes \"x\": kmalloc or vmalloc does"},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = 1 },\n { op = \"madvise\", area = "
        "\"a\", advice = \"keep\" },\n]\n",
-       5, "advice: \"keep\" is none of: cold, dontneed, free, normal, pageout, "},
+       5, "advice: \"keep\" is none of: cold, dontneed, free, mergeable, normal, pageout, "},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = 1 },\n { op = \"touch\", area = "
        "\"a\", pattern = \"spiral\" },\n]\n",
        5, "pattern: \"spiral\" is none of: hot, random, sequential, zipf"},
