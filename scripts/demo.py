@@ -173,7 +173,7 @@ def live_half(weir, folder, cgroups):
         say("2. In a memory cgroup of a third: not shown, this host lets us make none (it needs root and the memory controller)")
 
     recording = f"{folder}/demo.weir"
-    managed_command = [weir, "run", "--ram", f"{ram // MIB}M", "--swap", "zram", "--swap", f"file:{folder}:{4 * need // MIB}M", "--record", recording, "--"] + command
+    managed_command = [weir, "run", "--ram", f"{ram // MIB}M", "--swap", "zram", "--swap", f"file:{folder}:{4 * need // MIB}M", "--record", recording, "--record-events", "256K", "--"] + command
     say(f"3. weir run --ram {ram // MIB}M --swap zram --swap file:… --record demo.weir -- sqlite3 :memory:" + (", in a cgroup of the same size:" if cgroups else ":"))
     group = Cgroup.make(limit) if cgroups else None
     try:
