@@ -71,7 +71,7 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   spaces.set_file_ops(files);
   spaces.set_vmscan(vmscan);
   swapon.set_address_spaces(spaces, tables, rmap);
-  if (!profile.lazyfree) spaces.set_newest_advice(Advice::dontneed);
+  if (!profile.lazyfree) spaces.set_newest_advice(profile.ksm ? Advice::unmergeable : Advice::dontneed);
   task_cache_ = WEIR_TRY(slab.kmem_cache_create("task_struct", sizeof(Task), {}));
 
   writeback.set_ratios(options.dirty_background_ratio, options.dirty_ratio);

@@ -15,7 +15,10 @@ constexpr Bytes SWAP = Bytes(uint64_t{8} << 20);
 void scan(Vm& vm, unsigned cycles) {
   Ksm& ksm = vm.machine->ksm;
   const uint64_t until = ksm.stats().full_scans + cycles;
-  while (ksm.stats().full_scans < until) ksm.ksm_do_scan(100);
+  for (int batch = 0; ksm.stats().full_scans < until; ++batch) {
+    ASSERT_LT(batch, 1000) << "nothing is mergeable";
+    ksm.ksm_do_scan(100);
+  }
 }
 
 void mergeable(Vm& vm, Task& task, VirtAddr at, uint64_t pages, Advice advice = Advice::mergeable) {
