@@ -339,7 +339,8 @@ TEST(Recorder, ARingReadWhileThreadsWriteShowsNoMixedEvent) {
     });
   size_t seen = 0;
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(300);
-  while (std::chrono::steady_clock::now() < end) {
+  // At least until something was seen: where the writers have the CPUs to themselves a snapshot may find nothing whole.
+  while (seen == 0 || std::chrono::steady_clock::now() < end) {
     const Recording recording = snapshot(*recorder);
     for (const FlowEvent& event : recording.events) {
       ASSERT_EQ(event.value[0], static_cast<uint64_t>(event.tid));
@@ -350,7 +351,6 @@ TEST(Recorder, ARingReadWhileThreadsWriteShowsNoMixedEvent) {
   }
   stop = true;
   for (std::thread& thread : threads) thread.join();
-  EXPECT_GT(seen, 0u);
   EXPECT_LT(recorder->lost(), recorder->recorded() / 2);
 }
 
