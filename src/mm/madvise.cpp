@@ -17,11 +17,6 @@ bool reads_only(Advice advice) {
   }
 }
 
-/// MADV_FREE and what came after it (4.5).
-bool is_newer(Advice advice) {
-  return advice == Advice::free || advice == Advice::cold || advice == Advice::pageout;
-}
-
 /// May pages of the VMA be thrown away or sent out? Linux: can_madv_dontneed_vma.
 bool can_madv_lru_vma(const VmArea& vma) { return (vma.vm_flags & (VM_LOCKED | VM_IO)) == 0; }
 
@@ -29,7 +24,7 @@ bool can_madv_lru_vma(const VmArea& vma) { return (vma.vm_flags & (VM_LOCKED | V
 
 Result<void> AddressSpaces::madvise(Mm& mm, VirtAddr start, uint64_t length, Advice advice) {
   WEIR_FLOW(start, length);
-  if ((start.v & ~PAGE_MASK) != 0 || (is_newer(advice) && !is_newer(newest_advice_))) return Errno::inval;
+  if ((start.v & ~PAGE_MASK) != 0 || advice > newest_advice_) return Errno::inval;
   length = page_align_up(length);
   if (start.v + length < start.v) return Errno::inval;
   if (length == 0) return {};
