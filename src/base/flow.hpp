@@ -20,6 +20,7 @@ namespace weir {
 
 /// State changes and decisions that the documents name. The spelling here is the spelling in logs and on the command
 /// line. subject/old/new per kind: see record/README.md (made from this list).
+// clang-format off
 #define WEIR_STATES(X)                                                                           \
   /* allocation */                                                                               \
   X(zonelist)          /* zone id first tried; -, order */                                       \
@@ -96,6 +97,7 @@ namespace weir {
   /* live */                                                                                     \
   X(window_unmap) /* address; pages, ways */                                                     \
   X(map_in)       /* address; pfn, 0 copy 1 zero 2 staged */
+// clang-format on
 
 enum class State : uint16_t {
 #define X(name) name,

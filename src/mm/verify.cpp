@@ -390,8 +390,8 @@ class Scan {
       if (swap) {
         const SwpEntry entry{page.private_};
         expect(Inv::swap_cache_page,
-               PageSwapCache(page) && PageSwapBacked(page) && entry == m_.swap_cache.entry_at(type, index),
-               pfn.v, index, page.private_);
+               PageSwapCache(page) && PageSwapBacked(page) && entry == m_.swap_cache.entry_at(type, index), pfn.v,
+               index, page.private_);
         if (SlotCount* slot = slot_of(entry)) ++slot->cached;
       } else {
         expect(Inv::page_cache_page,

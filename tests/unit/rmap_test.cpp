@@ -409,7 +409,8 @@ TEST(TryToUnmap, MoreMappingsThanACountHoldsAllGoAndAllComeBack) {
     for (int i = 0; i < SWAP_MAP_MAX + 5; ++i) tasks.push_back(&vm.fork(parent));
     EXPECT_TRUE(vm.swap_out(parent, at));
     for (Task* t : tasks) EXPECT_FALSE(pte_present(vm.pte(*t, at)));
-    EXPECT_EQ(vm.machine->swap_files.swp_swapcount(decode_swap_pte(vm.pte(parent, at))), static_cast<int>(tasks.size()));
+    EXPECT_EQ(vm.machine->swap_files.swp_swapcount(decode_swap_pte(vm.pte(parent, at))),
+              static_cast<int>(tasks.size()));
     EXPECT_EQ(vm.faults(), "");
     for (Task* t : tasks) EXPECT_EQ(vm.read(*t, at), 1u);
   });

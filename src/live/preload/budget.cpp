@@ -322,8 +322,8 @@ bool budget_tick(uint32_t bell) {
   return v.left < 0 || v.others != Need::none || v.swaps;
 }
 
-// Without the share's lock: in a process that is being killed its holder may never come back. A move of this slot that is
-// still under way leaves it below zero, and the sum right.
+// Without the share's lock: in a process that is being killed its holder may never come back. A move of this slot that
+// is still under way leaves it below zero, and the sum right.
 void budget_end() { budget_reclaim(*slot); }
 
 }  // namespace weir::live::preload
