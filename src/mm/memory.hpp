@@ -175,7 +175,7 @@ class Memory {
 //
 //            2.6.20                          3.x                                     4.14
 //   entry    __handle_mm_fault               -                                       __handle_mm_fault
-//   zeroed   alloc_zeroed_user_highpage      ..._movable -> alloc_page_vma           ..._movable
+//   zeroed   alloc_zeroed_user_highpage      ..._movable                             ..._movable
 //   file     do_no_page                      do_linear_fault -> __do_fault           do_fault -> do_read_fault, …
 //   write    do_wp_page                      do_wp_page                              do_wp_page -> wp_page_copy, …
 

@@ -2,7 +2,6 @@
 #include <new>
 
 #include "mm/memory.hpp"
-#include "mm/mempolicy.hpp"
 
 namespace weir {
 
@@ -36,7 +35,7 @@ class Memory_3 final : public MemoryEra {
   }
   Page* __alloc_zeroed_user_highpage(gfp_t movableflags, Context& ctx) {
     WEIR_FLOW(movableflags, ctx.vma, ctx.address);
-    return prepare_zeroed(alloc_page_vma(pages(), GFP_HIGHUSER | movableflags, ctx.vma, ctx.address));
+    return prepare_zeroed(pages().alloc_pages(GFP_HIGHUSER | movableflags, Order(0)));
   }
 };
 static_assert(sizeof(Memory_3) <= Memory::ERA_BYTES);
