@@ -90,8 +90,7 @@ void LiveMachine::die() {
   for (;;) raw_syscall(SYS_pause);
 }
 
-// ---- Starting
-// --------------------------------------------------------------------------------------------------------
+// ---- Starting -------------------------------------------------------------------------------------------------------
 
 void LiveMachine::Parts::deliver_sigkill(Task&) {}  // who runs in the engine finds Task::sigkill on the way out
 PageCount LiveMachine::Parts::try_to_free_pages(Order order, gfp_t gfp) {
@@ -425,8 +424,7 @@ void LiveMachine::destroy(LiveMachine* live) {
   ::munmap(live, page_align_up(sizeof(LiveMachine)) + page_align_up(sizeof(Parts)));
 }
 
-// ---- Faults
-// ----------------------------------------------------------------------------------------------------------
+// ---- Faults ---------------------------------------------------------------------------------------------------------
 
 /// On an engine stack. False: the program is to get SIGBUS for it.
 bool LiveMachine::serve(uint64_t address, uint32_t error_code) {
@@ -551,8 +549,7 @@ void LiveMachine::stop_fault_threads() {
   }
 }
 
-// ---- Managed memory
-// --------------------------------------------------------------------------------------------------
+// ---- Managed memory -------------------------------------------------------------------------------------------------
 
 namespace {
 /// Runs fn() in the engine for a program thread, and gives back what it returns.
@@ -759,8 +756,7 @@ Result<void> LiveMachine::give_up(void* address, size_t length) {
   });
 }
 
-// ---- What it does
-// ----------------------------------------------------------------------------------------------------
+// ---- What it does ---------------------------------------------------------------------------------------------------
 
 void LiveMachine::stats(LiveStats& out) {
   // before_kill() of the thread that ends the process: on an engine stack already.

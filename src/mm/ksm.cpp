@@ -51,8 +51,7 @@ Ksm::Stats Ksm::stats() const {
           .full_scans = full_scans_.load()};
 }
 
-// ---- ksmd
-// ------------------------------------------------------------------------------------------------------------
+// ---- ksmd -----------------------------------------------------------------------------------------------------------
 
 Result<void> Ksm::set_run(Run run, World* world) {
   if (run != Run::stop && !possible()) return Errno::nosys;
@@ -189,8 +188,7 @@ Page* Ksm::get_mergeable_page(KsmRmapItem& item) {
   return find_mergeable_vma(mm, item.address) != nullptr ? follow_page(mm, item.address) : nullptr;
 }
 
-// ---- Content
-// ---------------------------------------------------------------------------------------------------------
+// ---- Content --------------------------------------------------------------------------------------------------------
 
 uint64_t Ksm::calc_checksum(Page& page) {
   constexpr uint64_t PRIME = 0x9e3779b97f4a7c15ull;
@@ -220,8 +218,7 @@ bool Ksm::pages_identical(Page& a, Page& b) {
   return same;
 }
 
-// ---- The trees
-// -------------------------------------------------------------------------------------------------------
+// ---- The trees ------------------------------------------------------------------------------------------------------
 
 /// The node's page with a reference; null if it was freed: the node is then gone too.
 Page* Ksm::get_ksm_page(KsmStableNode& node) {
@@ -341,8 +338,7 @@ void Ksm::remove_trailing_rmap_items(KsmMmSlot&, KsmRmapItem** link) {
   }
 }
 
-// ---- Merging
-// ---------------------------------------------------------------------------------------------------------
+// ---- Merging --------------------------------------------------------------------------------------------------------
 
 void Ksm::cmp_and_merge_page(Page& page, KsmRmapItem& item) {
   WEIR_FLOW(pages().mem().pfn(page));
@@ -497,8 +493,7 @@ bool Ksm::replace_page(VmArea& vma, VirtAddr address, Page& page, Page& kpage, P
   return true;
 }
 
-// ---- Taking apart
-// ----------------------------------------------------------------------------------------------------
+// ---- Taking apart ---------------------------------------------------------------------------------------------------
 
 /// The PTE gets a page of its own, if it maps a merged one. mmap_sem held.
 Result<void> Ksm::break_ksm(VmArea& vma, VirtAddr address) {
@@ -545,8 +540,7 @@ Result<void> Ksm::unmerge_and_remove_all_rmap_items() {
   return {};
 }
 
-// ---- Address spaces
-// --------------------------------------------------------------------------------------------------
+// ---- Address spaces -------------------------------------------------------------------------------------------------
 
 Result<void> Ksm::__ksm_enter(Mm& mm) {
   WEIR_FLOW(mm);
@@ -616,8 +610,7 @@ void Ksm::remove_dead_slots() {
   }
 }
 
-// ---- What other rooms ask
-// --------------------------------------------------------------------------------------------
+// ---- What other rooms ask -------------------------------------------------------------------------------------------
 
 void Ksm::for_each_ksm_mapping(Page& page, bool (*fn)(VmArea& vma, VirtAddr address, void* arg), void* arg) {
   const uintptr_t mapping = page.mapping.load(std::memory_order_acquire);

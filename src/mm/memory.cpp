@@ -46,8 +46,7 @@ Result<void> Memory::init() {
   return {};
 }
 
-// ---- What faults share
-// -----------------------------------------------------------------------------------------------------
+// ---- What faults share ----------------------------------------------------------------------------------------------
 
 VmArea* Memory::mergeable_neighbour(VmArea& vma) const {
   Mm& mm = *vma.vm_mm;
@@ -111,8 +110,7 @@ bool Memory::lock_page_or_retry(Page& page, Mm& mm, uint32_t flags) WEIR_NO_THRE
   return true;
 }
 
-// ---- Dispatch
-// --------------------------------------------------------------------------------------------------------------
+// ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 uint32_t Memory::handle_mm_fault(VmArea& vma, VirtAddr address, uint32_t flags) {
   WEIR_FLOW(address, flags);
@@ -162,8 +160,7 @@ uint32_t Memory::present_fault(FaultContext& ctx, PteLock ptl) {
   return ret;
 }
 
-// ---- Anonymous
-// -------------------------------------------------------------------------------------------------------------
+// ---- Anonymous ------------------------------------------------------------------------------------------------------
 
 uint32_t Memory::do_anonymous_page(FaultContext& ctx) {
   WEIR_FLOW(ctx.address, ctx.flags);
@@ -216,8 +213,7 @@ bool Memory::map_anonymous(FaultContext& ctx, Page& page, uint32_t& ret) {
   return true;
 }
 
-// ---- Files
-// -----------------------------------------------------------------------------------------------------------------
+// ---- Files ----------------------------------------------------------------------------------------------------------
 
 uint32_t Memory::file_fault(FaultContext& ctx) {
   WEIR_STATE(fault_file, ctx.address, 0, ctx.flags);
@@ -333,8 +329,7 @@ uint32_t Memory::shared_fault(FaultContext& ctx) {
   return ret & ~MAPPED;
 }
 
-// ---- Swap
-// ------------------------------------------------------------------------------------------------------------------
+// ---- Swap -----------------------------------------------------------------------------------------------------------
 
 uint32_t Memory::do_swap_page(FaultContext& ctx) {
   WEIR_FLOW(ctx.address, ctx.orig_pte);
@@ -425,8 +420,7 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   return *ptl == pte ? ret | do_wp_page(ctx, std::move(ptl)) : ret;
 }
 
-// ---- Copy on write
-// ---------------------------------------------------------------------------------------------------------
+// ---- Copy on write --------------------------------------------------------------------------------------------------
 
 /// The PTE is read-only, the VMA writable. `ptl` is held and *ptl is ctx.orig_pte.
 uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {

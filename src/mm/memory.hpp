@@ -167,8 +167,7 @@ class Memory {
   MemoryEra* era_ = nullptr;  ///< in era_place_; immutable
 };
 
-// ---- Eras
-// --------------------------------------------------------------------------------------------------------------------
+// ---- Eras -----------------------------------------------------------------------------------------------------------
 //
 // What the kernels do differently in a fault: into which functions it is cut, and a few steps. One object for each
 // machine, made at boot. What is done is Memory's; an era's function says its own name and calls it.

@@ -6,8 +6,7 @@
 
 namespace weir {
 
-// ---- Pages that readahead has brought
-// ---------------------------------------------------------------------------------------------
+// ---- Pages that readahead has brought -------------------------------------------------------------------------------
 
 /// The page that the entry at ctx.address stands for, if it is in the cache; with a reference. Counts no hit.
 Page* Memory::cached_at(const FaultContext& ctx, Pte& pte) {
@@ -78,8 +77,7 @@ void Memory::swap_around(FaultContext& ctx) {
   }
 }
 
-// ---- New pages in a row
-// ---------------------------------------------------------------------------------------------
+// ---- New pages in a row ---------------------------------------------------------------------------------------------
 
 /// ctx.address was touched first and has its page. If it continues a row of first touches, the next pages are made
 /// too: twice as many as the last time. Only from memory that is free now.

@@ -6,8 +6,7 @@
 
 namespace weir {
 
-// ---- Zapping
-// ---------------------------------------------------------------------------------------------------------------
+// ---- Zapping --------------------------------------------------------------------------------------------------------
 
 /// What was gathered goes: first from hardware, then for good.
 void Memory::tlb_flush_mmu(MmuGather& gather) {
@@ -135,8 +134,7 @@ void Memory::unmap_vmas(Mm& mm, VmaList& vmas) {
   tlb_flush_mmu(gather);
 }
 
-// ---- Copying (fork)
-// --------------------------------------------------------------------------------------------------------
+// ---- Copying (fork) -------------------------------------------------------------------------------------------------
 
 /// Both PTEs' locks held; src's is not none, dst's is.
 Result<void> Memory::copy_one_pte(VmArea& dst, VmArea& src, VirtAddr address, Pte* dst_pte, Pte* src_pte) {
@@ -199,8 +197,7 @@ Result<void> Memory::copy_page_range(VmArea& dst, VmArea& src) {
   return done;
 }
 
-// ---- Moving (mremap)
-// -------------------------------------------------------------------------------------------------------
+// ---- Moving (mremap) ------------------------------------------------------------------------------------------------
 
 /// Only where hardware has mappings of its own: takes [start, end) out of it. PTEs are old afterwards, and the pages'
 /// bytes are where they can be mapped in again at any address. Behind an old PTE or a swap entry there may be a page
@@ -293,8 +290,7 @@ Result<void> Memory::move_page_tables(VmArea& from, VirtAddr old_addr, VmArea& t
   return {};
 }
 
-// ---- Restricting (mprotect)
-// ------------------------------------------------------------------------------------------------
+// ---- Restricting (mprotect) -----------------------------------------------------------------------------------------
 
 void Memory::change_protection(VmArea& vma, VirtAddr start, VirtAddr end) {
   WEIR_FLOW(start, end);

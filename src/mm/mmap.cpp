@@ -29,8 +29,7 @@ AddressSpaces::AddressSpaces(Memory& memory, Fault& fault, Vmas& vmas, Rmap& rma
       mmu_(mmu),
       profile_(profile) {}
 
-// ---- Merging
-// ---------------------------------------------------------------------------------------------------------------
+// ---- Merging --------------------------------------------------------------------------------------------------------
 
 Result<void> AddressSpaces::vma_grow(Mm& mm, VmArea& vma, VirtAddr start, VirtAddr end, VmArea* eaten) {
   if (eaten != nullptr && eaten->anon_vma != nullptr && vma.anon_vma == nullptr)
@@ -107,8 +106,7 @@ void AddressSpaces::merge_with_neighbours(Mm& mm, VmArea& vma) {
   (void)vma_merge(mm, as_it_is, &vma);
 }
 
-// ---- Splitting
-// -------------------------------------------------------------------------------------------------------------
+// ---- Splitting ------------------------------------------------------------------------------------------------------
 
 Result<VmArea*> AddressSpaces::__split_vma(Mm& mm, VmArea& vma, VirtAddr address, NewOne which) {
   WEIR_FLOW(vma.vm_start, address, vma.vm_end);
@@ -160,8 +158,7 @@ Result<VmArea*> AddressSpaces::change_flags(Mm& mm, VmArea& vma, VirtAddr start,
   return &vma;
 }
 
-// ---- mmap
-// ------------------------------------------------------------------------------------------------------------------
+// ---- mmap -----------------------------------------------------------------------------------------------------------
 
 Result<VmArea*> AddressSpaces::new_vma(Mm& mm, const Wanted& wanted) {
   VmArea* vma = vmas_.alloc(GFP_KERNEL);
@@ -226,8 +223,7 @@ Result<VirtAddr> AddressSpaces::mmap_region(Mm& mm, VirtAddr start, uint64_t len
   return start;
 }
 
-// ---- munmap
-// ----------------------------------------------------------------------------------------------------------------
+// ---- munmap ---------------------------------------------------------------------------------------------------------
 
 Result<void> AddressSpaces::munmap(Mm& mm, VirtAddr start, uint64_t length) {
   WEIR_FLOW(start, length);
@@ -291,8 +287,7 @@ void AddressSpaces::remove_vma(VmArea& vma) {
   vmas_.free(vma);
 }
 
-// ---- brk
-// -------------------------------------------------------------------------------------------------------------------
+// ---- brk ------------------------------------------------------------------------------------------------------------
 
 VirtAddr AddressSpaces::brk(Mm& mm, VirtAddr brk) {
   WEIR_FLOW(brk);

@@ -32,7 +32,7 @@ Task* OomKiller::current_task() {
   return thread != nullptr ? thread->task : nullptr;
 }
 
-// --------------------------------------------------------------------------------------------------- asking for points
+// ---- Asking for points ----------------------------------------------------------------------------------------------
 
 Result<void> OomKiller::set_oom_score_adj(Task& task, int32_t value) {
   if (value < OOM_SCORE_ADJ_MIN || value > OOM_SCORE_ADJ_MAX) return Errno::inval;
@@ -84,7 +84,7 @@ bool OomKiller::task_will_free_mem(const Task& task) {
                      [&](const Task& other) { return other.mm != task.mm || dies(other); });
 }
 
-// ------------------------------------------------------------------------------------------------ choosing and killing
+// ---- Choosing and killing -------------------------------------------------------------------------------------------
 
 // It may use the reserves to get to its end. The allocator asks the task, so all its threads have the right at once.
 void OomKiller::mark_oom_victim(Task& task) {
@@ -214,7 +214,7 @@ bool OomKiller::pagefault_out_of_memory() {
   return helped;
 }
 
-// ---------------------------------------------------------------------------------------------------------- the report
+// ---- The report -----------------------------------------------------------------------------------------------------
 
 void OomKiller::show_mem() {
   LogLine() << "Mem-Info:";

@@ -50,7 +50,7 @@ void reclaim_may_hope(Zone& zone) {
 
 }  // namespace
 
-// ---------------------------------------------------------------------------------------------------- lists and counts
+// ---- Lists and counts -----------------------------------------------------------------------------------------------
 
 PerCpuPages& PageAllocator::this_cpu_pcp(Zone& zone) const {
   const Thread* thread = engine_thread().thread;
@@ -129,7 +129,7 @@ bool PageAllocator::keep_untouched(Zone& zone, Pfn start) {
   return true;
 }
 
-// ---------------------------------------------------------------------------------------------------------- allocation
+// ---- Allocation -----------------------------------------------------------------------------------------------------
 
 Page* PageAllocator::alloc_pages(gfp_t gfp, Order order) {
   WEIR_FLOW(gfp, order);
@@ -207,7 +207,7 @@ Page* PageAllocator::get_page_from_freelist(gfp_t gfp, Order order, uint32_t all
   }
 }
 
-// ---------------------------------------------------------------------------------------------------------- watermarks
+// ---- Watermarks -----------------------------------------------------------------------------------------------------
 
 bool PageAllocator::__zone_watermark_ok(const Zone& zone, Order order, int64_t mark, ZoneType classzone,
                                         uint32_t alloc_flags, int64_t free_pages) {
@@ -250,7 +250,7 @@ bool PageAllocator::zone_watermark_ok_safe(Zone& zone, Order order, int64_t mark
   return __zone_watermark_ok(zone, order, mark, classzone, 0, zone.nr_free.load(std::memory_order_relaxed));
 }
 
-// ----------------------------------------------------------------------------------------------- out of a zone's lists
+// ---- Out of a zone's lists ------------------------------------------------------------------------------------------
 
 Page* PageAllocator::rmqueue(Zone& zone, Order order, gfp_t gfp, MigrateType type) {
   WEIR_FLOW(zone, order, type);
@@ -425,7 +425,7 @@ int64_t PageAllocator::move_freepages_block(Zone& zone, Page& page, MigrateType 
   return free_pages;
 }
 
-// ------------------------------------------------------------------------------------------------ a page changes hands
+// ---- A page changes hands -------------------------------------------------------------------------------------------
 
 bool PageAllocator::check_pcp_refill(const Page& page) const {
   WEIR_FLOW(mem_.pfn(page));
@@ -506,7 +506,7 @@ bool PageAllocator::free_pages_prepare(Page& page, Order order) {
   return true;
 }
 
-// ------------------------------------------------------------------------------------------------------------- freeing
+// ---- Freeing --------------------------------------------------------------------------------------------------------
 
 void PageAllocator::__free_pages(Page& page, Order order) {
   WEIR_FLOW(mem_.pfn(page), order);

@@ -33,7 +33,7 @@ PageAllocator::PageAllocator(MemMap& mem, Node& node, VmStat& vmstat, Mmu& mmu, 
   WEIR_BUG_ON(cpus == 0 || cpus > MAX_CPUS);
 }
 
-// ---------------------------------------------------------------------------------------------------------------- boot
+// ---- Boot -----------------------------------------------------------------------------------------------------------
 
 void PageAllocator::init(Bootmem& boot, const ZoneLayout& layout) {
   tracks_host_pages_ = mmu_.caps().tracks_host_pages;
@@ -102,7 +102,7 @@ void PageAllocator::init_zone(Bootmem& boot, Zone& zone, const ZoneLayout& layou
   for (unsigned cpu = 0; cpu < cpus_; ++cpu) ::new (zone.pcp + cpu) PerCpuPages;
 }
 
-// -------------------------------------------------------------------------------------------- sizes that follow memory
+// ---- Sizes that follow memory ---------------------------------------------------------------------------------------
 
 /// managed_pages changed: everything that is a share of it follows.
 void PageAllocator::memory_changed() {
@@ -203,7 +203,7 @@ PageCount PageAllocator::managed_pages() const {
   return n;
 }
 
-// --------------------------------------------------------------------------------------------------------- the balloon
+// ---- The balloon ----------------------------------------------------------------------------------------------------
 
 PageCount PageAllocator::balloon_inflate(PageCount n) {
   drain_all_pages();
@@ -285,7 +285,7 @@ PageCount PageAllocator::balloon_deflate(PageCount n) {
   return given;
 }
 
-// ---------------------------------------------------------------------------------------------------------- the survey
+// ---- The survey -----------------------------------------------------------------------------------------------------
 
 PageAllocator::Survey PageAllocator::survey(void (*fail)(void*, const char*, const char*), void* arg) {
   Survey s;

@@ -190,7 +190,7 @@ Page* PageAllocator::__alloc_pages_may_oom(gfp_t gfp, Order order, const AllocCo
   return page;
 }
 
-// ----------------------------------------------------------------------------------------------- saying that it failed
+// ---- Saying that it failed ------------------------------------------------------------------------------------------
 
 void PageAllocator::warn_alloc(gfp_t gfp, Order order) {
   if (gfp.has(__GFP_NOWARN) || engine_thread().world == nullptr) return;

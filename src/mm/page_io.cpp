@@ -6,8 +6,7 @@ namespace weir {
 PageIo::PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu)
     : filemap_(filemap), swap_(swap), vmstat_(vmstat), mmu_(mmu) {}
 
-// -----------------------------------------------------------------------------------------------------------------
-// bios
+// ---- Bios -----------------------------------------------------------------------------------------------------------
 
 Result<void> PageIo::init(unsigned pool_size) {
   if (pool_size == 0) return Errno::inval;
@@ -110,8 +109,7 @@ void PageIo::end_page_bio(Bio& bio) {
   done(page, status, owner);
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// writing
+// ---- Writing --------------------------------------------------------------------------------------------------------
 
 bool PageIo::swap_set_page_dirty(Page& page) {
   WEIR_FLOW(filemap_.pages().mem().pfn(page));
@@ -243,8 +241,7 @@ Result<void> PageIo::__swap_writepage(Page& page, WritebackControl& wbc) {
   return {};
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// reading
+// ---- Reading --------------------------------------------------------------------------------------------------------
 
 void PageIo::read_failed(Page& page, SwpEntry entry) {
   page.set(PageFlag::error);

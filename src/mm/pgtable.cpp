@@ -18,8 +18,7 @@ static_assert(sizeof(SpinLock) <= sizeof(Page::private_) && alignof(SpinLock) <=
 
 PageTables::PageTables(PageAllocator& pages, VmStat& vmstat) : pages_(pages), vmstat_(vmstat) {}
 
-// ---- Making tables
-// ---------------------------------------------------------------------------------------------------
+// ---- Making tables --------------------------------------------------------------------------------------------------
 
 void PageTables::count_table(Mm& mm, unsigned upper_level, int n) {
   mm.nr_table_pages.fetch_add(n, std::memory_order_relaxed);
@@ -128,8 +127,7 @@ Result<void> PageTables::pte_alloc(Mm& mm, VirtAddr address) {
   return {};
 }
 
-// ---- Walking
-// ---------------------------------------------------------------------------------------------------------
+// ---- Walking --------------------------------------------------------------------------------------------------------
 
 Pte* PageTables::entry_at(const Mm& mm, VirtAddr address, unsigned level) const {
   if (mm.pgd == nullptr) return nullptr;
@@ -178,8 +176,7 @@ PteLock PageTables::pte_alloc_map_lock(Mm& mm, VirtAddr address) {
   return pte_offset_map_lock(mm, address);
 }
 
-// ---- Freeing tables
-// --------------------------------------------------------------------------------------------------
+// ---- Freeing tables -------------------------------------------------------------------------------------------------
 
 void PageTables::free_table(Mm& mm, std::byte* table, unsigned upper_level) {
   Page& page = pages_.mem().virt_to_page(table);
@@ -215,8 +212,7 @@ void PageTables::free_pgtables(Mm& mm, VirtAddr start, VirtAddr end, VirtAddr fl
   free_range(mm, reinterpret_cast<Pte*>(mm.pgd), PGD_LEVEL, start, end, floor, ceiling);
 }
 
-// ---- Accessors
-// -------------------------------------------------------------------------------------------------------
+// ---- Accessors ------------------------------------------------------------------------------------------------------
 
 void PageTables::stored(VirtAddr address, Pte old_pte, Pte new_pte) {
   WEIR_STATE(pte, address, old_pte, new_pte);

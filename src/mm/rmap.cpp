@@ -70,8 +70,7 @@ Result<void> Rmap::init() {
   return {};
 }
 
-// ---- Anchors: references
-// -----------------------------------------------------------------------------------------------
+// ---- Anchors: references --------------------------------------------------------------------------------------------
 
 AnonVma* Rmap::anon_vma_alloc() {
   AnonVma* anon_vma = slab_.create<AnonVma>(*anon_vma_cache_, GFP_KERNEL);
@@ -101,8 +100,7 @@ AnonVma* Rmap::page_get_anon_vma(Page& page) {
   return anon_vma;
 }
 
-// ---- Anchors: VMAs
-// ------------------------------------------------------------------------------------------------------
+// ---- Anchors: VMAs --------------------------------------------------------------------------------------------------
 
 Result<void> Rmap::anon_vma_prepare(VmArea& vma, VmArea* mergeable_neighbour) {
   {
@@ -130,8 +128,7 @@ void Rmap::anon_vma_merge(VmArea& vma, VmArea& next) {
 
 bool Rmap::linked(const VmArea& vma, const AnonVma* anon_vma) const { return era_->linked(vma, anon_vma); }
 
-// ---- Anchors: files, locks, changes of range
-// -----------------------------------------------------------------------------
+// ---- Anchors: files, locks, changes of range ------------------------------------------------------------------------
 
 void Rmap::vma_link_file(VmArea& vma, VmArea* after) {
   AddressSpace* mapping = mapping_of(vma);
@@ -189,8 +186,7 @@ VmaUpdate::~VmaUpdate() WEIR_NO_THREAD_SAFETY_ANALYSIS {
   if (mapping_ != nullptr) mapping_->i_mmap_rwsem.up_write();
 }
 
-// ---- One PTE's worth
-// -----------------------------------------------------------------------------------------------------
+// ---- One PTE's worth ------------------------------------------------------------------------------------------------
 
 void Rmap::record_mapcount(const Page& page, int32_t before, int32_t after) {
   WEIR_STATE(mapcount, tables_.pages().mem().pfn(page), before, after);
@@ -276,8 +272,7 @@ void Rmap::set_page_dirty(Page& page) {
   page.set(PageFlag::dirty);
 }
 
-// ---- Walks
-// ---------------------------------------------------------------------------------------------------------------
+// ---- Walks ----------------------------------------------------------------------------------------------------------
 
 VirtAddr Rmap::vma_address(const Page& page, const VmArea& vma) {
   WEIR_FLOW(page.index, vma);
@@ -365,8 +360,7 @@ void Rmap::for_each_mapping(const Page& page, bool (*fn)(VmArea& vma, VirtAddr a
   }
 }
 
-// ---- What the eras' walks do alike
-// -------------------------------------------------------------------------------------------
+// ---- What the eras' walks do alike ----------------------------------------------------------------------------------
 
 AnonVma* RmapEra::lock_family_of(Page& page) WEIR_NO_THREAD_SAFETY_ANALYSIS {
   AnonVma* anon_vma = rmap_.page_get_anon_vma(page);

@@ -213,8 +213,7 @@ class VmaUpdate {
   bool other_file_ = true;
 };
 
-// ---- Eras
-// --------------------------------------------------------------------------------------------------------------------
+// ---- Eras -----------------------------------------------------------------------------------------------------------
 //
 // What the kernels do differently in the reverse map: how VMAs hang on an AnonVma, and by which functions a page's
 // mappings are walked. One object for each machine, made at boot.

@@ -6,8 +6,7 @@
 
 namespace weir {
 
-// ---- Anchors: chains
-// ---------------------------------------------------------------------------------------------------
+// ---- Anchors: chains ------------------------------------------------------------------------------------------------
 
 AnonVmaChain* RmapChains::alloc_chains(unsigned n) {
   AnonVmaChain* list = nullptr;
@@ -159,8 +158,7 @@ void RmapChains::anon_vma_merge(VmArea& vma, VmArea& next) {
   unlink_anon_vmas(next);
 }
 
-// ---- Ranges, walks
-// ----------------------------------------------------------------------------------------------------------------
+// ---- Ranges, walks --------------------------------------------------------------------------------------------------
 
 void RmapChains::pre_update_vma(VmArea& vma) {
   for (AnonVmaChain* c = vma.chains; c != nullptr; c = c->next_of_vma) c->anon_vma->rb_root.erase(c);

@@ -38,7 +38,7 @@ Slab::Slab(PageAllocator& pages, VmStat& vmstat, unsigned cpus)
   WEIR_BUG_ON(cpus == 0 || cpus > MAX_CPUS);
 }
 
-// -------------------------------------------------------------------------------------------------------------- caches
+// ---- Caches ---------------------------------------------------------------------------------------------------------
 
 void Slab::kmem_cache_init() {
   struct Class {
@@ -172,7 +172,7 @@ ArrayCache& Slab::this_cpu_array(KmemCache& cache) const {
   return array != nullptr ? *array : cache.boot.array;
 }
 
-// ----------------------------------------------------------------------------------------------------- inside one slab
+// ---- Inside one slab ------------------------------------------------------------------------------------------------
 
 Page& Slab::slab_of(const KmemCache& cache, const void* object) const {
   const Pfn pfn = mem_.pfn(mem_.virt_to_page(object));
@@ -221,7 +221,7 @@ void Slab::fixup_slab_list(KmemCache& cache, Page& slab) {
     cache.slabs_partial.push_front(slab);
 }
 
-// ---------------------------------------------------------------------------------------------------------- allocation
+// ---- Allocation -----------------------------------------------------------------------------------------------------
 
 void* Slab::kmem_cache_alloc(KmemCache& cache, gfp_t gfp) {
   WEIR_FLOW(cache, gfp);
@@ -353,7 +353,7 @@ Page* Slab::kmem_getpages(KmemCache& cache, gfp_t gfp) {
   return slab;
 }
 
-// ------------------------------------------------------------------------------------------------------------- freeing
+// ---- Freeing --------------------------------------------------------------------------------------------------------
 
 void Slab::kmem_cache_free(KmemCache& cache, void* object) {
   WEIR_FLOW(cache);
@@ -538,7 +538,7 @@ void Slab::cache_reap(CpuId cpu) {
   slab_mutex_.unlock();
 }
 
-// ------------------------------------------------------------------------------------------------------------- kmalloc
+// ---- Kmalloc --------------------------------------------------------------------------------------------------------
 
 KmemCache* Slab::kmalloc_slab(size_t size) const {
   WEIR_FLOW(size);

@@ -5,7 +5,7 @@
 
 namespace weir {
 
-// ------------------------------------------------------------------------------------------------ poison and red zones
+// ---- Poison and red zones -------------------------------------------------------------------------------------------
 
 /// The object leaves: nobody may have written to it since it was freed.
 void Slab::debug_check_alloc(const KmemCache& cache, void* object) const {
@@ -45,7 +45,7 @@ void Slab::debug_poison(const KmemCache& cache, void* object) const {
   bytes[cache.object_size - 1] = std::byte{POISON_END};
 }
 
-// ------------------------------------------------------------------------------------------------- slabinfo and survey
+// ---- Slabinfo and survey --------------------------------------------------------------------------------------------
 
 Slab::CacheInfo Slab::info(KmemCache& cache) const {
   CacheInfo info{};

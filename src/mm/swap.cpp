@@ -44,8 +44,7 @@ Lru::PerCpu& Lru::this_cpu() const {
   return percpu_[thread == nullptr ? 0 : thread->cpu.v % cpus_];
 }
 
-// -----------------------------------------------------------------------------------------------------------------
-// lists
+// ---- Lists ----------------------------------------------------------------------------------------------------------
 
 LruList Lru::page_lru(const Page& page) const {
   if (page.test(PageFlag::unevictable)) return LruList::unevictable;
@@ -132,8 +131,7 @@ void Lru::update_page_reclaim_stat(const Page& page, unsigned file, bool rotated
 
 PageCount Lru::lru_size(LruList list) const { return PageCount(vmstat_.node_page_state(lru_stat(list))); }
 
-// --------------------------------------------------------------------------------------------------------------
-// pagevecs
+// ---- Pagevecs -------------------------------------------------------------------------------------------------------
 
 // What a batch does with one page; lru_lock held. A page may have been isolated, freed to one holder or moved since it
 // was put into the batch, so its flags are looked at again.
@@ -416,8 +414,7 @@ const LruEra& LruEra::of(KernelEra kernel) {
   return era_4_14;
 }
 
-// ------------------------------------------------------------------------------------------------------------
-// references
+// ---- References -----------------------------------------------------------------------------------------------------
 
 // Count is 0: nobody can find the page but a list walker, who skips a page that get_page_unless_zero refuses.
 void Lru::__page_cache_release(Page& page) {
@@ -449,8 +446,7 @@ void Lru::release_pages(Page** pages, unsigned count) {
   if (!to_free.empty()) pages_.free_hot_cold_page_list(to_free);
 }
 
-// ---------------------------------------------------------------------------------------------- single pages off and
-// back
+// ---- Single pages off and back --------------------------------------------------------------------------------------
 
 Result<void> Lru::isolate_lru_page(Page& page) {
   ScopedLock guard(node().lru_lock);

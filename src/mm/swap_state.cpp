@@ -42,8 +42,7 @@ SwapCache::SwapCache(Filemap& filemap, SwapFiles& swap, SwapSlots& slots, PageIo
       [](void* self, SwpEntry entry) { return static_cast<SwapCache*>(self)->__try_to_reclaim_swap(entry); }, this);
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// spaces
+// ---- Spaces ---------------------------------------------------------------------------------------------------------
 
 Result<void> SwapCache::init_swap_address_space(unsigned type, uint64_t nr_pages) {
   WEIR_FLOW(type, nr_pages);
@@ -102,8 +101,7 @@ PageCount SwapCache::total_swapcache_pages() const {
   return PageCount(vmstat_.node_page_state(NodeStat::nr_swapcached));
 }
 
-// --------------------------------------------------------------------------------------------------------------- in,
-// out
+// ---- In, out --------------------------------------------------------------------------------------------------------
 
 bool SwapCache::add_to_swap(Page& page) { return era_->add_to_swap(page); }
 Result<void> SwapCache::add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) {
@@ -214,8 +212,7 @@ Page* SwapCache::find_swap_cache(SwpEntry entry) {
   return space != nullptr ? filemap_.find_get_page(*space, swp_offset(entry)) : nullptr;
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// reading
+// ---- Reading --------------------------------------------------------------------------------------------------------
 
 /// The page of entry, found, or made, locked and in the cache: then `fresh`, to be read by the caller.
 Page* SwapCache::find_or_make(SwpEntry entry, gfp_t gfp, bool& is_fresh) {
@@ -292,8 +289,7 @@ unsigned SwapCache::swapin_nr_pages(uint64_t offset) {
   return pages;
 }
 
-// ----------------------------------------------------------------------------------------------------- giving slots
-// back
+// ---- Giving slots back ----------------------------------------------------------------------------------------------
 
 /// Out of the cache; the page is the only copy from here on.
 void SwapCache::give_up(Page& page) {

@@ -16,8 +16,7 @@ SwapFiles::SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat&
   traits_ = era_->traits();
 }
 
-// --------------------------------------------------------------------------------------------------------- large
-// arrays
+// ---- Large arrays ---------------------------------------------------------------------------------------------------
 
 template <class T>
 Result<void> SwapFiles::make(PagedArray<T>& array, uint64_t n) {
@@ -47,8 +46,7 @@ void SwapFiles::free(PagedArray<T>& array) {
   array = {};
 }
 
-// ----------------------------------------------------------------------------------------------------------------
-// areas
+// ---- Areas ----------------------------------------------------------------------------------------------------------
 
 SwapInfo* SwapFiles::swap_info(unsigned type) const {
   SwapInfo* si = type < MAX_SWAPFILES ? swap_info_[type].load(std::memory_order_acquire) : nullptr;
@@ -270,7 +268,7 @@ void SwapFiles::release_swap_info(SwapInfo& si) {
   si.flags.store(0, std::memory_order_release);
 }
 
-// ------------------------------------------------------------------------------------------------------------- discard
+// ---- Discard --------------------------------------------------------------------------------------------------------
 
 void SwapFiles::discard_slots(SwapInfo& si, uint64_t first, uint64_t n) {
   WEIR_STATE(swap_discard, si.type, first, n);
@@ -305,7 +303,7 @@ void SwapFiles::flush_discard(SwapInfo& si) {
   if (si.cluster_info) swap_do_scheduled_discard(si);
 }
 
-// --------------------------------------------------------------------------------------------------- maps of frontswap
+// ---- Maps of frontswap ----------------------------------------------------------------------------------------------
 
 bool SwapFiles::frontswap_test(unsigned type, uint64_t offset) const {
   const SwapInfo* si = swap_info(type);
@@ -367,8 +365,7 @@ Mm* SwapFiles::mmlist_next(const Mm* after) {
   return nullptr;
 }
 
-// ---------------------------------------------------------------------------------------------------------------
-// survey
+// ---- Survey ---------------------------------------------------------------------------------------------------------
 
 void SwapFiles::survey(void (*fail)(void*, const char* id, const char* text), void* arg) {
   int64_t free_slots = 0, all_slots = 0;

@@ -262,8 +262,7 @@ Result<void> SwapOn::swapoff(unsigned type) {
   return {};
 }
 
-// -------------------------------------------------------------------------------------------------- bringing slots
-// back
+// ---- Bringing slots back --------------------------------------------------------------------------------------------
 
 bool SwapOn::unuse_pte(VmArea& vma, VirtAddr address, Pte* ptep, SwpEntry entry, Page& page) {
   WEIR_FLOW(address, entry);

@@ -29,7 +29,7 @@ struct KmemCache;
 struct Task;
 struct Zone;
 
-// --------------------------------------------------------------------------------------------------------------- pages
+// ---- Pages ----------------------------------------------------------------------------------------------------------
 
 /// Bits of Page::flags. Changed by atomic or/and; who may change which is said beside it.
 enum class PageFlag : uint8_t {
@@ -143,7 +143,7 @@ struct MemMap {
   }
 };
 
-// ---------------------------------------------------------------------------------------------------------- allocation
+// ---- Allocation -----------------------------------------------------------------------------------------------------
 
 inline constexpr unsigned MAX_ORDER = 11;
 inline constexpr unsigned PAGE_ALLOC_COSTLY_ORDER = 3;
@@ -187,7 +187,7 @@ inline constexpr gfp_t GFP_HIGHUSER_MOVABLE = GFP_HIGHUSER | __GFP_MOVABLE;
 
 [[nodiscard]] inline uint64_t flow_value_of(gfp_t gfp) { return gfp.v; }
 
-// ----------------------------------------------------------------------------------------------------------- LRU lists
+// ---- LRU lists ------------------------------------------------------------------------------------------------------
 
 enum class LruList : uint8_t { inactive_anon, active_anon, inactive_file, active_file, unevictable, count };
 inline constexpr unsigned NR_LRU_LISTS = static_cast<unsigned>(LruList::count);
@@ -217,7 +217,7 @@ struct LruVec {
   }
 };
 
-// ------------------------------------------------------------------------------------------------------------ counters
+// ---- Counters -------------------------------------------------------------------------------------------------------
 
 /// Node and zone state: gauges. Spelling as in /proc/vmstat.
 // clang-format off
@@ -256,7 +256,7 @@ enum class VmEvent : uint8_t {
       count
 };
 
-// -------------------------------------------------------------------------------------------------------------- faults
+// ---- Faults ---------------------------------------------------------------------------------------------------------
 
 enum VmFault : uint32_t {
   VM_FAULT_OK = 0,

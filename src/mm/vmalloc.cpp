@@ -29,7 +29,7 @@ PageCount Vmalloc::lazy_max_pages() {
   return pages_in(32_MiB) * std::bit_width(cpus);
 }
 
-// ---------------------------------------------------------------------------------------------------------- allocation
+// ---- Allocation -----------------------------------------------------------------------------------------------------
 
 Result<VirtAddr> Vmalloc::vmalloc(Bytes size) {
   WEIR_FLOW(size);
@@ -107,7 +107,7 @@ Result<void> Vmalloc::map_pages(VmapArea& area, gfp_t gfp) {
   return {};
 }
 
-// ------------------------------------------------------------------------------------------------------------- freeing
+// ---- Freeing --------------------------------------------------------------------------------------------------------
 
 /// PTEs are cleared and their pages freed, a handful at a time, so that no page is freed under a page-table lock.
 void Vmalloc::unmap_pages(VmapArea& area) {
@@ -179,7 +179,7 @@ void Vmalloc::purge_vmap_area_lazy() {
   }
 }
 
-// --------------------------------------------------------------------------------------------------------------- bytes
+// ---- Bytes ----------------------------------------------------------------------------------------------------------
 
 Page* Vmalloc::vmalloc_to_page(VirtAddr address) {
   if (address < VMALLOC_START || address >= VMALLOC_END) return nullptr;

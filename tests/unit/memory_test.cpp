@@ -142,8 +142,7 @@ TEST(CopyOnWrite, NoReaderSeesTheOldPageAfterTheNewOneWasWritten) {
   }
 }
 
-// ---- Swap-in
-// -----------------------------------------------------------------------------------------------------------------
+// ---- Swap-in --------------------------------------------------------------------------------------------------------
 
 TEST(SwapIn, BytesComeBackAndTheFaultIsMajor) {
   run_vm({.swap = SWAP}, [](Vm& vm) {

@@ -258,8 +258,7 @@ TEST_F(OomTest, PointsAndChoiceAreRecorded) {
   });
 }
 
-// ---- What was asked for
-// ----------------------------------------------------------------------------------------------
+// ---- What was asked for ---------------------------------------------------------------------------------------------
 
 TEST_F(OomTest, WhoAsksDiesIfThatIsWanted) {
   Task& me = add("asker", {.anon = 10});
@@ -331,8 +330,7 @@ TEST_F(OomTest, TheSuperuserHasThreePercentOfItsOwnLess) {
   EXPECT_EQ(oom.score(root, PageCount(100000)), 970 + 1000);
 }
 
-// ---- 3.x
-// -------------------------------------------------------------------------------------------------------------
+// ---- 3.x ------------------------------------------------------------------------------------------------------------
 
 class OomTest3 : public OomTest {
  protected:
@@ -372,8 +370,7 @@ TEST_F(OomTest3, TheReportHasNoColumnForUpperTables) {
   EXPECT_EQ(line("Killed process"), "Killed process 100 (victim) total-vm:3840kB, anon-rss:3600kB, file-rss:80kB");
 }
 
-// ---- 2.6.20
-// ----------------------------------------------------------------------------------------------------------
+// ---- 2.6.20 ---------------------------------------------------------------------------------------------------------
 
 class OomTest2 : public OomTest {
  protected:
@@ -511,8 +508,7 @@ TEST_F(OomTest3, AFaultWithoutMemoryAsksForTheWorst) {
   EXPECT_EQ(killed, std::vector<std::string>{"large"});
 }
 
-// ---------------------------------------------------------------------------------------------------------- whole
-// machines
+// ---- Whole machines -------------------------------------------------------------------------------------------------
 
 // Programs that together need more than there is: the largest dies, its memory comes back, the others keep their bytes.
 TEST(Oom, TheOthersGoOnWhenTheLargestIsKilled) {

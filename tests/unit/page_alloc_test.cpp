@@ -38,7 +38,7 @@ std::vector<Page*> exhaust(TestMachine& m, gfp_t gfp, Order order = Order(0)) {
   return pages;
 }
 
-// ------------------------------------------------------------------------------------------------------------ one page
+// ---- One page -------------------------------------------------------------------------------------------------------
 
 TEST(PageAlloc, APageComesCleanAndGoesClean) {
   TestMachine m;
@@ -118,7 +118,7 @@ TEST(PageAllocDeathTest, AWriteToAFreePageIsNoticedWhenItIsHandedOut) {
   EXPECT_DEATH((void)exhaust(m, UNMOVABLE), "check_new_page|check_pcp_refill");
 }
 
-// ------------------------------------------------------------------------------------------------------------- buddies
+// ---- Buddies --------------------------------------------------------------------------------------------------------
 
 TEST(PageAlloc, ABlockIsSplitDownToTheOrderAskedFor) {
   TestMachine m;
@@ -253,7 +253,7 @@ TEST(PageAlloc, EventsAreCountedInPages) {
   EXPECT_EQ(event(VmEvent::pgfree), freed + 17);
 }
 
-// --------------------------------------------------------------------------------------------------------------- zones
+// ---- Zones ----------------------------------------------------------------------------------------------------------
 
 TEST(PageAlloc, ZonesHoldAllMemory) {
   TestMachine m(two_zones(48_MiB));
@@ -292,7 +292,7 @@ TEST(PageAlloc, AnExhaustedZoneMovesOnToTheLowerOne) {
   EXPECT_NE(m.pages.alloc_page(UNMOVABLE | __GFP_DMA32), nullptr);
 }
 
-// ------------------------------------------------------------------------------------------------------- per-CPU lists
+// ---- Per-CPU lists --------------------------------------------------------------------------------------------------
 
 TEST(PageAlloc, ThirtyOneConsecutiveAllocationsTakeTheZoneLockOnce) {
   TestMachine m({.ram = 1_GiB});
@@ -413,7 +413,7 @@ TEST(PageAlloc, ManyThreadsOnManyCpus) {
   }
 }
 
-// ------------------------------------------------------------------------------------------------------- migrate types
+// ---- Migrate types --------------------------------------------------------------------------------------------------
 
 TEST(PageAlloc, FallbackTakesTheLargestBlockAndItsPageblock) {
   TestMachine m;
@@ -478,7 +478,7 @@ TEST(PageAlloc, AMovableRequestTakesOnlyWhatItNeedsFromASmallForeignBlock) {
   EXPECT_EQ(zone.block_type(m.mem.pfn(eight)), MigrateType::unmovable);
 }
 
-// --------------------------------------------------------------------------------------------------- recorded as drawn
+// ---- Recorded as drawn ----------------------------------------------------------------------------------------------
 
 TEST(PageAlloc, TheFastPathIsRecordedAsTheDocumentsDrawIt) {
   TestMachine m({.ram = 1_GiB});
@@ -540,7 +540,7 @@ TEST(PageAlloc, AFreeIsRecordedAsTheDocumentsDrawIt) {
   EXPECT_EQ(trace.of(State::page_freed).size(), 1u);
 }
 
-// ---------------------------------------------------------------------------------------------- quarantine and balloon
+// ---- Quarantine and balloon -----------------------------------------------------------------------------------------
 
 TEST(PageAlloc, AFrameWhoseHostPageIsNotGivenBackIsNotFree) {
   TestMachine m({.ram = 64_MiB, .tracks_host_pages = true});

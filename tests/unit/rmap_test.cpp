@@ -167,8 +167,7 @@ TEST(Rmap, ForksWhoseParentsExitDoNotPileUpAnchors) {
   });
 }
 
-// ---- document 001
-// ------------------------------------------------------------------------------------------------------------------------
+// ---- document 001 ---------------------------------------------------------------------------------------------------
 
 /// Three processes, one page, three addresses of it; it goes to one slot, and one of them comes back and writes.
 TEST_P(RmapOf, SharingSurvivesSwapAsTheDocumentTellsIt) {
@@ -273,8 +272,7 @@ TEST(RmapOf2_6_20, WhatWasUsedSinceTheLastLookIsNotUnmapped) {
   });
 }
 
-// ---- page_referenced
-// -----------------------------------------------------------------------------------------------------------
+// ---- page_referenced ------------------------------------------------------------------------------------------------
 
 int referenced(Vm& vm, Page& page, uint64_t* flags = nullptr) {
   uint64_t ignored = 0;
@@ -322,8 +320,7 @@ TEST(PageReferenced, ALockedMappingEndsTheWalkAndAReaderInSequenceDoesNotCount) 
   });
 }
 
-// ---- try_to_unmap
-// --------------------------------------------------------------------------------------------------------------
+// ---- try_to_unmap ---------------------------------------------------------------------------------------------------
 
 TEST(TryToUnmap, EveryPteOfASharedPageHoldsItsEntryAfterwards) {
   run_vm({.swap = SWAP}, [](Vm& vm) {
@@ -465,8 +462,7 @@ TEST_P(RmapOf, WalksMeetForksAndExits) {
   }
 }
 
-// ---- page_mkclean
-// --------------------------------------------------------------------------------------------------------------
+// ---- page_mkclean ---------------------------------------------------------------------------------------------------
 
 TEST(PageMkclean, AWriterOfASharedPageFaultsAgainAndAPrivateOneDoesNot) {
   run_vm({.disk = Bytes(uint64_t{1} << 20)}, [](Vm& vm) {

@@ -386,8 +386,7 @@ TEST(Simulation, ContentsAreReallyCompared) {
   EXPECT_EQ(r.verified, 1u);
 }
 
-// ---- Steps on the machine and on other tasks
-// -------------------------------------------------------------------------
+// ---- Steps on the machine and on other tasks ------------------------------------------------------------------------
 
 SimResult run_text(const std::string& text, const std::string& kernel = "") {
   return run_scenario(parse_scenario(text, "x.toml"), {.seed = {}, .record = {}, .kernel = kernel});

@@ -15,8 +15,7 @@ using Threads = weir::MachineOptions::Threads;
 constexpr ReclaimWorld::Options QUIET{.threads = Threads::none, .page_cluster = 0};
 constexpr ReclaimWorld::Options HOST{.threads = Threads::none, .page_cluster = 0, .model = SoftMmu::Model::uffd};
 
-// -------------------------------------------------------------------------------------------------------------
-// formulas
+// ---- Formulas -------------------------------------------------------------------------------------------------------
 
 // Row 32: every combination of what a look can find.
 TEST(References, ByEveryCombinationOfUse) {
@@ -112,8 +111,7 @@ TEST(Balance, SlabPressureIsMeasuredAgainstTheListsThatAreScanned) {
   EXPECT_EQ(scan_balance(in).lru_pages, 12000);
 }
 
-// ------------------------------------------------------------------------------------------------------ one page at a
-// time
+// ---- One page at a time ---------------------------------------------------------------------------------------------
 
 /// A machine with one page to reclaim, and what reclaim said about it.
 class OnePage : public testing::Test {
@@ -619,8 +617,7 @@ TEST_F(OnePage, DirectReclaimRunsInTheKernelsOrder) {
   });
 }
 
-// ---------------------------------------------------------------------------------------------------------- whole
-// machines
+// ---- Whole machines -------------------------------------------------------------------------------------------------
 
 TEST(Reclaim, EverythingGoesOutAndComesBack) {
   for (const SoftMmu::Model model : {SoftMmu::Model::hardware, SoftMmu::Model::uffd}) {
@@ -810,8 +807,7 @@ TEST(Reclaim, RandomProgramsKeepTheirBytes) {
   }
 }
 
-// -----------------------------------------------------------------------------------------------------------------
-// kswapd
+// ---- Kswapd ---------------------------------------------------------------------------------------------------------
 
 /// Frames held by nobody in particular.
 struct Hoard {
@@ -946,8 +942,7 @@ TEST(Kswapd, ItIsStartedOnceAndNamedAfterItsNode) {
   });
 }
 
-// -------------------------------------------------------------------------------------------------------------
-// throttling
+// ---- Throttling -----------------------------------------------------------------------------------------------------
 
 class Throttle : public testing::Test {
  protected:
@@ -1010,8 +1005,7 @@ TEST_F(Throttle, AKernelThreadIsNotHeldUp) {
   });
 }
 
-// ------------------------------------------------------------------------------------------- without accessed and
-// dirty bits
+// ---- Without accessed and dirty bits --------------------------------------------------------------------------------
 
 TEST(Staging, RunsAheadOfTheTailWithinItsShare) {
   ReclaimWorld w(HOST);
@@ -1175,8 +1169,7 @@ TEST(Staging, AFailedWriteIsNotMistakenForACleanPage) {
   });
 }
 
-// --------------------------------------------------------------------------------------------------------------
-// shrinkers
+// ---- Shrinkers ------------------------------------------------------------------------------------------------------
 
 struct TestShrinker final : Shrinker {
   explicit TestShrinker(int64_t n) : objects(n) {}

@@ -41,8 +41,7 @@ Result<void> SoftMmu::attach(MemMap& mem, PageTables& tables, Bootmem& boot) {
       options_.content == ContentKind::tags ? sizeof(uint64_t) : PAGE_SIZE);
 }
 
-// ---- Accesses
-// --------------------------------------------------------------------------------------------------------------
+// ---- Accesses -------------------------------------------------------------------------------------------------------
 
 std::byte* SoftMmu::access_slow(Task& task, VirtAddr address, Access kind, FaultResult& result) {
   if (is_uffd()) return access_uffd(task, address, kind, result);
@@ -143,8 +142,7 @@ bool SoftMmu::tlb_holds(const Mm& mm, VirtAddr address) const {
   return false;
 }
 
-// ---- Flushing
-// --------------------------------------------------------------------------------------------------------------
+// ---- Flushing -------------------------------------------------------------------------------------------------------
 
 void SoftMmu::flush_one(const Mm& mm, VirtAddr address) {
   const uint64_t key = key_of(mm, address);
@@ -189,8 +187,7 @@ void SoftMmu::mm_destroyed(Mm& mm) {
   flush_range(mm, VirtAddr(0), VirtAddr(uint64_t{1} << (VPN_BITS + PAGE_SHIFT)));
 }
 
-// ---- Content
-// ---------------------------------------------------------------------------------------------------------------
+// ---- Content --------------------------------------------------------------------------------------------------------
 
 Content SoftMmu::kmap(Page& page) {
   if (is_uffd()) uffd_.before_kmap(page);

@@ -117,8 +117,7 @@ UffdStats UffdMmu::stats() const {
   return s;
 }
 
-// ---- Places and bounce pages
-// -----------------------------------------------------------------------------------------
+// ---- Places and bounce pages ----------------------------------------------------------------------------------------
 
 bool UffdMmu::resident(uint64_t pfn) const {
   return (resident_[pfn / 64].load(std::memory_order_acquire) >> (pfn % 64) & 1) != 0;
@@ -201,8 +200,7 @@ void UffdMmu::copy_user_highpage(Page& to, Page& from) {
   kunmap(to);
 }
 
-// ---- Dirty or not
-// ----------------------------------------------------------------------------------------------------
+// ---- Dirty or not ---------------------------------------------------------------------------------------------------
 
 UffdMmu::Hash UffdMmu::hash_of(const Page& page, const std::byte* at) const {
   const XXH128_hash_t h = XXH3_128bits_withSecret(at, PAGE_SIZE, secret_, sizeof secret_);
@@ -231,8 +229,7 @@ void UffdMmu::mark_clean(Page& page) {
   hashes_[pfn(page)] = hash_of(page, at != nullptr ? at : zero_);
 }
 
-// ---- Frames changing hands
-// -------------------------------------------------------------------------------------------
+// ---- Frames changing hands ------------------------------------------------------------------------------------------
 
 void UffdMmu::arch_alloc_page(Page& page, Order order, gfp_t gfp) {
   const uint64_t first = pfn(page);
