@@ -398,7 +398,7 @@ int64_t Vmscan::shrink_slab(gfp_t gfp, int64_t nr_scanned, int64_t nr_eligible) 
   return freed;
 }
 
-// ---- Kswapd --------------------------------------------------------------------------------------------------------
+// ---- kswapd --------------------------------------------------------------------------------------------------------
 
 bool Vmscan::pgdat_balanced(Order order, ZoneType classzone) const {
   bool any = false;
