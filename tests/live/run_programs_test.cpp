@@ -51,16 +51,15 @@ TEST_P(RunPrograms, Sort) {
   const uint64_t mib = long_run() ? 200 : 40;
   Folder folder;
   {
-    // Runs that are sorted each, as a log of several sources is: lines of 64 characters.
+    // Runs that are sorted each, as a log of several sources is: lines of 64 characters, the newline among them.
     std::ofstream out(folder / "in");
     uint64_t x = 88172645463325252ull;
     const uint64_t lines = mib * MIB / 64, run_length = lines / 16;
     for (uint64_t i = 0; i < lines; ++i) {
       x ^= x << 13, x ^= x >> 7, x ^= x << 17;
       char line[80];
-      std::snprintf(line, sizeof line, "%012lu %016lx%016lx%017lu\n", (i % run_length) * 16 + x % 16, x, x * 31, i);
-      out.write(line, 64);
-      if (line[63] != '\n') out.put('\n');
+      out.write(line, std::snprintf(line, sizeof line, "%012lu %016lx%016lx%018lu\n", (i % run_length) * 16 + x % 16, x,
+                                    x * 31, i));
     }
   }
   // One thread and a buffer for all of it, so that it does its own sorting in memory instead of temporary files.
@@ -80,6 +79,22 @@ TEST_P(RunPrograms, Sqlite) {
          "SELECT count(*), sum(k), sum(length(body)) FROM t;\n"
       << update << "SELECT k % 7, count(*), sum(length(body)), max(substr(body, 3, 9)) FROM t GROUP BY 1 ORDER BY 1;\n";
   compare({"sqlite3", ":memory:"}, 56, 1, {.input = folder / "q.sql"});
+}
+
+TEST_P(RunPrograms, SqliteJoinsAtRandom) {
+  Folder folder;
+  const int rows = long_run() ? 1000000 : 200000;
+  std::ofstream(folder / "q.sql")
+      << "PRAGMA cache_size=-4000000;\n"
+         "CREATE TABLE t(id INTEGER PRIMARY KEY, k INTEGER, body TEXT);\n"
+         "INSERT INTO t SELECT value, value * 7919 % 1000003, printf('%d %.160c %x', value, 'y', value * 7919) "
+         "FROM generate_series(1, "
+      << rows << ");\n"
+      << "CREATE TABLE u AS SELECT value AS id, value * 2654435761 % " << rows
+      << " + 1 AS other FROM generate_series(1, " << rows / 5 << ");\n"
+      << "SELECT count(*), sum(t.k), sum(length(t.body)), sum(unicode(substr(t.body, 3))) FROM u JOIN t ON t.id = "
+         "u.other;\n";
+  compare({"sqlite3", ":memory:"}, rows / 4900, 1, {.input = folder / "q.sql"});
 }
 
 TEST_P(RunPrograms, Gcc) {

@@ -130,8 +130,8 @@ struct Outcome {
 
 struct RunWith {
   const Cgroup* cgroup = nullptr;
-  std::string input;             ///< file for standard input; empty: /dev/null
-  std::vector<std::string> env;  ///< "NAME=value"
+  std::string input{};             ///< file for standard input; empty: /dev/null
+  std::vector<std::string> env{};  ///< "NAME=value"
   unsigned limit_seconds = 300;
 };
 
