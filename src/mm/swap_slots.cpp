@@ -61,6 +61,7 @@ SwpEntry SwapSlots::get_swap_page(const Page* page) {
     ScopedLock guard(cpu.alloc_lock);
     if (cpu.next < cpu.filled && !areas_.has_room(cpu.slots[cpu.next])) give_back_alloc(cpu);
     if (cpu.next < cpu.filled || refill_swap_slots_cache(cpu)) entry = cpu.slots[cpu.next++];
+    if (entry) vmstat_.count_vm_event(VmEvent::swap_slots_cached);
   }
   // The last slots of a nearly full area are handed out one by one, or the caches would hide them.
   if (!entry) (void)areas_.get_swap_pages(1, &entry);

@@ -61,6 +61,7 @@ class SwapCache_4_14 final : public SwapCacheEra {
       // Aligned, so that the next fault of a row falls into the next window. Slot 0 is the header's.
       const uint64_t first = std::max<uint64_t>(offset & ~uint64_t{pages - 1}, 1);
       const uint64_t last = std::min(offset | (pages - 1), si->max - 1);
+      vmstat().count_vm_event(VmEvent::swap_ra_window);
       PageIo::ReadList list;
       for (uint64_t at = first; at <= last; ++at) {
         bool fresh = false;

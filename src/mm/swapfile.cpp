@@ -6,8 +6,9 @@
 
 namespace weir {
 
-SwapFiles::SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat&, unsigned cpus, KernelEra kernel)
-    : pages_(pages), slab_(slab), vmalloc_(vmalloc), cpus_(cpus == 0 ? 1 : cpus), frontswap_(*this) {
+SwapFiles::SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat& vmstat, unsigned cpus,
+                     KernelEra kernel)
+    : pages_(pages), slab_(slab), vmalloc_(vmalloc), vmstat_(vmstat), cpus_(cpus == 0 ? 1 : cpus), frontswap_(*this) {
   switch (kernel) {
     case KernelEra::linux_2_6_20: era_ = swapfiles_2_6_20(era_place_, *this); break;
     case KernelEra::linux_3: era_ = swapfiles_3(era_place_, *this); break;
@@ -153,6 +154,7 @@ Result<void> SwapFiles::setup_swap_map(SwapInfo& si, uint64_t maxpages, const ui
   WEIR_STATE(swap_highest_bit, si.type, 0, maxpages - 1);
   si.highest_bit = maxpages - 1;
   si.cluster_next = 1;
+  si.copy_hand = 1;
   si.cluster_nr = 0;
   si.free_clusters_head = si.free_clusters_tail = 0;
   si.discard_clusters_head = si.discard_clusters_tail = 0;

@@ -112,6 +112,7 @@ struct SwapInfo {
   uint64_t pages = 0;                                             ///< usable slots
   uint64_t inuse_pages = 0;                                       // lock; = slots whose map is neither 0 nor BAD
   uint64_t cluster_next = 0, cluster_nr = 0;                      // lock
+  uint64_t copy_hand = 0;                                         ///< where reclaim_copies() goes on; lock
   PagedArray<SwapCluster> cluster_info;                           // lock; only SWP_SOLIDSTATE
   uint32_t free_clusters_head = 0, free_clusters_tail = 0;        // lock
   uint32_t discard_clusters_head = 0, discard_clusters_tail = 0;  // lock
@@ -281,7 +282,9 @@ class SwapFiles : private FrontswapMaps {
   uint64_t scan_swap_map_try_ssd_cluster(SwapInfo& si) WEIR_REQUIRES(si.lock);
   uint64_t scan_swap_map_hand(SwapInfo& si) WEIR_REQUIRES(si.lock);
   uint64_t next_free_slot(SwapInfo& si) WEIR_REQUIRES(si.lock);
-  [[nodiscard]] static uint64_t next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, bool copies);
+  enum class Wanted : uint8_t { free, free_or_copy, copy };
+  [[nodiscard]] static uint64_t next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, Wanted what);
+  void reclaim_copies(SwapInfo& si);
   bool breathe(SwapInfo& si, uint64_t& latency) WEIR_REQUIRES(si.lock);
   void swap_range_alloc(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock);
   void swap_range_free(SwapInfo& si, uint64_t offset) WEIR_REQUIRES(si.lock);
@@ -305,6 +308,7 @@ class SwapFiles : private FrontswapMaps {
   PageAllocator& pages_;
   Slab& slab_;
   Vmalloc& vmalloc_;
+  VmStat& vmstat_;
   unsigned cpus_;
   std::atomic<int64_t> nr_swap_pages_{0}, total_swap_pages_{0};
   bool copies_cost_memory_ = false;                       // set when the machine is wired

@@ -29,16 +29,20 @@ unsigned SwapFiles::take_slots(unsigned n, SwpEntry* entries) WEIR_NO_THREAD_SAF
   }
   for (unsigned i = 0; i < areas; ++i) {
     SwapInfo& si = *swap_info_[order[i]].load(std::memory_order_acquire);
-    // From list to area hand over hand: an area that swapoff has taken off is not used any more.
-    swap_lock_.lock();
-    si.lock.lock();
-    const bool usable =
-        (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0 && si.highest_bit != 0 && si.bdev->has_room();
-    if (usable) requeue(si.type);
-    swap_lock_.unlock();
-    const unsigned got = usable ? era_->scan(si, n, entries) : 0;
-    si.lock.unlock();
-    if (got > 0) return got;
+    for (bool first = true;; first = false) {
+      // From list to area hand over hand: an area that swapoff has taken off is not used any more.
+      swap_lock_.lock();
+      si.lock.lock();
+      const bool usable = (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0 && si.highest_bit != 0;
+      const bool has_room = usable && si.bdev->has_room();
+      if (has_room) requeue(si.type);
+      swap_lock_.unlock();
+      const unsigned got = has_room ? era_->scan(si, n, entries) : 0;
+      si.lock.unlock();
+      if (got > 0) return got;
+      if (!usable || has_room || !first) break;
+      reclaim_copies(si);
+    }
   }
   return 0;
 }
@@ -81,6 +85,7 @@ uint64_t SwapFiles::scan_swap_map_try_ssd_cluster(SwapInfo& si) {
         continue;
       }
       if (mine.index == 0) return 0;
+      vmstat_.count_vm_event(VmEvent::swap_cluster);
       mine.next = uint64_t{mine.index} * SWAPFILE_CLUSTER;
     }
     const uint64_t end = (uint64_t{mine.index} + 1) * SWAPFILE_CLUSTER;
@@ -128,22 +133,23 @@ bool SwapFiles::breathe(SwapInfo& si, uint64_t& latency) WEIR_NO_THREAD_SAFETY_A
   return (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0;
 }
 
-// The first slot of [from, to) that is free, or (if `copies`) that only the cache uses; `to` if there is none. Eight
-// slots at a time: in a full area there is one free slot in a hundred.
-uint64_t SwapFiles::next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, bool copies) {
+// The first slot of [from, to) that is free, or that only the cache uses; `to` if there is none. Eight slots at a time:
+// in a full area there is one free slot in a hundred.
+uint64_t SwapFiles::next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, Wanted what) {
+  const bool free = what != Wanted::copy, copies = what != Wanted::free;
   if (si.swap_map16) {
     while (from < to && si.swap_map16[from] != 0) ++from;
     return from;
   }
   constexpr uint64_t ONES = 0x0101010101010101, TOPS = 0x8080808080808080, CACHE_ONLY = ONES * SWAP_HAS_CACHE;
   const auto has_zero = [](uint64_t v) { return ((v - ONES) & ~v & TOPS) != 0; };
-  const auto wanted = [&](uint8_t map) { return map == 0 || (copies && map == SWAP_HAS_CACHE); };
+  const auto wanted = [&](uint8_t map) { return (free && map == 0) || (copies && map == SWAP_HAS_CACHE); };
   while (from < to) {
     // A page of the map is whole words.
     if (from % 8 == 0 && from + 8 <= to) {
       uint64_t eight;
       std::memcpy(&eight, &si.swap_map[from], sizeof eight);
-      if (!has_zero(eight) && !(copies && has_zero(eight ^ CACHE_ONLY))) {
+      if (!(free && has_zero(eight)) && !(copies && has_zero(eight ^ CACHE_ONLY))) {
         from += 8;
         continue;
       }
@@ -169,7 +175,7 @@ uint64_t SwapFiles::next_free_slot(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS 
       }
       const uint64_t stretch = std::min((offset | (LATENCY_LIMIT - 1)) + 1, si.highest_bit + 1);
       const uint64_t stop = lap == 0 ? stretch : std::min(stretch, start);
-      offset = next_candidate(si, offset, stop, copies);
+      offset = next_candidate(si, offset, stop, copies ? Wanted::free_or_copy : Wanted::free);
       if (offset == stop) {
         uint64_t now = 1;
         if (!breathe(si, now)) return 0;
@@ -188,6 +194,28 @@ uint64_t SwapFiles::next_free_slot(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS 
     }
   }
   return 0;
+}
+
+// The device has no room left. What it holds of pages that are in memory is the first to go: those slots that only the
+// cache uses, a batch at a time.
+void SwapFiles::reclaim_copies(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  if (reclaim_ == nullptr || traits_.cache_is_a_user) return;
+  constexpr uint64_t LOOK_AT = 16 * LATENCY_LIMIT;
+  unsigned freed = 0;
+  si.lock.lock();
+  for (uint64_t looked = 0; looked < std::min(LOOK_AT, si.max) && freed < SWAP_BATCH;) {
+    if ((si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) == 0) break;
+    if (si.copy_hand >= si.max) si.copy_hand = 1;
+    const uint64_t from = si.copy_hand, stop = std::min(from + LATENCY_LIMIT, si.max);
+    const uint64_t offset = next_candidate(si, from, stop, Wanted::copy);
+    si.copy_hand = offset + (offset != stop ? 1 : 0);
+    looked += si.copy_hand - from;
+    si.lock.unlock();
+    if (offset != stop && reclaim_(reclaim_arg_, swp_entry(si.type, offset))) ++freed;
+    si.lock.lock();
+  }
+  si.lock.unlock();
+  vmstat_.count_vm_events(VmEvent::swap_copy_freed, freed);
 }
 
 void SwapFiles::swap_range_alloc(SwapInfo& si, uint64_t offset) {

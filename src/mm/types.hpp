@@ -244,8 +244,8 @@ enum class NodeStat : uint8_t {
   X(kswapd_high_wmark_hit_quickly) X(pageoutrun) X(pgrotated) X(drop_pagecache) X(oom_kill) X(swap_ra)                 \
   X(swap_ra_hit) X(pgscan_direct_throttle) X(unevictable_pgs_culled) X(unevictable_pgs_rescued)                        \
   X(unevictable_pgs_mlocked) X(unevictable_pgs_munlocked) X(unevictable_pgs_cleared) X(unevictable_pgs_stranded)       \
-  X(pglazyfree) X(pglazyfreed) X(swap_slots_refill)                                                                    \
-  X(swap_clean_drop) X(pgreuse) X(pgcow) X(zero_page_map) X(access_flag_fault) X(window_unmap) X(window_unmap_pages)   \
+  X(pglazyfree) X(pglazyfreed) X(swap_slots_refill) X(swap_slots_cached) X(swap_cluster) X(swap_ra_window)             \
+  X(swap_copy_freed) X(swap_clean_drop) X(pgreuse) X(pgcow) X(zero_page_map) X(access_flag_fault) X(window_unmap) X(window_unmap_pages)   \
   X(swap_write_error) X(swap_read_error) X(balance_dirty_pause) X(flusher_wakeup)
 // clang-format on
 

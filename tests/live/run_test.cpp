@@ -156,6 +156,59 @@ TEST(Run, ARecordingShowsReclaimAndSwapIn) {
   }
 }
 
+/// What a run of read_back at a quarter of its memory counts.
+class RunReadBack : public testing::Test {
+ protected:
+  void read_back(const char* order, const char* rounds, const Command& swap) {
+    WEIR_NEEDS_LIVE();
+    const Command command{program("read_back"), "48", order, rounds};
+    const Outcome native = run(command);
+    ASSERT_EQ(native.status, 0) << native.err;
+    managed = weir_run("12M", command, {}, swap);
+    EXPECT_EQ(managed.status, 0) << managed.err;
+    EXPECT_EQ(managed.out, native.out);
+    ASSERT_GE(managed.event("pswpout"), frames(12)) << managed.err;
+  }
+  /// Pages that a window of readahead has on average, the one asked for among them.
+  [[nodiscard]] double window() const {
+    const double windows = static_cast<double>(managed.event("swap_ra_window"));
+    return windows == 0 ? 1 : static_cast<double>(managed.event("swap_ra")) / windows + 1;
+  }
+  WeirOutcome managed;
+};
+
+TEST_F(RunReadBack, SlotsComeFromTheCacheAndInClusters) {
+  ASSERT_NO_FATAL_FAILURE(read_back("in_order", "1", {"--swap", "file:/tmp:256M"}));
+  // 48 MiB went out: 64 slots at a time, from clusters of 256.
+  const int64_t refills = managed.event("swap_slots_refill"), cached = managed.event("swap_slots_cached");
+  EXPECT_GE(cached, frames(48 - 12)) << managed.stats["vmstat"];
+  EXPECT_GE(refills, cached / 64);
+  EXPECT_GE(managed.event("swap_cluster"), frames(48 - 12) / 256);
+  EXPECT_LE(managed.event("swap_cluster"), frames(256) / 256);
+}
+
+TEST_F(RunReadBack, ReadaheadFollowsTheOrderOfReading) {
+  ASSERT_NO_FATAL_FAILURE(read_back("in_order", "2", {"--swap", "file:/tmp:256M"}));
+  const double in_order = window();
+  EXPECT_GE(in_order, 4) << managed.stats["vmstat"];
+  EXPECT_GT(managed.event("swap_ra_hit"), 0);
+  ASSERT_NO_FATAL_FAILURE(read_back("at_random", "2", {"--swap", "file:/tmp:256M"}));
+  EXPECT_LE(window(), in_order / 2) << managed.stats["vmstat"];
+}
+
+TEST_F(RunReadBack, PagesThatWereOnlyReadLeaveWithoutBeingWritten) {
+  ASSERT_NO_FATAL_FAILURE(read_back("in_order", "3", {"--swap", "file:/tmp:256M"}));
+  // Three rounds, of which each reads what does not fit; nothing is written but the first time.
+  EXPECT_GE(managed.event("swap_clean_drop"), 2 * frames(48 - 12)) << managed.stats["vmstat"];
+  EXPECT_LT(managed.event("pswpout"), frames(2 * 48)) << managed.stats["vmstat"];
+}
+
+TEST_F(RunReadBack, CopiesInZramGoFirstWhenItIsFull) {
+  ASSERT_NO_FATAL_FAILURE(read_back("in_order", "2", {"--swap", "zram", "--swap", "file:/tmp:256M"}));
+  EXPECT_GT(managed.event("swap_clean_drop"), 0) << managed.stats["vmstat"];
+  EXPECT_GT(managed.event("swap_copy_freed"), 0) << managed.stats["vmstat"];
+}
+
 TEST(Run, StatsHaveTheNamesOfProc) {
   WEIR_NEEDS_LIVE();
   const WeirOutcome managed = weir_run("16M", {program("first_touch"), "32", "1"});

@@ -20,6 +20,7 @@ TEST(SwapSlots, SixtyFourPagesTakeTheAreaLockOnce) {
     for (unsigned i = 0; i < SWAP_SLOTS_CACHE_SIZE; ++i) ASSERT_TRUE(m.slots.get_swap_page());
     EXPECT_EQ(trace.count("get_swap_pages"), 1u);
     EXPECT_EQ(m.event(VmEvent::swap_slots_refill), 1u);
+    EXPECT_EQ(m.event(VmEvent::swap_slots_cached), SWAP_SLOTS_CACHE_SIZE);
     ASSERT_TRUE(m.slots.get_swap_page());
     EXPECT_EQ(trace.count("get_swap_pages"), 2u);
   });

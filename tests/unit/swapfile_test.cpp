@@ -107,6 +107,7 @@ TEST_F(SwapfileTest, AFreedClusterIsFilledAnew) {
     std::vector<uint64_t> again = offsets(take(256));
     for (uint64_t i = 0; i < 256; ++i) EXPECT_EQ(again[i], 512 + i);
     EXPECT_EQ(take(1).size(), 0u);
+    EXPECT_EQ(m.event(VmEvent::swap_cluster), 3u + 1) << "the header's cluster is never free";
   });
 }
 
@@ -165,6 +166,42 @@ TEST_F(SwapfileTest, AnAreaWhoseDeviceHasNoRoomIsPassedOver) {
     EXPECT_EQ(take(1).size(), 0u);
     full.room = true;
     EXPECT_EQ(swp_type(take(1).at(0)), m.type_of(full));
+  });
+}
+
+TEST_F(SwapfileTest, CopiesOfPagesInMemoryAreTheFirstToGoWhenTheDeviceHasNoRoom) {
+  run([&] {
+    TestDevice& full = m.add_area({.pages = 1024}, 10);
+    TestDevice& other = m.add_area({.pages = 64}, 1);
+    struct Asked {
+      SwapMachine& m;
+      TestDevice& full;
+      unsigned room_after;
+      std::vector<uint64_t> slots = {};
+    } asked{m, full, 5};
+    m.files.set_try_to_reclaim_swap(
+        [](void* arg, SwpEntry e) {
+          Asked& a = *static_cast<Asked*>(arg);
+          a.slots.push_back(swp_offset(e));
+          if (swp_offset(e) % 2 != 0) return false;  // its page is locked, say
+          a.m.files.swapcache_free(e);
+          a.full.room = a.slots.size() >= a.room_after;
+          return true;
+        },
+        &asked);
+    const std::vector<SwpEntry> held = take(20);
+    ASSERT_EQ(offsets(held).front(), 256u);
+    ASSERT_TRUE(m.files.swap_duplicate(held[2]));  // it has a user beside the cache
+    full.room = false;
+    EXPECT_EQ(swp_type(take(1).at(0)), m.type_of(full));
+    EXPECT_EQ(asked.slots.size(), 19u) << "a batch, before the area is looked at again";
+    EXPECT_EQ(std::count(asked.slots.begin(), asked.slots.end(), 258u), 0);
+    EXPECT_EQ(m.event(VmEvent::swap_copy_freed), 9u);
+    // Nothing is left that may go.
+    full.room = false;
+    asked.room_after = 1000;
+    EXPECT_EQ(swp_type(take(1).at(0)), m.type_of(other));
+    EXPECT_EQ(m.event(VmEvent::swap_copy_freed), 10u) << "the slot taken since";
   });
 }
 
