@@ -26,6 +26,7 @@ enum class LockNesting : uint8_t { none, allowed };
   X(slab_mutex, sleeping, none, "list of kmem_caches")                                                                 \
   X(shrinker, sleeping, none, "list of shrinkers")                                                                     \
   X(page, sleeping, allowed, "PG_locked: identity and content of a page (a second page only by trylock or when new)")  \
+  X(shmem_swaplist, sleeping, none, "list of memory files that have pages in swap")                                    \
   X(i_mmap, sleeping, none, "interval tree of a file's mappings")                                                      \
   X(anon_vma, sleeping, allowed, "interval tree of an anon_vma (root lock; nests only in fork and split)")             \
   X(window, sleeping, none, "uffd: host calls on one window of user addresses; the PTE is read again under it")        \

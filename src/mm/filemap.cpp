@@ -146,17 +146,33 @@ void Filemap::end_page_writeback(Page& page) {
 
 // ---- Trees ---------------------------------------------------------------------------------------------------------
 
-Page* Filemap::find_get_page(AddressSpace& mapping, uint64_t index) {
-  WEIR_FLOW(index);
+Filemap::TreeEntry Filemap::find_get_entry(AddressSpace& mapping, uint64_t index) {
   // Linux looks without the lock and then makes sure; the lock makes sure here. A page in the tree has the tree's
   // reference.
   ScopedLock guard(mapping.tree_lock);
   void* entry = mapping.page_tree.lookup(index);
-  if (entry == nullptr || is_exceptional_entry(entry)) return nullptr;
+  if (entry == nullptr || is_exceptional_entry(entry)) return {.exceptional = entry};
   Page* page = static_cast<Page*>(entry);
   WEIR_DEBUG_BUG_ON(page_count(*page) <= 0);
   PageAllocator::get_page(*page);
-  return page;
+  return {.page = page};
+}
+
+Page* Filemap::find_get_page(AddressSpace& mapping, uint64_t index) {
+  WEIR_FLOW(index);
+  return find_get_entry(mapping, index).page;
+}
+
+Filemap::TreeEntry Filemap::find_lock_entry(AddressSpace& mapping, uint64_t index) {
+  WEIR_FLOW(index);
+  for (;;) {
+    const TreeEntry entry = find_get_entry(mapping, index);
+    if (entry.page == nullptr) return entry;
+    lock_page(*entry.page);
+    if (file_mapping(*entry.page) == &mapping) return entry;
+    unlock_page(*entry.page);  // truncated, or gone to swap, while we waited
+    lru_.put_page(*entry.page);
+  }
 }
 
 Page* Filemap::find_lock_page(AddressSpace& mapping, uint64_t index) {
@@ -170,10 +186,10 @@ Page* Filemap::find_lock_page(AddressSpace& mapping, uint64_t index) {
   }
 }
 
-/// tree_lock held. A shadow of an evicted page gives way.
+/// tree_lock held. A shadow of an evicted page gives way; a swap entry does not: there the page is.
 Result<void> Filemap::page_cache_tree_insert(AddressSpace& mapping, Page& page, uint64_t index, RadixPreload& preload) {
   void* there = mapping.page_tree.lookup(index);
-  if (there != nullptr && is_exceptional_entry(there)) {
+  if (there != nullptr && is_exceptional_entry(there) && !mapping.no_writeback_tags) {
     mapping.page_tree.replace(index, &page);
     --mapping.nrexceptional;
   } else {
@@ -248,8 +264,10 @@ void Filemap::__delete_from_page_cache(Page& page) {
   --mapping->nrpages;
   page.mapping.store(0, std::memory_order_release);  // index stays, for whoever looks at a page just gone
   vmstat_.dec_node_page_state(NodeStat::nr_file_pages);
+  if (PageSwapBacked(page)) vmstat_.dec_node_page_state(NodeStat::nr_shmem);
   // Its bytes are given up with it.
-  if (page.test_and_clear(PageFlag::dirty)) vmstat_.dec_node_page_state(NodeStat::nr_dirty);
+  if (page.test_and_clear(PageFlag::dirty) && !mapping->no_writeback_tags)
+    vmstat_.dec_node_page_state(NodeStat::nr_dirty);
   WEIR_STATE(page_cache, page.index, pages_.mem().pfn(page).v + 1, 0);
 }
 

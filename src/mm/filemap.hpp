@@ -11,70 +11,11 @@
 // itself.
 #pragma once
 
-#include "base/radix_tree.hpp"
-#include "mm/mm_types.hpp"
+#include "mm/address_space.hpp"
 #include "mm/slab.hpp"
 #include "mm/swap.hpp"
 
 namespace weir {
-
-enum class PageTag : unsigned {
-  dirty = PAGECACHE_TAG_DIRTY,
-  writeback = PAGECACHE_TAG_WRITEBACK,
-  towrite = PAGECACHE_TAG_TOWRITE
-};
-
-enum class SyncMode : uint8_t { none, all };
-/// Who writes and how. Linux: struct writeback_control.
-struct WritebackControl {
-  int64_t nr_to_write = 0;
-  SyncMode sync_mode = SyncMode::none;
-  bool for_reclaim = false;
-  bool for_background = false;
-  bool range_cyclic = false;  ///< goes on where the last one ended (writeback_index), and once around
-  uint64_t range_start = 0, range_end = ~uint64_t{0};  ///< pages, inclusive
-};
-
-inline constexpr int AOP_WRITEPAGE_ACTIVATE = 0x80000;
-
-struct AddressSpace;
-/// What the owner of an AddressSpace does with its pages. Linux: struct address_space_operations.
-class AddressSpaceOps {
- public:
-  /// Page locked and dirty-cleared by the caller; unlocked here or at the end of the I/O. Errors: EIO, ENOSPC (page
-  /// stays dirty). AOP_WRITEPAGE_ACTIVATE is said by Errno::again: the page is still locked, dirty again, and should be
-  /// activated.
-  virtual Result<void> writepage(Page& page, WritebackControl& wbc) = 0;
-  /// Page locked; unlocked when the read ends, uptodate if it succeeded.
-  virtual Result<void> readpage(AddressSpace& mapping, Page& page) = 0;
-  /// True if the page was clean before.
-  virtual bool set_page_dirty(Page& page) = 0;
-
- protected:
-  ~AddressSpaceOps() = default;
-};
-
-struct Inode;
-
-/// Do the copies that private mappings have made of a file's pages go with them? Linux: even_cows.
-enum class EvenCows : uint8_t { no, yes };
-
-struct AddressSpace {
-  Inode* host = nullptr;             ///< null: swap
-  AddressSpaceOps* a_ops = nullptr;  // immutable
-  SpinLock tree_lock{LockRank::tree};
-  RadixTree page_tree;         // tree_lock
-  uint64_t nrpages = 0;        // tree_lock
-  uint64_t nrexceptional = 0;  // tree_lock
-  gfp_t gfp_mask = GFP_HIGHUSER_MOVABLE;
-  bool no_writeback_tags = false;     ///< swap: never tagged
-  uint64_t max_index = ~uint64_t{0};  ///< no page is ever above it; immutable. A low tree reserves few nodes an insert
-  RwSem i_mmap_rwsem{LockRank::i_mmap};
-  VmaFileTree i_mmap;                    ///< the VMAs that map it; i_mmap_rwsem
-  uint64_t writeback_index = 0;          ///< where the next cyclic write begins; its writer's
-  std::atomic<Errno> wb_err{Errno::ok};  ///< last write error
-  std::atomic<uint32_t> wb_err_seq{0};   ///< errors so far: each open file reports each once, by fsync
-};
 
 /// Nodes of page trees from one slab cache, allocated as `gfp` says. Made where it is used; small.
 class PageTreeNodes final : public RadixNodeSource {
@@ -145,6 +86,13 @@ class Filemap {
   [[nodiscard]] Page* find_get_page(AddressSpace& mapping, uint64_t index);
   /// The same, locked. Sleeps.
   [[nodiscard]] Page* find_lock_page(AddressSpace& mapping, uint64_t index);
+  /// What lies at an index: a page, locked and referenced, or an exceptional entry, or nothing.
+  struct TreeEntry {
+    Page* page = nullptr;
+    void* exceptional = nullptr;
+  };
+  /// Sleeps.
+  [[nodiscard]] TreeEntry find_lock_entry(AddressSpace& mapping, uint64_t index);
   /// Page locked, new to the tree: reference, mapping and index set, NR_FILE_PAGES. Errors: EEXIST, ENOMEM; the page is
   /// then as before. Sleeps as gfp allows.
   Result<void> add_to_page_cache_locked(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp);
@@ -161,17 +109,14 @@ class Filemap {
   /// The same of those in [start, end] that have the tag.
   unsigned find_get_pages_tag(AddressSpace& mapping, uint64_t start, uint64_t end, PageTag tag, unsigned max,
                               Page** pages);
-  /// The file a page belongs to, null for anonymous pages (in the swap cache or not) and for none. Stable under the
-  /// page lock.
-  [[nodiscard]] static AddressSpace* file_mapping(const Page& page) {
-    const uintptr_t m = page.mapping.load(std::memory_order_acquire);
-    return (m & PAGE_MAPPING_ANON) != 0 || page.test(PageFlag::slab) ? nullptr : reinterpret_cast<AddressSpace*>(m);
-  }
+  /// See weir::file_mapping.
+  [[nodiscard]] static AddressSpace* file_mapping(const Page& page) { return weir::file_mapping(page); }
 
   [[nodiscard]] Lru& lru() const { return lru_; }
   [[nodiscard]] PageAllocator& pages() const { return pages_; }
 
  private:
+  [[nodiscard]] static TreeEntry find_get_entry(AddressSpace& mapping, uint64_t index);
   // What a thread waits for is told apart by its key, an address inside the page.
   static const void* locker_key(const Page& page) { return &page.flags; }
   static const void* unlock_key(const Page& page) { return &page.mapping; }

@@ -12,34 +12,6 @@ namespace {
 /// A fault that found no page costs one; so many more than hits, and reading around faults is given up. Linux's value.
 constexpr uint32_t MMAP_LOTSAMISS = 100;
 
-uint64_t mix(uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
-}
-
-/// Bytes [offset, offset + n) of a page whose words are all `tag`.
-void tag_to_bytes(uint64_t tag, uint32_t offset, std::byte* to, uint64_t n) {
-  for (uint64_t i = 0; i < n; ++i) to[i] = static_cast<std::byte>(tag >> ((offset + i) % 8 * 8));
-}
-
-/// The tag of a page of tag `old` after [offset, offset + n) was overwritten with `from` (null: with who knows what).
-/// The one word's value, if the page consists of one word now; else a value that depends on all that it should.
-uint64_t bytes_to_tag(uint64_t old, uint32_t offset, const std::byte* from, uint64_t n) {
-  if (from != nullptr && n == PAGE_SIZE) {
-    uint64_t word;
-    std::memcpy(&word, from, sizeof word);
-    bool alike = true;
-    for (uint64_t i = sizeof word; i < n && alike; i += sizeof word)
-      alike = std::memcmp(from + i, &word, sizeof word) == 0;
-    if (alike) return word;
-    old = 0;
-  }
-  uint64_t tag = mix(old ^ (uint64_t{offset} << 32 | n));
-  for (uint64_t i = 0; from != nullptr && i < n; ++i) tag = (tag ^ static_cast<uint64_t>(from[i])) * 0x100000001b3ull;
-  return mix(tag) | 1;  // 0 is the zero page's
-}
-
 }  // namespace
 
 FilemapIo::FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu)
@@ -105,11 +77,20 @@ void FilemapIo::iput(Inode& inode) {
   slab_.destroy(*inode_cache_, &inode);
 }
 
-Result<File*> FilemapIo::open(Inode& inode) {
+Result<File*> FilemapIo::alloc_file(Inode& inode, FileOperations& f_op, VmOps& vm_ops) {
   File* file = slab_.create<File>(*file_cache_, GFP_KERNEL);
   if (file == nullptr) return Errno::nomem;
   inode.i_count.fetch_add(1, std::memory_order_relaxed);
   file->f_inode = &inode;
+  file->f_op = &f_op;
+  file->f_vm_ops = &vm_ops;
+  return file;
+}
+
+void FilemapIo::free_file(File& file) { slab_.destroy(*file_cache_, &file); }
+
+Result<File*> FilemapIo::open(Inode& inode) {
+  File* file = WEIR_TRY(alloc_file(inode, *this, *this));
   file->release = [](void* self, File& f) { static_cast<FilemapIo*>(self)->fput_final(f); };
   file->owner = this;
   file->f_wb_err.store(inode.i_data.wb_err_seq.load(std::memory_order_acquire), std::memory_order_relaxed);
@@ -118,7 +99,7 @@ Result<File*> FilemapIo::open(Inode& inode) {
 
 void FilemapIo::fput_final(File& file) {
   Inode& inode = *file.f_inode;
-  slab_.destroy(*file_cache_, &file);
+  free_file(file);
   iput(inode);
 }
 
@@ -261,14 +242,7 @@ Result<uint64_t> FilemapIo::generic_file_buffered_read(File& file, uint64_t pos,
     // Reading on in the same page is one access.
     if (file.prev_index != index || file.prev_offset != offset) filemap_.lru().mark_page_accessed(*page);
     file.prev_index = index;
-    if (to != nullptr) {
-      const Content content = mmu_.kmap(*page);
-      if (content.tagged())
-        tag_to_bytes(*content.tag, offset, to + done, n);
-      else
-        std::memcpy(to + done, content.bytes + offset, n);
-      mmu_.kunmap(*page);
-    }
+    if (to != nullptr) copy_from_page(mmu_, *page, offset, to + done, n);
     filemap_.lru().put_page(*page);
     done += n;
     file.prev_offset = offset + static_cast<uint32_t>(n);
@@ -295,30 +269,9 @@ Result<uint64_t> FilemapIo::read_tag(File& file, uint64_t index) {
   filemap_.lru().mark_page_accessed(*page);
   file.prev_index = index;
   file.prev_offset = PAGE_SIZE;
-  const Content content = mmu_.kmap(*page);
-  uint64_t tag;
-  if (content.tagged())
-    tag = *content.tag;
-  else
-    std::memcpy(&tag, content.bytes, sizeof tag);
-  mmu_.kunmap(*page);
+  const uint64_t tag = tag_of_page(mmu_, *page);
   filemap_.lru().put_page(*page);
   return tag;
-}
-
-void FilemapIo::fill(Page& page, uint32_t offset, uint64_t bytes, const Source& source, uint64_t done) {
-  const Content content = mmu_.kmap(page);
-  if (content.tagged()) {
-    *content.tag = source.tag != nullptr ? *source.tag
-                                         : bytes_to_tag(*content.tag, offset,
-                                                        source.from != nullptr ? source.from + done : nullptr, bytes);
-  } else if (source.tag != nullptr) {
-    tag_to_bytes(*source.tag, offset, content.bytes + offset, bytes);
-  } else {
-    WEIR_BUG_ON(source.from == nullptr);
-    std::memcpy(content.bytes + offset, source.from + done, bytes);
-  }
-  mmu_.kunmap(page);
 }
 
 // ---- Faults --------------------------------------------------------------------------------------------------------

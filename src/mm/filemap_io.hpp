@@ -16,11 +16,10 @@
 // that takes no writes at all fills the machine with dirty pages up to the limit, and holds its writers there until
 // they are killed.
 //
-// A content tag stands for a page whose 512 words all have that value; so bytes and tags can be read and written in
-// both kinds of machine, and whole pages of one value come back as they went.
 #pragma once
 
 #include "mm/inode.hpp"
+#include "mm/page_content.hpp"
 #include "mm/page_io.hpp"
 #include "mm/page_writeback.hpp"
 #include "mm/readahead.hpp"
@@ -32,7 +31,7 @@ namespace weir {
 /// A file request's kind, as recorded with State::file_request.
 enum class FileRequest : uint8_t { read, write, fault };
 
-class FilemapIo final : public VmOps, public AddressSpaceOps {
+class FilemapIo final : public FileOperations, public VmOps, public AddressSpaceOps {
  public:
   FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu);
   /// Makes the caches "inode_cache" and "filp". Errors: ENOMEM.
@@ -44,28 +43,23 @@ class FilemapIo final : public VmOps, public AddressSpaceOps {
   Result<Inode*> create_inode(const char* name, BlockDevice& device, uint64_t first_page, Bytes size, Bytes max_bytes);
   /// Errors: ENOMEM.
   Result<File*> open(Inode& inode);
+  /// A File of `inode`, on which it has a reference, with whatever operations; `release` is the caller's to set, and
+  /// ends with free_file. Errors: ENOMEM.
+  Result<File*> alloc_file(Inode& inode, FileOperations& f_op, VmOps& vm_ops);
+  void free_file(File& file);
   /// Drops the caller's reference (fput). Sleeps.
   void close(File& file) { fput(file); }
   /// Drops a reference. With the last one dirty pages are written out, all pages are freed, and the inode is gone.
   /// Sleeps.
   void iput(Inode& inode);
 
-  /// Reads up to `bytes` at pos into `to`, or nowhere if it is null. Returns bytes; fewer at the end of the file, at an
-  /// error after the first page, or at a kill. Errors: EIO, ENOMEM, EINTR (killed).
-  Result<uint64_t> read(File& file, uint64_t pos, std::byte* to, uint64_t bytes);
-  /// Writes; `from` may be null where pages are tagged: then the tags change. Returns bytes; fewer at max_bytes. Sleeps
-  /// while too much is dirty. Errors: EFBIG (pos at or behind max_bytes), EIO (a page to be changed in part cannot be
-  /// read), ENOMEM, EINTR.
-  Result<uint64_t> write(File& file, uint64_t pos, const std::byte* from, uint64_t bytes);
-  /// Whole pages by content: what tagged simulations and the model test use. Errors: as above; ENOENT for a page behind
-  /// the end.
-  Result<uint64_t> read_tag(File& file, uint64_t index);
-  Result<void> write_tag(File& file, uint64_t index, uint64_t tag);
-  /// What was written before is on the device. Errors: EIO or ENOSPC if a write of the file failed since this File last
-  /// reported.
-  Result<void> fsync(File& file);
-  /// The file becomes `size` bytes long; what is new reads as zero. Errors: EFBIG, EIO, ENOMEM, EINTR.
-  Result<void> truncate(Inode& inode, Bytes size);
+  // FileOperations
+  Result<uint64_t> read(File& file, uint64_t pos, std::byte* to, uint64_t bytes) override;
+  Result<uint64_t> write(File& file, uint64_t pos, const std::byte* from, uint64_t bytes) override;
+  Result<uint64_t> read_tag(File& file, uint64_t index) override;
+  Result<void> write_tag(File& file, uint64_t index, uint64_t tag) override;
+  Result<void> fsync(File& file) override;
+  Result<void> truncate(Inode& inode, Bytes size) override;
   /// Drops the file's pages that can be dropped at once. Returns how many.
   uint64_t invalidate(Inode& inode) { return truncate_.invalidate_mapping_pages(inode.i_data, 0, ~uint64_t{0}); }
 
@@ -76,6 +70,7 @@ class FilemapIo final : public VmOps, public AddressSpaceOps {
 
   // VmOps
   uint32_t fault(FaultRequest& request) override { return filemap_fault(request); }
+  [[nodiscard]] bool has_page_mkwrite() const override { return true; }
   uint32_t page_mkwrite(FaultRequest& request) override { return filemap_page_mkwrite(request); }
   void balance_dirty(VmArea& vma) override;
   // AddressSpaceOps
@@ -92,11 +87,6 @@ class FilemapIo final : public VmOps, public AddressSpaceOps {
  private:
   using InodeList = boost::intrusive::list<Inode, boost::intrusive::member_hook<Inode, ListHook, &Inode::i_sb_list>,
                                            boost::intrusive::constant_time_size<false>>;
-  /// What is written: bytes, or a tag that stands for them.
-  struct Source {
-    const std::byte* from = nullptr;
-    const uint64_t* tag = nullptr;
-  };
 
   // read
   Result<uint64_t> generic_file_read_iter(File& file, uint64_t pos, std::byte* to, uint64_t bytes);
@@ -108,11 +98,10 @@ class FilemapIo final : public VmOps, public AddressSpaceOps {
   static void end_read(Page& page, Errno error, void* self);
 
   // write
-  Result<uint64_t> generic_file_write_iter(File& file, uint64_t pos, const Source& source, uint64_t bytes);
-  Result<uint64_t> generic_perform_write(Inode& inode, uint64_t pos, const Source& source, uint64_t bytes);
+  Result<uint64_t> generic_file_write_iter(File& file, uint64_t pos, const PageSource& source, uint64_t bytes);
+  Result<uint64_t> generic_perform_write(Inode& inode, uint64_t pos, const PageSource& source, uint64_t bytes);
   Result<Page*> grab_cache_page_write_begin(AddressSpace& mapping, uint64_t index);
   Result<Page*> write_begin(Inode& inode, uint64_t index, uint32_t offset, uint64_t bytes);
-  void fill(Page& page, uint32_t offset, uint64_t bytes, const Source& source, uint64_t done);
   void make_zero(Page& page);
   Result<void> make_valid(Inode& inode, uint64_t pages);
   Result<void> zero_tail_of_last_page(Inode& inode);

@@ -104,7 +104,8 @@ Result<void> FilemapIo::zero_tail_of_last_page(Inode& inode) {
   return {};
 }
 
-Result<uint64_t> FilemapIo::generic_perform_write(Inode& inode, uint64_t pos, const Source& source, uint64_t bytes) {
+Result<uint64_t> FilemapIo::generic_perform_write(Inode& inode, uint64_t pos, const PageSource& source,
+                                                  uint64_t bytes) {
   WEIR_FLOW(pos, bytes);
   uint64_t done = 0;
   Errno error = Errno::ok;
@@ -123,7 +124,7 @@ Result<uint64_t> FilemapIo::generic_perform_write(Inode& inode, uint64_t pos, co
     }
     Page& page = **got;
     WEIR_STATE(page_cache_return, inode.ino, index, filemap_.pages().mem().pfn(page));
-    fill(page, offset, n, source, done);
+    copy_to_page(mmu_, page, offset, n, source, done);
     page.set(PageFlag::uptodate);
     set_page_dirty(page);
     advance_valid_pages(inode, index + 1);
@@ -140,7 +141,8 @@ Result<uint64_t> FilemapIo::generic_perform_write(Inode& inode, uint64_t pos, co
   return uint64_t{0};
 }
 
-Result<uint64_t> FilemapIo::generic_file_write_iter(File& file, uint64_t pos, const Source& source, uint64_t bytes) {
+Result<uint64_t> FilemapIo::generic_file_write_iter(File& file, uint64_t pos, const PageSource& source,
+                                                    uint64_t bytes) {
   WEIR_FLOW(pos, bytes);
   Inode& inode = *file.f_inode;
   WEIR_STATE(file_request, inode.ino, FileRequest::write, pos >> PAGE_SHIFT);

@@ -11,8 +11,36 @@
 #pragma once
 
 #include "mm/filemap.hpp"
+#include "mm/vma.hpp"
 
 namespace weir {
+
+struct Inode;
+struct File;
+
+/// What can be done with an open file of whatever kind. Linux: struct file_operations, inode_operations.
+class FileOperations {
+ public:
+  /// Reads up to `bytes` at pos into `to`, or nowhere if it is null. Returns bytes; fewer at the end of the file, at an
+  /// error after the first page, or at a kill. Errors: EIO, ENOMEM, EINTR (killed).
+  virtual Result<uint64_t> read(File& file, uint64_t pos, std::byte* to, uint64_t bytes) = 0;
+  /// Writes; `from` may be null where pages are tagged: then the tags change. Returns bytes; fewer where the file can
+  /// grow no more. Sleeps while too much is dirty. Errors: EFBIG (pos at or behind the largest size), ENOSPC, EIO (a
+  /// page to be changed in part cannot be read), ENOMEM, EINTR.
+  virtual Result<uint64_t> write(File& file, uint64_t pos, const std::byte* from, uint64_t bytes) = 0;
+  /// Whole pages by content: what tagged simulations and the model test use. Errors: as above; ENOENT for a page behind
+  /// the end.
+  virtual Result<uint64_t> read_tag(File& file, uint64_t index) = 0;
+  virtual Result<void> write_tag(File& file, uint64_t index, uint64_t tag) = 0;
+  /// What was written before is where it is kept. Errors: EIO or ENOSPC if a write of the file failed since this File
+  /// last reported.
+  virtual Result<void> fsync(File& file) = 0;
+  /// The file becomes `size` bytes long; what is new reads as zero. Errors: EFBIG, EIO, ENOMEM, EINTR.
+  virtual Result<void> truncate(Inode& inode, Bytes size) = 0;
+
+ protected:
+  ~FileOperations() = default;
+};
 
 struct Inode {
   uint64_t ino = 0;  // immutable, as name, bdev, first_page, max_pages
@@ -37,6 +65,8 @@ struct Inode {
 /// window, not wrong bytes.
 struct File {
   Inode* f_inode = nullptr;
+  FileOperations* f_op = nullptr;
+  VmOps* f_vm_ops = nullptr;  ///< serves the faults of its mappings
   std::atomic<int32_t> f_count{1};
   void (*release)(void* owner, File& file) = nullptr;  ///< called with the last reference; sleeps
   void* owner = nullptr;                               ///< release's

@@ -28,6 +28,7 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       spaces(memory, fault, vmas, rmap, tables, swap_files, slab, vmstat, mmu, profile),
       writeback(filemap, vmstat),
       files(filemap, page_io, writeback, slab, vmstat, mmu),
+      shmem(swap_cache, swap_files, page_io, files, writeback, slab, vmstat, profile),
       flusher(writeback, vmstat),
       vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, vmstat, mmu, options.kernel),
       swapon(swap_files, swap_cache, swap_slots, vmstat),
@@ -68,9 +69,11 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   spaces.set_ksm(ksm);
   ksm.set_mmdrop([](void* arg, Mm& mm) { static_cast<AddressSpaces*>(arg)->mmdrop(mm); }, &spaces);
   WEIR_TRY_VOID(files.init());
-  spaces.set_file_ops(files);
+  WEIR_TRY_VOID(shmem.init());
+  spaces.set_shmem(shmem);
   spaces.set_vmscan(vmscan);
   swapon.set_address_spaces(spaces, tables, rmap);
+  swapon.set_shmem(shmem);
   if (!profile.lazyfree) spaces.set_newest_advice(profile.ksm ? Advice::unmergeable : Advice::dontneed);
   task_cache_ = WEIR_TRY(slab.kmem_cache_create("task_struct", sizeof(Task), {}));
 

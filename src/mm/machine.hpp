@@ -17,6 +17,7 @@
 #include "mm/ksm.hpp"
 #include "mm/oom_reaper.hpp"
 #include "mm/profile.hpp"
+#include "mm/shmem.hpp"
 #include "mm/swapfile_unuse.hpp"
 #include "mm/vmscan.hpp"
 
@@ -131,6 +132,7 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   AddressSpaces spaces;
   PageWriteback writeback;
   FilemapIo files;
+  Shmem shmem;
   Flusher flusher;
   Vmscan vmscan;
   SwapOn swapon;

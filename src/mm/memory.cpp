@@ -251,7 +251,7 @@ uint32_t Memory::set_file_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& 
     filemap_.lru().add_new_user_page(page, vma);
   } else {
     if (ctx.write()) entry = maybe_mkwrite(pte_mkdirty(entry), vma);
-    ctx.mm.inc_mm_counter(RssKind::file);
+    ctx.mm.inc_mm_counter(mm_counter(page));
     rmap_.page_add_file_rmap(page);
   }
   tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), entry);
@@ -305,6 +305,10 @@ uint32_t Memory::ask_mkwrite(FaultContext& ctx) {
   return ctx.vma.vm_ops->page_mkwrite(request);
 }
 
+uint32_t Memory::may_become_writable(FaultContext& ctx) {
+  return ctx.vma.vm_ops->has_page_mkwrite() ? era_->ask_mkwrite(ctx) : 0;
+}
+
 /// The page is mapped writable, locked, and about to be written: its owner learns it now, and the writer may be slowed.
 void Memory::dirty_shared_page(FaultContext& ctx, Page& page) {
   rmap_.set_page_dirty(page);
@@ -316,7 +320,7 @@ uint32_t Memory::shared_fault(FaultContext& ctx) {
   uint32_t ret = era_->ask_owner(ctx);
   if (ctx.page == nullptr) return ret;
   Page& page = *ctx.page;
-  if (const uint32_t refused = era_->ask_mkwrite(ctx); (refused & (VM_FAULT_ERROR | VM_FAULT_NOPAGE)) != 0) {
+  if (const uint32_t refused = may_become_writable(ctx); (refused & (VM_FAULT_ERROR | VM_FAULT_NOPAGE)) != 0) {
     unlock_put(page);
     return refused;
   }
@@ -484,7 +488,7 @@ uint32_t Memory::reuse_shared_page(FaultContext& ctx, Page& page, PteLock ptl) {
   uint32_t ret = VM_FAULT_OK;
   if (Filemap::file_mapping(page) != nullptr) {  // else truncated meanwhile: look again
     ctx.page = &page;
-    ret = era_->ask_mkwrite(ctx);
+    ret = may_become_writable(ctx);
     if ((ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE)) == 0) {
       ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
       if (*ptl == ctx.orig_pte) {
@@ -528,7 +532,7 @@ uint32_t Memory::copy_page(FaultContext& ctx, Page* old_page) {
     return VM_FAULT_OK;
   }
   if (old_page == nullptr || !PageAnon(*old_page)) {
-    if (old_page != nullptr) ctx.mm.dec_mm_counter(RssKind::file);
+    if (old_page != nullptr) ctx.mm.dec_mm_counter(mm_counter(*old_page));
     ctx.mm.inc_mm_counter(RssKind::anon);
   }
   const Pte entry = maybe_mkwrite(pte_mkdirty(mk_pte(tables_.pages().mem().pfn(page), ctx.vma)), ctx.vma);

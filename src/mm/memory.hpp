@@ -117,6 +117,7 @@ class Memory {
   uint32_t map_file_page(FaultContext& ctx);
   uint32_t set_file_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& entry);
   uint32_t ask_mkwrite(FaultContext& ctx);
+  uint32_t may_become_writable(FaultContext& ctx);
   uint32_t do_swap_page(FaultContext& ctx);
   uint32_t do_wp_page(FaultContext& ctx, PteLock ptl);
   uint32_t copy_page(FaultContext& ctx, Page* old_page);

@@ -54,7 +54,7 @@ void Memory::zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte,
   Page* page = vm_normal_page(was);
   if (page == nullptr) return;
   const bool anon = PageAnon(*page);
-  mm.dec_mm_counter(anon ? RssKind::anon : RssKind::file);
+  mm.dec_mm_counter(mm_counter(*page));
   rmap_.page_remove_rmap(*page);
   gather.pages[gather.nr++] = {
       .page = page,
@@ -157,7 +157,7 @@ Result<void> Memory::copy_one_pte(VmArea& dst, VmArea& src, VirtAddr address, Pt
   if (Page* page = vm_normal_page(pte)) {
     PageAllocator::get_page(*page);
     rmap_.page_dup_rmap(*page);
-    child.inc_mm_counter(PageAnon(*page) ? RssKind::anon : RssKind::file);
+    child.inc_mm_counter(mm_counter(*page));
   }
   tables_.set_pte_at(child, address, dst_pte, pte);
   return {};

@@ -122,6 +122,11 @@ struct Mm {
     add_mm_counter(k, -1);
   }
 };
+/// What a mapping of the page counts as. (Before 4.5 a memory file's page counts as a file's.)
+[[nodiscard]] inline RssKind mm_counter(const Page& page) {
+  if (PageAnon(page)) return RssKind::anon;
+  return PageSwapBacked(page) ? RssKind::shmem : RssKind::file;
+}
 [[nodiscard]] inline uint64_t flow_value_of(const Mm& mm) { return mm.id; }
 [[nodiscard]] inline uint64_t flow_value_of(const VmArea& vma) { return vma.vm_start.v; }
 

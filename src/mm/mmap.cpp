@@ -191,7 +191,7 @@ Result<VirtAddr> AddressSpaces::do_mmap(Mm& mm, const MmapRequest& request) {
   if (request.pgoff + (length >> PAGE_SHIFT) < request.pgoff) return Errno::overflow;
   if (mm.map_count > sysctl_max_map_count) return Errno::nomem;
   const bool shared = request.sharing == MmapRequest::Sharing::shared;
-  if (request.file != nullptr ? file_ops_ == nullptr : shared) return Errno::nodev;
+  if (request.file != nullptr ? request.file->f_vm_ops == nullptr : shared && shmem_ == nullptr) return Errno::nodev;
   if (shared && !mmu_.caps().has_alias) return Errno::nosys;
 
   uint64_t flags = (request.prot & VM_ACCESS_FLAGS) | VM_MAY_FLAGS | VM_SOFTDIRTY | request.extra_flags | mm.def_flags;
@@ -204,7 +204,12 @@ Result<VirtAddr> AddressSpaces::do_mmap(Mm& mm, const MmapRequest& request) {
   } else {
     start = WEIR_TRY(vmas_.get_unmapped_area(mm, start, length));
   }
-  return mmap_region(mm, start, length, flags, request.file, request.pgoff);
+  if (request.file != nullptr || !shared) return mmap_region(mm, start, length, flags, request.file, request.pgoff);
+  // Shared without a file: one that has no name, and that the mapping keeps.
+  File* file = WEIR_TRY(shmem_->shmem_zero_setup(Bytes(length)));
+  Result<VirtAddr> mapped = mmap_region(mm, start, length, flags, file, 0);
+  fput(*file);
+  return mapped;
 }
 
 Result<VirtAddr> AddressSpaces::mmap_region(Mm& mm, VirtAddr start, uint64_t length, uint64_t flags, File* file,
@@ -216,7 +221,7 @@ Result<VirtAddr> AddressSpaces::mmap_region(Mm& mm, VirtAddr start, uint64_t len
                       .flags = flags,
                       .anon_vma = nullptr,
                       .file = file,
-                      .ops = file != nullptr ? file_ops_ : nullptr,
+                      .ops = file != nullptr ? file->f_vm_ops : nullptr,
                       // So that neighbours continue each other, and a page's index says its address.
                       .pgoff = file != nullptr ? pgoff : start.v >> PAGE_SHIFT};
   if (vma_merge(mm, wanted, nullptr) == nullptr) WEIR_TRY(new_vma(mm, wanted));

@@ -19,6 +19,7 @@
 #include "mm/fault.hpp"
 #include "mm/inode.hpp"
 #include "mm/ksm.hpp"
+#include "mm/shmem.hpp"
 #include "mm/vmscan.hpp"
 
 namespace weir {
@@ -57,8 +58,8 @@ class AddressSpaces {
   AddressSpaces(Memory& memory, Fault& fault, Vmas& vmas, Rmap& rmap, PageTables& tables, SwapFiles& swap, Slab& slab,
                 VmStat& vmstat, Mmu& mmu, const Profile& profile = profile_of(DEFAULT_KERNEL));
   Result<void> init();
-  /// Who serves the faults of mapped files. Without it files cannot be mapped (ENODEV).
-  void set_file_ops(VmOps& ops) { file_ops_ = &ops; }
+  /// Who makes the memory that address spaces share without a file. Without it there is none (ENODEV).
+  void set_shmem(Shmem& shmem) { shmem_ = &shmem; }
   /// Who takes the pages that madvise gives up (pageout).
   void set_vmscan(Vmscan& vmscan) { vmscan_ = &vmscan; }
   /// The last kind of advice that the kernel knows; others are EINVAL.
@@ -82,8 +83,8 @@ class AddressSpaces {
 
   // All take mmap_sem themselves. Errors as the system calls.
   /// Errors: EINVAL (length 0, place not aligned, pgoff), ENOMEM (no room, too many VMAs), EOVERFLOW (end of the file
-  /// offset), ENODEV (shared memory without a file; a file without file operations), ENOSYS (shared where hardware has
-  /// no alias). With VM_LOCKED among extra_flags pages come at their faults and stay.
+  /// offset), ENODEV (a file that cannot be mapped; shared memory without a file where there is no shmem), ENOSYS
+  /// (shared where hardware has no alias). With VM_LOCKED among extra_flags pages come at their faults and stay.
   Result<VirtAddr> mmap(Mm& mm, const MmapRequest& request);
   Result<void> munmap(Mm& mm, VirtAddr start, uint64_t length);
   /// Returns the new break (the old one when it cannot move).
@@ -191,7 +192,7 @@ class AddressSpaces {
   VmStat& vmstat_;
   Mmu& mmu_;
   const Profile& profile_;
-  VmOps* file_ops_ = nullptr;
+  Shmem* shmem_ = nullptr;
   Vmscan* vmscan_ = nullptr;
   Advice newest_advice_ = Advice::pageout;
   Ksm* ksm_ = nullptr;

@@ -91,7 +91,8 @@ class Policy final : public OomPolicy {
     constexpr int64_t KB = PAGE_SIZE / 1024;
     const Mm& mm = *victim.mm;
     LogLine() << "Killed process " << victim.pid << " (" << victim.comm << ") total-vm:" << mm.total_vm * KB
-              << "kB, anon-rss:" << mm.rss(RssKind::anon) * KB << "kB, file-rss:" << mm.rss(RssKind::file) * KB << "kB";
+              << "kB, anon-rss:" << mm.rss(RssKind::anon) * KB
+              << "kB, file-rss:" << (mm.rss(RssKind::file) + mm.rss(RssKind::shmem)) * KB << "kB";
   }
   const char* panic_on_oom_text(int level) const override {
     return level == 2 ? "Out of memory: compulsory panic_on_oom is enabled"

@@ -434,7 +434,7 @@ bool RmapEra::unmap_pte(Page& page, VmArea& vma, VirtAddr address, PteLock pte, 
     mm.inc_mm_counter(RssKind::swapents);
     tables().set_pte_at(mm, address, pte.get(), swap_pte(entry, was));
   } else {
-    mm.dec_mm_counter(RssKind::file);
+    mm.dec_mm_counter(mm_counter(page));
   }
   rmap_.page_remove_rmap(page);
   changed(mm, address);

@@ -13,6 +13,7 @@
 // swap_state, page_io.)
 #pragma once
 
+#include "mm/address_space.hpp"
 #include "mm/page_alloc.hpp"
 #include "mm/page_ref.hpp"
 
@@ -93,8 +94,11 @@ class Lru {
   Result<void> isolate_lru_page(Page& page);
   /// Puts an isolated page on the list its flags name (unevictable if mlocked) and drops the isolation's reference.
   void putback_lru_page(Page& page);
-  /// False: an mlocked page, which reclaim must leave alone. (Where there is no unevictable list no page is marked.)
-  [[nodiscard]] static bool page_evictable(const Page& page) { return !page.test(PageFlag::mlocked); }
+  /// False: an mlocked page, or one of a file that stays in memory: reclaim must leave it alone. (Where there is no
+  /// unevictable list neither is marked.)
+  [[nodiscard]] static bool page_evictable(const Page& page) {
+    return !page.test(PageFlag::mlocked) && !mapping_unevictable(page);
+  }
 
   // ---- mlock flags; page locked
   /// A VM_LOCKED mapping of the page exists: PG_mlocked, off to the unevictable list if it is on another.

@@ -104,6 +104,13 @@ PageCount SwapCache::total_swapcache_pages() const {
 // ---- In, out --------------------------------------------------------------------------------------------------------
 
 bool SwapCache::add_to_swap(Page& page) { return era_->add_to_swap(page); }
+SwpEntry SwapCache::add_shmem_to_swap(Page& page) {
+  const SwpEntry entry = era_->get_swap_page(page);
+  if (!entry) return {};
+  if (era_->add_shmem(page, entry)) return entry;
+  swap_.swapcache_free(entry);
+  return {};
+}
 Result<void> SwapCache::add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) {
   return era_->add_to_swap_cache(page, entry, gfp);
 }

@@ -60,6 +60,9 @@ class SwapCache {
   bool add_to_swap(Page& page);
   /// Page locked; SWAP_HAS_CACHE of entry is the caller's. Errors: EEXIST, ENOMEM; page and slot are then as before.
   Result<void> add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp);
+  /// A memory file's page, locked, gets a slot of which the file is the one user, and enters the cache; the file still
+  /// has it. An empty entry: no slot or no memory for the tree; nothing changed.
+  [[nodiscard]] SwpEntry add_shmem_to_swap(Page& page);
   /// Page locked, not under writeback. Drops the cache's hold on slot and page.
   void delete_from_swap_cache(Page& page);
   /// tree_lock held, page frozen or locked; the caller drops slot (swapcache_free) and page.
@@ -190,7 +193,14 @@ class SwapCacheEra {
   [[nodiscard]] virtual bool one_space() const = 0;
   virtual AddressSpace& space(SwpEntry entry) = 0;
   virtual bool add_to_swap(Page& page) = 0;
+  virtual SwpEntry get_swap_page(Page& page) = 0;
   virtual Result<void> add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) = 0;
+  /// As add_to_swap_cache, for a slot just taken, which becomes a memory file's too.
+  virtual Result<void> add_shmem(Page& page, SwpEntry entry) {
+    WEIR_TRY_VOID(add_to_swap_cache(page, entry, GFP_ATOMIC | __GFP_NOMEMALLOC | __GFP_NOWARN));
+    swap().swap_shmem_alloc(entry);
+    return {};
+  }
   virtual Page* read_swap_cache_async(SwpEntry entry, gfp_t gfp) = 0;
   virtual Page* swapin_readahead(SwpEntry entry, gfp_t gfp) = 0;
   virtual bool try_to_free_swap(Page& page) = 0;

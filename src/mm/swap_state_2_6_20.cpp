@@ -22,9 +22,8 @@ class SwapCache_2_6_20 final : public SwapCacheEra {
     WEIR_FLOW(filemap().pages().mem().pfn(page));
     WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !page.test(PageFlag::uptodate) || PageSwapCache(page));
     for (;;) {
-      const SwpEntry entry = swap().get_swap_page();
+      const SwpEntry entry = get_swap_page(page);
       if (!entry) return false;
-      WEIR_STATE(swap_slot, entry, 0, filemap().pages().mem().pfn(page));
       const Result<void> added = preload_and_insert(page, entry, __GFP_HIGH | __GFP_NOMEMALLOC | __GFP_NOWARN);
       if (added) {
         mark_unwritten(page);
@@ -35,6 +34,13 @@ class SwapCache_2_6_20 final : public SwapCacheEra {
       if (added.error() != Errno::exist) return false;
     }
   }
+  SwpEntry get_swap_page(Page& page) override {
+    const SwpEntry entry = swap().get_swap_page();
+    if (entry) WEIR_STATE(swap_slot, entry, 0, filemap().pages().mem().pfn(page));
+    return entry;
+  }
+  /// The slot's user so far is the cache; the file becomes another.
+  Result<void> add_shmem(Page& page, SwpEntry entry) override { return move_to_swap_cache(page, entry); }
   /// The cache becomes one more user of a slot that somebody uses. Errors: ENOENT (nobody does), EEXIST, ENOMEM.
   Result<void> add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) override {
     WEIR_FLOW(filemap().pages().mem().pfn(page), entry);
@@ -73,6 +79,13 @@ class SwapCache_2_6_20 final : public SwapCacheEra {
   }
 
  private:
+  Result<void> move_to_swap_cache(Page& page, SwpEntry entry) {
+    WEIR_FLOW(filemap().pages().mem().pfn(page), entry);
+    WEIR_TRY_VOID(preload_and_insert(page, entry, GFP_ATOMIC | __GFP_NOMEMALLOC | __GFP_NOWARN));
+    const Result<void> done = swap().swap_duplicate(entry);
+    WEIR_BUG_ON(!done);
+    return {};
+  }
   Result<void> __add_to_swap_cache(Page& page, SwpEntry entry, RadixPreload& preload) {
     WEIR_FLOW(filemap().pages().mem().pfn(page), entry);
     PageAllocator::get_page(page);

@@ -20,15 +20,19 @@ class SwapCache_3 final : public SwapCacheEra {
   bool add_to_swap(Page& page) override {
     WEIR_FLOW(filemap().pages().mem().pfn(page));
     WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !page.test(PageFlag::uptodate) || PageSwapCache(page));
-    const SwpEntry entry = swap().get_swap_page();
+    const SwpEntry entry = get_swap_page(page);
     if (!entry) return false;
-    WEIR_STATE(swap_slot, entry, 0, filemap().pages().mem().pfn(page));
     if (!add_to_swap_cache(page, entry, __GFP_HIGH | __GFP_NOMEMALLOC | __GFP_NOWARN)) {
       swap().swapcache_free(entry);
       return false;
     }
     mark_unwritten(page);
     return true;
+  }
+  SwpEntry get_swap_page(Page& page) override {
+    const SwpEntry entry = swap().get_swap_page();
+    if (entry) WEIR_STATE(swap_slot, entry, 0, filemap().pages().mem().pfn(page));
+    return entry;
   }
   Result<void> add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) override {
     WEIR_FLOW(filemap().pages().mem().pfn(page), entry);

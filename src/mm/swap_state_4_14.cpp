@@ -20,7 +20,7 @@ class SwapCache_4_14 final : public SwapCacheEra {
   bool add_to_swap(Page& page) override {
     WEIR_FLOW(filemap().pages().mem().pfn(page));
     WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !page.test(PageFlag::uptodate) || PageSwapCache(page));
-    const SwpEntry entry = slots().get_swap_page(&page);
+    const SwpEntry entry = get_swap_page(page);
     if (!entry) return false;
     // Reclaim may use the reserves; the tree's nodes must not eat them up to the last page, or nothing would be left to
     // write with.
@@ -31,6 +31,7 @@ class SwapCache_4_14 final : public SwapCacheEra {
     mark_unwritten(page);
     return true;
   }
+  SwpEntry get_swap_page(Page& page) override { return slots().get_swap_page(&page); }
   Result<void> add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) override {
     WEIR_FLOW(filemap().pages().mem().pfn(page), entry);
     return preload_and_insert(page, entry, gfp);

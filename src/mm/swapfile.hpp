@@ -4,6 +4,7 @@
 //
 //   swap_map[slot]: 0 free · 1…0x3e users (PTEs) | SWAP_HAS_CACHE 0x40 · SWAP_MAP_BAD 0x3f
 //                   0x80 COUNT_CONTINUED: users above 0x3e are counted in pages of further digits, base 0x80
+//                   0xbf SWAP_MAP_SHMEM: a memory file, which no other user joins
 //   take:  get_swap_pages -> scan_swap_map_slots (clusters of 256) -> SWAP_HAS_CACHE
 //   give:  swap_free (a PTE goes), swapcache_free (the cache goes); nobody left -> SWAP_HAS_CACHE alone -> slots cache
 //   -> 0
@@ -35,6 +36,8 @@
 namespace weir {
 
 inline constexpr uint8_t SWAP_HAS_CACHE = 0x40, SWAP_MAP_MAX = 0x3e, SWAP_MAP_BAD = 0x3f, COUNT_CONTINUED = 0x80;
+/// Users of a slot whose one user is a memory file.
+inline constexpr uint8_t SWAP_MAP_SHMEM = 0xbf;
 /// The most that one further digit of a count holds.
 inline constexpr uint8_t SWAP_CONT_MAX = 0x7f;
 /// The same of 2.6.20, whose map has 16 bits a slot. A count at its maximum stays there until swapoff.
@@ -157,6 +160,10 @@ class SwapFiles : private FrontswapMaps {
   /// One more PTE holds the entry. Any context. Errors: EINVAL (bad entry), ENOENT (free slot), ENOMEM (the count needs
   /// a page for its further digits and there is none: add_swap_count_continuation, then again).
   Result<void> swap_duplicate(SwpEntry entry);
+  /// The slot, which only the cache holds, becomes a memory file's. Any context.
+  void swap_shmem_alloc(SwpEntry entry);
+  /// May the slot's user be a memory file? (Where the map does not tell: yes.)
+  [[nodiscard]] bool may_be_shmem(SwpEntry entry);
   /// Makes room for one more user of a slot whose count is at its maximum; nothing to do for others. Errors: ENOMEM.
   Result<void> add_swap_count_continuation(SwpEntry entry, gfp_t gfp);
   /// A PTE that held it is gone. Returns what is left of the slot's users: a count | SWAP_HAS_CACHE; 0 if it was the

@@ -110,6 +110,7 @@ void SwapFiles::free_swap_count_continuations(SwapContinuation** chains, uint64_
 uint64_t SwapFiles::count_of(const SwapInfo& si, uint64_t offset) {
   const uint8_t map = si.swap_map[offset];
   if (map == SWAP_MAP_BAD) return 0;
+  if ((map & ~SWAP_HAS_CACHE) == SWAP_MAP_SHMEM) return 1;
   uint64_t users = map & ~(SWAP_HAS_CACHE | COUNT_CONTINUED);
   if ((map & COUNT_CONTINUED) == 0) return users;
   const Digits digits(si, offset);
@@ -121,6 +122,7 @@ uint64_t SwapFiles::count_of(const SwapInfo& si, uint64_t offset) {
 
 // COUNT_CONTINUED, in the map and in each digit, is there iff a digit above is not 0.
 bool SwapFiles::continued_right(const SwapInfo& si, uint64_t offset) {
+  if ((si.swap_map[offset] & ~SWAP_HAS_CACHE) == SWAP_MAP_SHMEM) return true;
   const Digits digits(si, offset);
   bool more = false;
   for (unsigned level = digits.n; level-- > 0;) {
@@ -144,6 +146,10 @@ Result<void> SwapFiles::__swap_duplicate(SwpEntry entry, uint8_t usage, const ch
     if ((old & SWAP_HAS_CACHE) != 0) return Errno::exist;
     if (users == 0) return Errno::noent;
     map = old | SWAP_HAS_CACHE;
+  } else if (usage == SWAP_MAP_SHMEM) {
+    if (old == 0) return Errno::noent;
+    if (users != 0) return Errno::inval;
+    map = old | SWAP_MAP_SHMEM;
   } else {
     if (old == 0) return Errno::noent;
     if (count != SWAP_MAP_MAX)
@@ -159,6 +165,16 @@ Result<void> SwapFiles::swap_duplicate(SwpEntry entry) { return era_->swap_dupli
 Result<void> SwapFiles::swapcache_prepare(SwpEntry entry) { return era_->swapcache_prepare(entry); }
 uint16_t SwapFiles::swap_free(SwpEntry entry) { return era_->swap_free(entry); }
 void SwapFiles::swapcache_free(SwpEntry entry) { era_->swapcache_free(entry); }
+
+void SwapFiles::swap_shmem_alloc(SwpEntry entry) {
+  WEIR_FLOW(entry);
+  const Result<void> done = __swap_duplicate(entry, SWAP_MAP_SHMEM, "swap_shmem_alloc");
+  WEIR_BUG_ON(!done);
+}
+
+bool SwapFiles::may_be_shmem(SwpEntry entry) {
+  return cache_is_a_user() || (swap_map_value(entry) & ~SWAP_HAS_CACHE) == SWAP_MAP_SHMEM;
+}
 
 Result<void> SwapFilesEra::one_user_more(SwpEntry entry) {
   for (;;) {
@@ -180,7 +196,9 @@ uint8_t SwapFiles::drop_user(SwapInfo& si, SwpEntry entry, uint8_t usage, bool& 
     ((LogLine() << "swap_free: Unused swap offset entry ").hex(entry.val) << " map ").hex(old);
     return old;
   }
-  if (usage != SWAP_HAS_CACHE && users == COUNT_CONTINUED)
+  if (usage != SWAP_HAS_CACHE && users == SWAP_MAP_SHMEM)
+    map = old & SWAP_HAS_CACHE;
+  else if (usage != SWAP_HAS_CACHE && users == COUNT_CONTINUED)
     (void)swap_count_continued(si, swp_offset(entry), Carry::down);
   else
     map = old - usage;

@@ -225,8 +225,9 @@ Result<unsigned> SwapOn::swapon(BlockDevice& device, int prio, uint32_t flags) {
 /// Could `pages` more be had, if what can go went? Linux: __vm_enough_memory, its guess.
 bool SwapOn::vm_enough_memory(uint64_t pages) const {
   const PageCount have = swap_.pages().nr_free_pages() + PageCount(vmstat_.node_page_state(NodeStat::nr_file_pages)) -
-                         PageCount(vmstat_.node_page_state(NodeStat::nr_swapcached)) +
-                         PageCount(swap_.nr_swap_pages()) - swap_.pages().totalreserve_pages();
+                         PageCount(vmstat_.node_page_state(NodeStat::nr_swapcached)) -
+                         PageCount(vmstat_.node_page_state(NodeStat::nr_shmem)) + PageCount(swap_.nr_swap_pages()) -
+                         swap_.pages().totalreserve_pages();
   return have.v > static_cast<int64_t>(pages);
 }
 
@@ -379,6 +380,7 @@ Result<void> SwapOn::unuse_slot(SwpEntry entry, Mm*& start_mm) {
   if (PageSwapCache(*page) && page->private_ == entry.val) {
     filemap.wait_on_page_writeback(*page);
     if (!page->test(PageFlag::uptodate)) done = Errno::io;
+    if (done && shmem_ != nullptr && swap_.may_be_shmem(entry)) shmem_->shmem_unuse(entry, *page);
     if (done && spaces_ != nullptr) {
       if (start_mm != &tables_->init_mm()) unuse_mm(*start_mm, entry, *page);
       Mm* prev = nullptr;

@@ -53,6 +53,8 @@ class SwapOn {
   void set_address_spaces(AddressSpaces& spaces, PageTables& tables, Rmap& rmap) {
     spaces_ = &spaces, tables_ = &tables, rmap_ = &rmap;
   }
+  /// Memory files, which use slots too.
+  void set_shmem(Shmem& shmem) { shmem_ = &shmem; }
   /// Writes a fresh header (what mkswap does). Errors: EINVAL (smaller than 10 pages), EBUSY (in use), ENOMEM, EIO.
   /// Sleeps.
   Result<void> mkswap(BlockDevice& device);
@@ -97,6 +99,7 @@ class SwapOn {
   AddressSpaces* spaces_ = nullptr;
   PageTables* tables_ = nullptr;
   Rmap* rmap_ = nullptr;
+  Shmem* shmem_ = nullptr;
   Mutex swapon_mutex_{LockRank::swapon};  // one swapon or swapoff at a time
 };
 

@@ -1,21 +1,8 @@
 // src/mm/truncate.cpp: see truncate.hpp
 #include "mm/truncate.hpp"
 
-#include <cstring>
-
 namespace weir {
 
-void zero_page_tail(Mmu& mmu, Page& page, uint32_t offset) {
-  const Content content = mmu.kmap(page);
-  if (!content.tagged()) {
-    std::memset(content.bytes + offset, 0, PAGE_SIZE - offset);
-  } else if (offset == 0) {
-    *content.tag = 0;
-  }
-  mmu.kunmap(page);
-}
-
-/// Page locked, not under writeback, referenced by the caller.
 void Truncate::truncate_complete_page(Page& page) {
   WEIR_FLOW(filemap_.pages().mem().pfn(page), page.index);
   // Nobody can map it again: faults look at the size with the page locked.

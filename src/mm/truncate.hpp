@@ -10,6 +10,7 @@
 #pragma once
 
 #include "mm/inode.hpp"
+#include "mm/page_content.hpp"
 #include "mm/page_writeback.hpp"
 
 namespace weir {
@@ -28,17 +29,15 @@ class Truncate {
   void truncate_inode_pages(AddressSpace& mapping, uint64_t start);
   /// Drops what can be dropped at once of pages [start, end]. Returns how many.
   uint64_t invalidate_mapping_pages(AddressSpace& mapping, uint64_t start, uint64_t end);
+  /// One page, locked, not under writeback, referenced by the caller: unmapped, its bytes given up, off the tree.
+  void truncate_complete_page(Page& page);
 
  private:
-  void truncate_complete_page(Page& page);
   bool invalidate_complete_page(AddressSpace& mapping, Page& page);
 
   Filemap& filemap_;
   PageWriteback& writeback_;
   Mmu& mmu_;
 };
-
-/// Bytes [offset, 4096) of a page become zero. A tagged page has no bytes: it becomes zero as a whole or not at all.
-void zero_page_tail(Mmu& mmu, Page& page, uint32_t offset);
 
 }  // namespace weir

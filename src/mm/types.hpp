@@ -225,7 +225,7 @@ struct LruVec {
   X(nr_free_pages) X(nr_inactive_anon) X(nr_active_anon) X(nr_inactive_file) X(nr_active_file) X(nr_unevictable)       \
   X(nr_isolated_anon) X(nr_isolated_file) X(nr_anon_pages) X(nr_mapped) X(nr_file_pages) X(nr_dirty) X(nr_writeback)   \
   X(nr_slab_reclaimable) X(nr_slab_unreclaimable) X(nr_page_table_pages) X(nr_kernel_stack) X(nr_vmscan_write)         \
-  X(nr_dirtied) X(nr_written) X(nr_swapcached) X(nr_zspages) X(nr_mlock) X(nr_quarantined)
+  X(nr_dirtied) X(nr_written) X(nr_swapcached) X(nr_zspages) X(nr_mlock) X(nr_quarantined) X(nr_shmem)
 // clang-format on
 
 enum class NodeStat : uint8_t {

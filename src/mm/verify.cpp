@@ -13,40 +13,41 @@ namespace weir {
 namespace {
 
 // X(id, what holds)
-#define WEIR_INVARIANTS(X)                                                                                          \
-  X(frame_state, "each frame is in exactly one state: free, per-CPU, quarantined, balloon, or owned")               \
-  X(frame_lost, "a frame that is not free belongs to somebody: to the kernel, a PTE, a tree or a pagevec")          \
-  X(buddy, "free areas: every block whole, aligned, counted; merged with its buddy where that is free")             \
-  X(free_count, "a zone's nr_free = pages on its free lists")                                                       \
-  X(mapcount, "_mapcount + 1 = PTEs that map the page")                                                             \
-  X(refcount, "_refcount >= mappings + cache + pagevecs, and > 0 for an owned page")                                \
-  X(anon_mapping, "an anonymous page's VMA is linked to the AnonVma its mapping names, at the page's index")        \
-  X(rmap, "the reverse map of a page finds every PTE that maps it, each once")                                      \
-  X(file_mapping, "a file page is mapped by VMAs of its file, at its index; i_mmap holds exactly those VMAs")       \
-  X(pte_target, "a present PTE maps an owned user page (or the zero page)")                                         \
-  X(pte_in_vma, "every PTE that is not none lies in a VMA of its Mm")                                               \
-  X(pte_rights, "a PTE lets write only where its VMA does, and never to a page of a private file mapping")          \
-  X(kernel_pte, "the kernel's PTEs map frames of vmalloc, each once, and every such frame has one")                 \
-  X(swap_users, "swap_map counts = PTEs that hold the slot")                                                        \
-  X(swap_has_cache, "SWAP_HAS_CACHE iff the slot is in the swap cache or held by a slots cache")                    \
-  X(swap_inuse, "inuse_pages = slots that are neither free nor bad; nr_swap_pages = the rest")                      \
-  X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")                \
-  X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")              \
-  X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are")            \
-  X(lru_size, "LRU list length = its size = the node's counter")                                                    \
-  X(mlocked, "PG_mlocked: a VM_LOCKED VMA maps the page; on the unevictable list every page is PG_mlocked")         \
-  X(lru_flags, "a page on an LRU list has PG_lru, the flags of that list, and is of its zone; off them not")        \
-  X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                                \
-  X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                                    \
-  X(pgd_list, "the list of top tables holds those of all Mms, and nothing else")                                    \
-  X(ksm, "a merged page is mapped read-only and its node knows its frame; pages_shared, pages_sharing = a recount") \
-  X(mm_refs, "an Mm's mm_users = the tasks that have it; mm_count = 1 + OOM victims that count on it, KSM")         \
-  X(oom_victim, "a task that counts on a dying mm (oom_mm) was chosen to die, and has no other mm")                 \
-  X(vma_tree, "VMAs ascend, do not overlap, map_count, total_vm and locked_vm are their sums")                      \
-  X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty, nr_swapcached, nr_mlock = a recount")               \
-  X(isolated, "at rest no page is isolated from the LRU or counted as under writeback")                             \
-  X(zspages, "nr_zspages = frames that belong to zram pools")                                                       \
-  X(page_lock, "at rest no page is locked or under writeback")                                                      \
+#define WEIR_INVARIANTS(X)                                                                                             \
+  X(frame_state, "each frame is in exactly one state: free, per-CPU, quarantined, balloon, or owned")                  \
+  X(frame_lost, "a frame that is not free belongs to somebody: to the kernel, a PTE, a tree or a pagevec")             \
+  X(buddy, "free areas: every block whole, aligned, counted; merged with its buddy where that is free")                \
+  X(free_count, "a zone's nr_free = pages on its free lists")                                                          \
+  X(mapcount, "_mapcount + 1 = PTEs that map the page")                                                                \
+  X(refcount, "_refcount >= mappings + cache + pagevecs, and > 0 for an owned page")                                   \
+  X(anon_mapping, "an anonymous page's VMA is linked to the AnonVma its mapping names, at the page's index")           \
+  X(rmap, "the reverse map of a page finds every PTE that maps it, each once")                                         \
+  X(file_mapping, "a file page is mapped by VMAs of its file, at its index; i_mmap holds exactly those VMAs")          \
+  X(pte_target, "a present PTE maps an owned user page (or the zero page)")                                            \
+  X(pte_in_vma, "every PTE that is not none lies in a VMA of its Mm")                                                  \
+  X(pte_rights, "a PTE lets write only where its VMA does, and never to a page of a private file mapping")             \
+  X(kernel_pte, "the kernel's PTEs map frames of vmalloc, each once, and every such frame has one")                    \
+  X(swap_users, "swap_map counts = PTEs that hold the slot")                                                           \
+  X(swap_has_cache, "SWAP_HAS_CACHE iff the slot is in the swap cache or held by a slots cache")                       \
+  X(swap_inuse, "inuse_pages = slots that are neither free nor bad; nr_swap_pages = the rest")                         \
+  X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")                   \
+  X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")                 \
+  X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are")               \
+  X(lru_size, "LRU list length = its size = the node's counter")                                                       \
+  X(mlocked, "PG_mlocked: a VM_LOCKED VMA maps the page; an unevictable page is PG_mlocked or its file is locked")     \
+  X(lru_flags, "a page on an LRU list has PG_lru, the flags of that list, and is of its zone; off them not")           \
+  X(rss, "an Mm's rss = its PTEs by kind; swapents = its swap PTEs")                                                   \
+  X(table_pages, "an Mm's table pages = tables found; NR_PAGETABLE = their sum")                                       \
+  X(pgd_list, "the list of top tables holds those of all Mms, and nothing else")                                       \
+  X(ksm, "a merged page is mapped read-only and its node knows its frame; pages_shared, pages_sharing = a recount")    \
+  X(mm_refs, "an Mm's mm_users = the tasks that have it; mm_count = 1 + OOM victims that count on it, KSM")            \
+  X(oom_victim, "a task that counts on a dying mm (oom_mm) was chosen to die, and has no other mm")                    \
+  X(vma_tree, "VMAs ascend, do not overlap, map_count, total_vm and locked_vm are their sums")                         \
+  X(vmstat, "nr_anon_pages, nr_mapped, nr_file_pages, nr_dirty, nr_swapcached, nr_mlock, nr_shmem = a recount")        \
+  X(shmem, "a memory file's counts = its pages and swap entries; with entries it is on the swaplist; the limit's sum") \
+  X(isolated, "at rest no page is isolated from the LRU or counted as under writeback")                                \
+  X(zspages, "nr_zspages = frames that belong to zram pools")                                                          \
+  X(page_lock, "at rest no page is locked or under writeback")                                                         \
   X(writable_shared, "an anonymous page mapped writable has one mapping")
 
 // What the surveys of other rooms report under ids of their own: PageAllocator, Slab, SwapFiles.
@@ -266,7 +267,7 @@ class Scan {
               static_cast<int64_t>(page.index));
       }
     } else {
-      ++rss_[static_cast<unsigned>(RssKind::file)];
+      ++rss_[static_cast<unsigned>(mm_counter(page))];
       if (vma == nullptr) return;
       if (vma->vm_file == nullptr) {
         expect(Inv::file_mapping, false, address.v, 0, page.mapping.load());
@@ -327,7 +328,7 @@ class Scan {
     const int64_t tables = mm.pgd != nullptr ? scan_level(mm, reinterpret_cast<const Pte*>(mm.pgd), 39, 0) : 0;
     tables_ += tables;
     equal(Inv::table_pages, mm.id, tables, mm.nr_table_pages.load());
-    for (const RssKind k : {RssKind::file, RssKind::anon, RssKind::swapents})
+    for (const RssKind k : {RssKind::file, RssKind::anon, RssKind::swapents, RssKind::shmem})
       equal(Inv::rss, mm.id * 10 + static_cast<uint64_t>(k), rss_[static_cast<unsigned>(k)], mm.rss(k));
   }
 
@@ -369,17 +370,28 @@ class Scan {
   }
   void check_i_mmap() {
     int64_t linked = 0;
-    m_.files.for_each_inode([&](Inode& inode) {
+    const auto count = [&](Inode& inode) {
       const VmaFileTree& tree = inode.i_data.i_mmap;
       for (VmArea* vma = tree.first(); vma != nullptr; vma = tree.next(vma)) ++linked;
-    });
+    };
+    m_.files.for_each_inode(count);
+    m_.shmem.for_each_inode(count);
     equal(Inv::file_mapping, 0, file_vmas_, linked);
   }
 
-  void scan_tree(AddressSpace& mapping, unsigned type, bool swap) {
-    uint64_t found = 0;
+  /// Returns the swap entries in it: a memory file's.
+  uint64_t scan_tree(AddressSpace& mapping, unsigned type, bool swap) {
+    uint64_t found = 0, entries = 0;
     mapping.page_tree.walk([&](uint64_t index, void* item, unsigned) {
-      if (is_exceptional_entry(item)) return;
+      if (is_exceptional_entry(item)) {
+        if (!mapping.no_writeback_tags) return;
+        ++entries;
+        const SwpEntry entry{exceptional_value(item)};
+        SlotCount* slot = slot_of(entry);
+        expect(Inv::swap_users, slot != nullptr, entry.val, 1, 0);
+        if (slot != nullptr) ++slot->users;
+        return;
+      }
       Page& page = *static_cast<Page*>(item);
       const Pfn pfn = m_.mem.pfn(page);
       FrameCount& frame = count_of(pfn);
@@ -397,6 +409,8 @@ class Scan {
         expect(Inv::page_cache_page,
                page.mapping.load() == reinterpret_cast<uintptr_t>(&mapping) && page.index == index, pfn.v, index,
                page.index);
+        if (PageSwapBacked(page)) ++shmem_;
+        if (mapping.no_writeback_tags) return;
         if (page.test(PageFlag::dirty)) ++dirty_;
         const RadixTree& tree = mapping.page_tree;
         expect(Inv::dirty_tags, tree.tag_get(index, PAGECACHE_TAG_DIRTY) == page.test(PageFlag::dirty), pfn.v,
@@ -407,11 +421,24 @@ class Scan {
     });
     equal(swap ? Inv::swap_cache_page : Inv::page_cache_page, 0, static_cast<int64_t>(found),
           static_cast<int64_t>(mapping.nrpages));
+    return entries;
   }
 
   void scan_trees() {
     m_.swap_cache.for_each_space([&](unsigned type, AddressSpace& space) { scan_tree(space, type, true); });
     m_.files.for_each_inode([&](Inode& inode) { scan_tree(inode.i_data, 0, false); });
+    int64_t used = 0;
+    m_.shmem.for_each_inode([&](ShmemInode& inode) {
+      const auto entries = static_cast<int64_t>(scan_tree(inode.i_data, 0, false));
+      equal(Inv::shmem, inode.ino, entries, static_cast<int64_t>(inode.swapped));
+      // Reclaim drops pages that were only read, and the file learns of it at its next count.
+      const auto pages = static_cast<int64_t>(inode.i_data.nrpages);
+      expect(Inv::shmem, static_cast<int64_t>(inode.alloced) >= entries + pages, inode.ino,
+             static_cast<uint64_t>(entries + pages), inode.alloced);
+      expect(Inv::shmem, entries == 0 || inode.on_swaplist, inode.ino, 1, 0);
+      if (inode.limited) used += static_cast<int64_t>(inode.alloced);
+    });
+    equal(Inv::shmem, 0, used, m_.shmem.used_blocks().v);
   }
 
   void scan_lru() {
@@ -504,7 +531,7 @@ class Scan {
       expect(Inv::swap_cache_page, frame.in_tree <= 1 && (!PageSwapCache(page) || frame.in_tree == 1), pfn.v, 1,
              frame.in_tree);
       expect(Inv::mlocked, !page.test(PageFlag::mlocked) || frame.locked != 0, pfn.v, 1, frame.locked);
-      expect(Inv::mlocked, !page.test(PageFlag::unevictable) || page.test(PageFlag::mlocked), pfn.v, 1, 0);
+      expect(Inv::mlocked, !page.test(PageFlag::unevictable) || !Lru::page_evictable(page), pfn.v, 1, 0);
       if (frame.mapped > 0) {
         if (PageAnon(page))
           ++anon_;
@@ -564,6 +591,7 @@ class Scan {
     stat(NodeStat::nr_dirty, dirty_);
     stat(NodeStat::nr_swapcached, swap_cached_);
     stat(NodeStat::nr_mlock, mlocked_);
+    stat(NodeStat::nr_shmem, shmem_);
     for (const NodeStat s : {NodeStat::nr_isolated_anon, NodeStat::nr_isolated_file, NodeStat::nr_writeback})
       equal(Inv::isolated, static_cast<uint64_t>(s), 0, m_.vmstat.node_page_state(s));
     equal(Inv::zspages, 0, zspages_, m_.vmstat.node_page_state(NodeStat::nr_zspages));
@@ -575,7 +603,7 @@ class Scan {
   SlotCount* slots_[MAX_SWAPFILES];
   int64_t rss_[static_cast<unsigned>(RssKind::count)] = {};
   int64_t tables_ = 0, file_pages_ = 0, swap_cached_ = 0, dirty_ = 0, anon_ = 0, mapped_file_ = 0;
-  int64_t file_vmas_ = 0, zspages_ = 0, mlocked_ = 0;
+  int64_t file_vmas_ = 0, zspages_ = 0, mlocked_ = 0, shmem_ = 0;
   unsigned broken_ = 0;
 };
 

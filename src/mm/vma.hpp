@@ -25,8 +25,13 @@ class VmOps {
  public:
   /// Finds or reads the page. May drop mmap_sem only with FAULT_FLAG_ALLOW_RETRY (then VM_FAULT_RETRY).
   virtual uint32_t fault(FaultRequest& request) = 0;
-  /// A shared page is about to become writable: page locked, and locked on return. 0 or VM_FAULT_SIGBUS.
-  virtual uint32_t page_mkwrite(FaultRequest& request) = 0;
+  /// A shared page is about to become writable: page locked, and locked on return. 0 or VM_FAULT_SIGBUS. Only where the
+  /// owner wants to know.
+  [[nodiscard]] virtual bool has_page_mkwrite() const { return false; }
+  virtual uint32_t page_mkwrite(FaultRequest& request) {
+    (void)request;
+    return 0;
+  }
   /// Something shared was made dirty through this VMA: its writer may be slowed. Holds only mmap_sem for reading.
   virtual void balance_dirty(VmArea& vma) { (void)vma; }
 

@@ -22,18 +22,43 @@ namespace weir::sim {
 namespace {
 
 const std::map<std::string, Op, std::less<>> OPS = {
-    {"mmap", Op::mmap},       {"mmap-file", Op::mmap_file}, {"munmap", Op::munmap},
-    {"brk", Op::brk},         {"malloc", Op::malloc},       {"touch", Op::touch},
-    {"read", Op::read},       {"write", Op::write},         {"fsync", Op::fsync},
-    {"madvise", Op::madvise}, {"mlock", Op::mlock},         {"munlock", Op::munlock},
-    {"fork", Op::fork},       {"sleep", Op::sleep},         {"exit", Op::exit},
-    {"repeat", Op::repeat},   {"kmalloc", Op::kmalloc},     {"kfree", Op::kfree},
-    {"vmalloc", Op::vmalloc}, {"vfree", Op::vfree},         {"verify", Op::verify},
-    {"ram", Op::ram},         {"mremap", Op::mremap},       {"mprotect", Op::mprotect},
-    {"wait", Op::wait},       {"kill", Op::kill},           {"swapon", Op::swapon},
-    {"swapoff", Op::swapoff}, {"sysctl", Op::sysctl},       {"oom_score_adj", Op::oom_score_adj},
-    {"oom_adj", Op::oom_adj}, {"nice", Op::nice},           {"compute", Op::compute},
-    {"hang", Op::hang},       {"mem-limit", Op::mem_limit},
+    {"mmap", Op::mmap},
+    {"mmap-file", Op::mmap_file},
+    {"munmap", Op::munmap},
+    {"brk", Op::brk},
+    {"malloc", Op::malloc},
+    {"touch", Op::touch},
+    {"read", Op::read},
+    {"write", Op::write},
+    {"fsync", Op::fsync},
+    {"madvise", Op::madvise},
+    {"mlock", Op::mlock},
+    {"munlock", Op::munlock},
+    {"fork", Op::fork},
+    {"sleep", Op::sleep},
+    {"exit", Op::exit},
+    {"repeat", Op::repeat},
+    {"kmalloc", Op::kmalloc},
+    {"kfree", Op::kfree},
+    {"vmalloc", Op::vmalloc},
+    {"vfree", Op::vfree},
+    {"verify", Op::verify},
+    {"ram", Op::ram},
+    {"mremap", Op::mremap},
+    {"mprotect", Op::mprotect},
+    {"wait", Op::wait},
+    {"kill", Op::kill},
+    {"swapon", Op::swapon},
+    {"swapoff", Op::swapoff},
+    {"sysctl", Op::sysctl},
+    {"oom_score_adj", Op::oom_score_adj},
+    {"oom_adj", Op::oom_adj},
+    {"nice", Op::nice},
+    {"compute", Op::compute},
+    {"hang", Op::hang},
+    {"mem-limit", Op::mem_limit},
+    {"shm-lock", Op::shm_lock},
+    {"shm-unlock", Op::shm_unlock},
 };
 const std::map<std::string, Advice, std::less<>> ADVICES = {
     {"normal", Advice::normal},
@@ -179,6 +204,7 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
     case Op::vmalloc:
       s.area = t.text("area", std::nullopt);
       s.size = t.size("size", none, ram);
+      if (s.op == Op::mmap) s.shared = t.boolean("shared", false);
       break;
     case Op::brk:
       s.area = t.text("area", "heap");
@@ -222,7 +248,9 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       s.size = t.size("size", none, ram);
       s.count = static_cast<uint64_t>(t.integer("count", 1, 1, 1000000));
       break;
-    case Op::fsync: s.area = t.text("file", std::nullopt); break;
+    case Op::fsync:
+    case Op::shm_lock:
+    case Op::shm_unlock: s.area = t.text("file", std::nullopt); break;
     case Op::fork:
       s.name = t.text("name", "child");
       s.body = steps_of(t, "steps", file, ram, depth);
@@ -340,6 +368,12 @@ void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std
       case Op::read:
       case Op::write:
       case Op::fsync: known_file(step, step.area); break;
+      case Op::shm_lock:
+      case Op::shm_unlock:
+        if (std::none_of(s.files.begin(), s.files.end(),
+                         [&](const FileConfig& f) { return f.name == step.area && f.tmpfs; }))
+          fail(step, "there is no [[file]] named \"" + step.area + "\" with tmpfs = true");
+        break;
       case Op::touch:
       case Op::munmap:
       case Op::madvise:
@@ -464,8 +498,11 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
       t.fail("name", fmt::format("wants 1 to {} characters", sizeof Inode::name - 1));
     for (const FileConfig& other : s.files)
       if (other.name == f.name) t.fail("name", "two files are named \"" + f.name + "\"");
-    f.disk = t.text("disk", std::nullopt);
-    known_disk(t, f.disk);
+    f.tmpfs = t.boolean("tmpfs", false);
+    if (!f.tmpfs) {
+      f.disk = t.text("disk", std::nullopt);
+      known_disk(t, f.disk);
+    }
     f.size = t.size("size", std::nullopt, s.ram);
     f.max_size = t.size("max-size", f.size, s.ram);
     if (f.max_size < f.size) t.fail("max-size", "is smaller than size");

@@ -49,8 +49,9 @@ struct SwapConfig {
 struct FileConfig {
   int line = 0;
   std::string name, disk;
-  Bytes size{0};      ///< at the start (content: every page's own)
-  Bytes max_size{0};  ///< may grow so far; 0: size
+  bool tmpfs = false;  ///< in memory and swap; no disk
+  Bytes size{0};       ///< at the start (content: every page's own)
+  Bytes max_size{0};   ///< may grow so far; 0: size
 };
 
 enum class Op {
@@ -89,6 +90,8 @@ enum class Op {
   compute,
   hang,
   mem_limit,
+  shm_lock,
+  shm_unlock,
 };
 enum class Pattern { sequential, random, zipf, hot };
 
@@ -98,7 +101,7 @@ struct Step {
   std::string area;  ///< or the file's name
   Bytes size{0}, from{0};
   bool write = true;    ///< touch: store or load
-  bool shared = false;  ///< mmap_file
+  bool shared = false;  ///< mmap, mmap_file
   Pattern pattern = Pattern::sequential;
   uint64_t count = 0;   ///< touches (0: once a page); objects; times
   double theta = 0.99;  ///< zipf

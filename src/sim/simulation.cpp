@@ -155,20 +155,26 @@ void Simulation::make_swaps() {
 
 void Simulation::make_files() {
   for (const FileConfig& f : s_.files) {
-    Disk& disk = disks_.at(f.disk);
     const uint64_t max_pages = page_align_up(f.max_size.v) >> PAGE_SHIFT;
-    if (disk.used_pages + max_pages > static_cast<uint64_t>(disk.device->capacity().v))
-      throw ScenarioError(fmt::format("{}:{}: file {}: does not fit on disk {}: give the disk a larger size", s_.path,
-                                      f.line, f.name, f.disk));
     FileModel model;
-    model.inode = boot_must(machine_->files.create_inode(f.name.c_str(), *disk.device, disk.used_pages, Bytes(0),
-                                                         Bytes(max_pages << PAGE_SHIFT)),
-                            "file " + f.name);
-    model.file = boot_must(machine_->files.open(*model.inode), "file " + f.name);
-    disk.used_pages += max_pages;
+    if (f.tmpfs) {
+      model.inode = boot_must(machine_->shmem.create_inode(f.name.c_str(), f.size), "file " + f.name);
+      model.file = boot_must(machine_->shmem.open(*model.inode), "file " + f.name);
+    } else {
+      Disk& disk = disks_.at(f.disk);
+      if (disk.used_pages + max_pages > static_cast<uint64_t>(disk.device->capacity().v))
+        throw ScenarioError(fmt::format("{}:{}: file {}: does not fit on disk {}: give the disk a larger size", s_.path,
+                                        f.line, f.name, f.disk));
+      model.inode = boot_must(machine_->files.create_inode(f.name.c_str(), *disk.device, disk.used_pages, Bytes(0),
+                                                           Bytes(max_pages << PAGE_SHIFT)),
+                              "file " + f.name);
+      model.file = boot_must(machine_->files.open(*model.inode), "file " + f.name);
+      disk.used_pages += max_pages;
+    }
     model.expected.assign(max_pages, 0);
     model.changing.assign(max_pages, 0);
     files_.emplace(f.name, std::move(model));
+    if (f.tmpfs) continue;  // empty: it reads as zero
     // The file's first content goes the way every content goes: written, then synced and dropped from memory.
     FileModel& m = files_.at(f.name);
     for (uint64_t page = 0; page < page_align_up(f.size.v) >> PAGE_SHIFT; ++page) {

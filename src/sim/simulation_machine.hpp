@@ -223,6 +223,7 @@ class Simulation final : private VerifySink, private Executioner {
   WaitQueue ended_;
   unsigned background_ratio_ = 0, dirty_ratio_ = 0;
   std::map<std::string, FileModel> files_;
+  std::deque<FileModel> shared_memory_;  ///< what shared mappings without a file hold
   std::map<std::string, KernelObjects> kernel_objects_;
   static constexpr size_t LOG_LINES = 1000;
   std::deque<std::string> last_lines_;

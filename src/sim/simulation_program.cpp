@@ -140,10 +140,18 @@ void Simulation::run_step(Program& program, const Step& step) {
       WEIR_STATE(user_request, 0, step.op == Op::malloc ? 2 : 0, step.size.v);
       MmapRequest request;
       request.length = page_align_up(step.size.v);
+      if (step.shared) request.sharing = MmapRequest::Sharing::shared;
       Area area;
       area.start = must(machine_->spaces.mmap(mm, request), step, "mmap");
       area.pages = request.length >> PAGE_SHIFT;
       area.expected.assign(area.pages, 0);
+      if (step.shared) {
+        area.shared = true;
+        area.own.assign(area.pages, false);
+        area.file = &shared_memory_.emplace_back();
+        area.file->expected.assign(area.pages, 0);
+        area.file->changing.assign(area.pages, 0);
+      }
       program.areas[step.area] = std::move(area);
       break;
     }
@@ -214,7 +222,16 @@ void Simulation::run_step(Program& program, const Step& step) {
     case Op::touch: touch(program, step); break;
     case Op::read:
     case Op::write: file_io(program, step); break;
-    case Op::fsync: must(machine_->files.fsync(*file_of(step.area).file), step, "fsync"); break;
+    case Op::fsync: {
+      File& file = *file_of(step.area).file;
+      must(file.f_op->fsync(file), step, "fsync");
+      break;
+    }
+    case Op::shm_lock:
+    case Op::shm_unlock:
+      machine_->shmem.shmem_lock(*file_of(step.area).inode,
+                                 step.op == Op::shm_lock ? Shmem::ShmLock::lock : Shmem::ShmLock::unlock);
+      break;
     case Op::fork: fork(program, step); break;
     case Op::sleep: world_->schedule_timeout(step.time); break;
     case Op::exit: throw Ended{TaskOutcome::Fate::exited, step.code, ""};
@@ -411,22 +428,22 @@ void Simulation::touch(Program& program, const Step& step) {
 }
 
 Result<void> Simulation::write_file_page(FileModel& file, uint64_t page, uint64_t content) {
-  if (s_.content == ContentMode::tagged) return machine_->files.write_tag(*file.file, page, content);
+  if (s_.content == ContentMode::tagged) return file.file->f_op->write_tag(*file.file, page, content);
   std::byte bytes[PAGE_SIZE];
   fill_page(content, bytes);
-  Result<uint64_t> wrote = machine_->files.write(*file.file, page << PAGE_SHIFT, bytes, PAGE_SIZE);
+  Result<uint64_t> wrote = file.file->f_op->write(*file.file, page << PAGE_SHIFT, bytes, PAGE_SIZE);
   if (!wrote) return wrote.error();
   return *wrote == PAGE_SIZE ? Result<void>() : Result<void>(Errno::intr);
 }
 
 Result<std::optional<uint64_t>> Simulation::read_file_page(FileModel& file, uint64_t page) {
   if (s_.content == ContentMode::tagged) {
-    Result<uint64_t> tag = machine_->files.read_tag(*file.file, page);
+    Result<uint64_t> tag = file.file->f_op->read_tag(*file.file, page);
     if (!tag) return tag.error();
     return std::optional<uint64_t>(*tag);
   }
   std::byte bytes[PAGE_SIZE];
-  Result<uint64_t> got = machine_->files.read(*file.file, page << PAGE_SHIFT, bytes, PAGE_SIZE);
+  Result<uint64_t> got = file.file->f_op->read(*file.file, page << PAGE_SHIFT, bytes, PAGE_SIZE);
   if (!got) return got.error();
   if (*got != PAGE_SIZE) return Errno::intr;
   return content_of(bytes);

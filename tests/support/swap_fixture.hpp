@@ -225,7 +225,6 @@ class ReclaimWorld {
       WEIR_BUG_ON(!made);
       machine_ = *made;
       mmu->set_fault_handler(machine_->fault);
-      machine_->spaces.set_file_ops(machine_->files);
     });
   }
   ~ReclaimWorld() {

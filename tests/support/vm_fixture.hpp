@@ -55,7 +55,6 @@ class Vm {
     WEIR_BUG_ON(!made);
     machine = *made;
     mmu->set_fault_handler(machine->fault);
-    machine->spaces.set_file_ops(machine->files);
     if (options.swap.v != 0) {
       swap_disk = make_disk("swap", options.swap, swap_place_);
       WEIR_BUG_ON(!machine->swapon.mkswap(*swap_disk));

@@ -407,6 +407,7 @@ class Counting final : public VmOps {
  public:
   explicit Counting(VmOps& inner) : inner_(inner) {}
   uint32_t fault(FaultRequest& request) override { return ++faults, inner_.fault(request); }
+  [[nodiscard]] bool has_page_mkwrite() const override { return true; }
   uint32_t page_mkwrite(FaultRequest& request) override { return ++mkwrites, inner_.page_mkwrite(request); }
   void balance_dirty(VmArea& vma) override { ++balanced, inner_.balance_dirty(vma); }
   int faults = 0, mkwrites = 0, balanced = 0;
@@ -418,8 +419,8 @@ class Counting final : public VmOps {
 TEST(FileFault, TheOwnerIsAskedOnceForEachPageThatBecomesDirty) {
   run_vm(with_disk(), [](Vm& vm) {
     Counting ops(vm.machine->files);
-    vm.machine->spaces.set_file_ops(ops);
     MappedFile f(vm, 4);
+    f.file->f_vm_ops = &ops;
     Task& task = vm.task();
     const VirtAddr at = vm.map_file(task, *f.file, 4, Sharing::shared);
     vm.read(task, at);

@@ -22,12 +22,20 @@ struct Populated {
   Task* child = nullptr;
   VirtAddr heap, shared, privately, big;
   File* file = nullptr;
-  VirtAddr area;  // of vmalloc
+  File* shm = nullptr;  // a file in memory, some of it in swap
+  VirtAddr area;        // of vmalloc
 
   Populated() {
     m.in_a_thread("setup", [this] {
       m.machine->pages.set_percpu_pagelist_fraction(64);  // small zones keep no per-CPU lists by themselves
       file = &m.make_file("file", 64, 64);
+      Shmem& shmem = m.machine->shmem;
+      Result<Inode*> inode = shmem.create_inode("shm", 64_KiB);
+      Result<File*> opened = inode ? shmem.open(**inode) : inode.error();
+      ASSERT_TRUE(opened.ok());
+      shmem.iput(**inode);  // the file has its own
+      shm = *opened;
+      for (uint64_t i = 0; i < 16; ++i) ASSERT_TRUE(shmem.write_tag(*shm, i, i + 1).ok());
       Result<VirtAddr> vm = m.machine->vmalloc.vmalloc(64_KiB);
       ASSERT_TRUE(vm.ok());
       area = *vm;
@@ -59,7 +67,10 @@ struct Populated {
     });
   }
   ~Populated() {
-    m.in_a_thread("free", [this] { m.machine->vmalloc.vfree(area); });
+    m.in_a_thread("free", [this] {
+      m.machine->vmalloc.vfree(area);
+      fput(*shm);
+    });
     // The objects of kmalloc and the balloon stay; nobody asks for them.
   }
 
@@ -381,6 +392,13 @@ const Plant PLANTS[] = {
      [](Populated& p) { return change(p.disk_area().cluster_info[0].owner, SwapCluster::Owner::discard); }},
     {"frontswap", [](Populated& p) { return add(p.disk_area().frontswap_pages, 1); }},
     {"total_swap_pages", [](Populated& p) { return change(p.disk_area().pages, p.disk_area().pages - 1); }},
+
+    {"shmem",
+     [](Populated& p) {
+       auto& inode = static_cast<ShmemInode&>(*p.shm->f_inode);
+       WEIR_BUG_ON(inode.swapped == 0);
+       return change(inode.swapped, inode.swapped + 1);
+     }},
 
     // ---- slab
     {"slab-list", [](Populated& p) { return move(p.partial_slab(), p.cache().slabs_partial, p.cache().slabs_full); }},

@@ -1,0 +1,90 @@
+// src/mm/address_space.hpp
+//
+// What holds pages under an index: a file's, or a part of a swap area's. Linux: struct address_space
+// (include/linux/fs.h).
+//
+//   page_tree: index --> Page, or an exceptional entry (a swap entry of a memory file, a shadow)
+#pragma once
+
+#include "base/radix_tree.hpp"
+#include "mm/mm_types.hpp"
+
+namespace weir {
+
+enum class PageTag : unsigned {
+  dirty = PAGECACHE_TAG_DIRTY,
+  writeback = PAGECACHE_TAG_WRITEBACK,
+  towrite = PAGECACHE_TAG_TOWRITE
+};
+
+enum class SyncMode : uint8_t { none, all };
+/// Who writes and how. Linux: struct writeback_control.
+struct WritebackControl {
+  int64_t nr_to_write = 0;
+  SyncMode sync_mode = SyncMode::none;
+  bool for_reclaim = false;
+  bool for_background = false;
+  bool range_cyclic = false;  ///< goes on where the last one ended (writeback_index), and once around
+  uint64_t range_start = 0, range_end = ~uint64_t{0};  ///< pages, inclusive
+};
+
+inline constexpr int AOP_WRITEPAGE_ACTIVATE = 0x80000;
+
+struct AddressSpace;
+/// What the owner of an AddressSpace does with its pages. Linux: struct address_space_operations.
+class AddressSpaceOps {
+ public:
+  /// Page locked and dirty-cleared by the caller; unlocked here or at the end of the I/O. Errors: EIO, ENOSPC (page
+  /// stays dirty). AOP_WRITEPAGE_ACTIVATE is said by Errno::again: the page is still locked, dirty again, and should be
+  /// activated.
+  virtual Result<void> writepage(Page& page, WritebackControl& wbc) = 0;
+  /// Page locked; unlocked when the read ends, uptodate if it succeeded. ENOSYS: pages are not read one by one.
+  virtual Result<void> readpage(AddressSpace& mapping, Page& page) {
+    (void)mapping, (void)page;
+    return Errno::nosys;
+  }
+  /// True if the page was clean before.
+  virtual bool set_page_dirty(Page& page) = 0;
+
+ protected:
+  ~AddressSpaceOps() = default;
+};
+
+struct Inode;
+
+/// Do the copies that private mappings have made of a file's pages go with them? Linux: even_cows.
+enum class EvenCows : uint8_t { no, yes };
+
+struct AddressSpace {
+  Inode* host = nullptr;             ///< null: swap
+  AddressSpaceOps* a_ops = nullptr;  // immutable
+  SpinLock tree_lock{LockRank::tree};
+  RadixTree page_tree;         // tree_lock
+  uint64_t nrpages = 0;        // tree_lock
+  uint64_t nrexceptional = 0;  // tree_lock
+  gfp_t gfp_mask = GFP_HIGHUSER_MOVABLE;
+  bool no_writeback_tags = false;        ///< swap and memory files: never tagged, nor counted as dirty
+  std::atomic<bool> unevictable{false};  ///< SHM_LOCK: reclaim leaves its pages alone. Linux: AS_UNEVICTABLE
+  uint64_t max_index = ~uint64_t{0};  ///< no page is ever above it; immutable. A low tree reserves few nodes an insert
+  RwSem i_mmap_rwsem{LockRank::i_mmap};
+  VmaFileTree i_mmap;                    ///< the VMAs that map it; i_mmap_rwsem
+  uint64_t writeback_index = 0;          ///< where the next cyclic write begins; its writer's
+  std::atomic<Errno> wb_err{Errno::ok};  ///< last write error
+  std::atomic<uint32_t> wb_err_seq{0};   ///< errors so far: each open file reports each once, by fsync
+};
+
+/// The file a page belongs to, null for anonymous pages (in the swap cache or not) and for none. Stable under the page
+/// lock.
+[[nodiscard]] inline AddressSpace* file_mapping(const Page& page) {
+  const uintptr_t m = page.mapping.load(std::memory_order_acquire);
+  return (m & PAGE_MAPPING_ANON) != 0 || page.test(PageFlag::slab) ? nullptr : reinterpret_cast<AddressSpace*>(m);
+}
+
+/// Do the pages of the page's file stay in memory, whatever happens? Without the page lock the answer may be late: an
+/// inode's memory stays readable when it is gone.
+[[nodiscard]] inline bool mapping_unevictable(const Page& page) {
+  const AddressSpace* mapping = file_mapping(page);
+  return mapping != nullptr && mapping->unevictable.load(std::memory_order_relaxed);
+}
+
+}  // namespace weir
