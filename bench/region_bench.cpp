@@ -231,7 +231,7 @@ int main(int argc, char** argv) {
       "\"faults_per_access\": %.4f, \"us_per_fault\": %.2f, \"cpu_us_per_fault\": %.2f, \"fault_mean\": %.2f, "
       "\"fault_p50\": %.2f, "
       "\"fault_p90\": %.2f, \"fault_p99\": %.1f, \"fault_p999\": %.1f, \"cpu_seconds\": %.2f, \"wall_seconds\": %.2f",
-      s.backend.c_str(), s.pattern.c_str(), s.threads, fill * 1e6 / static_cast<double>(s.size / PAGE),
+      s.backend.c_str(), s.pattern.c_str(), s.threads, fill * 1e6 * PAGE / static_cast<double>(s.size),
       static_cast<unsigned long long>(plain.accesses), thread_us / static_cast<double>(plain.accesses),
       static_cast<double>(majors) / static_cast<double>(plain.accesses),
       majors != 0 ? thread_us / static_cast<double>(majors) : 0.0,

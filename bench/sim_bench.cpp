@@ -38,7 +38,7 @@ struct Run {
 void simulated(Table& table, const Run& run) {
   BenchMachine m({.swap = run.swap});
   const uint64_t pages = (uint64_t{64} << 20) / PAGE_SIZE * run.over_ram_percent / 100;
-  std::vector<double> per_fault;
+  WEIR_BUG_ON(pages == 0);
   Sample sample;
   uint64_t in = 0, out = 0, faults_of_all = 0;
   m.run([&] {

@@ -100,14 +100,14 @@ int move_up(int fd, int lowest) {
 }
 
 FileIdentity identity(int fd) {
-  struct stat st;
+  struct stat st = {};
   if (raw_syscall(SYS_fstat, fd, &st) != 0) return {};
   return {st.st_dev, st.st_ino};
 }
 
 /// A file system whose files are pages of RAM.
 bool lies_in_ram(int fd) {
-  struct statfs fs;
+  struct statfs fs = {};
   if (raw_syscall(SYS_fstatfs, fd, &fs) != 0) return false;
   constexpr unsigned long hugetlbfs = 0x958458f6;
   const auto type = static_cast<unsigned long>(fs.f_type) & 0xffffffff;
@@ -117,14 +117,14 @@ bool lies_in_ram(int fd) {
 /// True when the file system is known not to have what the file still needs. Asked before trying, since trying takes
 /// all that there is, from everybody, before it fails.
 bool lacks_room(int fd, uint64_t has, uint64_t wanted) {
-  struct statfs fs;
+  struct statfs fs = {};
   if (has >= wanted || raw_syscall(SYS_fstatfs, fd, &fs) != 0 || fs.f_blocks == 0) return false;
   return (wanted - has) / static_cast<uint64_t>(fs.f_bsize) > fs.f_bavail;
 }
 
 /// Checks what was opened and gives it its size and room.
 Result<void> prepare(OpenFile& file, const FileDeviceOptions& options, FileDeviceError& error) {
-  struct stat st;
+  struct stat st = {};
   if (const long done = raw_syscall(SYS_fstat, file.fd, &st); done < 0) {
     explain(error, options.path, "its properties cannot be read");
     return errno_of(done);

@@ -181,7 +181,7 @@ SharedRun& share(const RunOptions& o, int& fd) {
   run->nr_swaps = static_cast<uint32_t>(o.swaps.size());
   for (size_t i = 0; i < o.swaps.size(); ++i) {
     if (o.swaps[i].size() >= sizeof run->swaps[i]) throw RunError("--swap: the path is too long");
-    std::strcpy(run->swaps[i], o.swaps[i].c_str());
+    std::memcpy(run->swaps[i], o.swaps[i].c_str(), o.swaps[i].size() + 1);
   }
   run->allow_unmanaged = o.allow_unmanaged ? 1 : 0;
   run->quiet = o.quiet ? 1 : 0;
@@ -194,7 +194,7 @@ SharedRun& share(const RunOptions& o, int& fd) {
       path = std::string(cwd) + "/" + path;
     }
     if (path.size() >= sizeof run->record_path) throw RunError("--record: the path is too long");
-    std::strcpy(run->record_path, path.c_str());
+    std::memcpy(run->record_path, path.c_str(), path.size() + 1);
   }
   run->frames_left.store(static_cast<int64_t>(run->ram_bytes >> PAGE_SHIFT));
   return *run;

@@ -102,6 +102,10 @@ struct PageAllocator::Era_2_6_20 final : Era {
   Page* __rmqueue(Zone& zone, Order order) WEIR_REQUIRES(zone.lock);
   Page* direct_reclaim(gfp_t gfp, Order order, uint32_t alloc_flags, const AllocContext& ac, bool& restart,
                        bool& hopeless);
+  Page* handed_out(Page& page, Order order) {
+    WEIR_STATE(page_alloced, self.mem_.pfn(page), 0, order);
+    return &page;
+  }
 };
 
 void PageAllocator::Era::place_2_6_20(PageAllocator& self) {
@@ -115,14 +119,10 @@ Page* PageAllocator::Era_2_6_20::__alloc_pages(gfp_t gfp, Order order) {
   if (!context(gfp, order, ac)) return nullptr;
   gfp = current_gfp_context(gfp);
   const bool wait = gfp.has(__GFP_DIRECT_RECLAIM) && self.pressure_ != nullptr;
-  const auto taken = [&](Page* page) {
-    if (page != nullptr) WEIR_STATE(page_alloced, self.mem_.pfn(page), 0, order);
-    return page;
-  };
   bool restart = true;
   while (restart) {
     restart = false;
-    if (Page* page = get_page_from_freelist(gfp, order, ALLOC_WMARK_LOW, ac)) return taken(page);
+    if (Page* page = get_page_from_freelist(gfp, order, ALLOC_WMARK_LOW, ac)) return handed_out(*page, order);
     if (gfp.has(__GFP_KSWAPD_RECLAIM) && self.pressure_ != nullptr)
       for (unsigned i = 0; i < ac.zonelist->count; ++i)
         if (ac.zonelist->zones[i]->type <= ac.high_zoneidx)
@@ -131,14 +131,14 @@ Page* PageAllocator::Era_2_6_20::__alloc_pages(gfp_t gfp, Order order) {
     if (!gfp.has(__GFP_DIRECT_RECLAIM) || gfp.has(__GFP_ATOMIC)) alloc_flags |= ALLOC_HARDER;
     if (gfp.has(__GFP_HIGH)) alloc_flags |= ALLOC_HIGH;
     if (gfp.has(__GFP_POOL)) alloc_flags |= ALLOC_POOL;
-    if (Page* page = get_page_from_freelist(gfp, order, alloc_flags, ac)) return taken(page);
+    if (Page* page = get_page_from_freelist(gfp, order, alloc_flags, ac)) return handed_out(*page, order);
     self.flush_quarantine(gfp);
 
     // Who frees memory, and who is to die, gets the last page; it does not reclaim itself.
     if ((current_flags() & PF_MEMALLOC) != 0 || current_is_oom_victim()) {
       if (gfp.has(__GFP_NOMEMALLOC) || gfp.has(__GFP_POOL)) break;
       do {
-        if (Page* page = get_page_from_freelist(gfp, order, ALLOC_NO_WATERMARKS, ac)) return taken(page);
+        if (Page* page = get_page_from_freelist(gfp, order, ALLOC_NO_WATERMARKS, ac)) return handed_out(*page, order);
         if (gfp.has(__GFP_NOFAIL)) sleep_for(20_ms);
       } while (gfp.has(__GFP_NOFAIL));
       break;
@@ -149,7 +149,7 @@ Page* PageAllocator::Era_2_6_20::__alloc_pages(gfp_t gfp, Order order) {
     }
     for (;;) {
       bool hopeless = false;
-      if (Page* page = direct_reclaim(gfp, order, alloc_flags, ac, restart, hopeless)) return taken(page);
+      if (Page* page = direct_reclaim(gfp, order, alloc_flags, ac, restart, hopeless)) return handed_out(*page, order);
       if (restart) break;
       const bool again =
           gfp.has(__GFP_NOFAIL) || (!gfp.has(__GFP_NORETRY) && !hopeless &&

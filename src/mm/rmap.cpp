@@ -172,7 +172,7 @@ VmaUpdate::VmaUpdate(Rmap& rmap, VmArea& vma, VmArea* other) WEIR_NO_THREAD_SAFE
     if (v == nullptr) continue;
     era_.pre_update_vma(*v);
     // A VMA that is just being made is in no file's tree yet, and comes into it with the others.
-    if (v->shared.linked()) mapping_->i_mmap.erase(v);
+    if (mapping_ != nullptr && v->shared.linked()) mapping_->i_mmap.erase(v);
   }
 }
 

@@ -50,7 +50,7 @@ void close_what_is_the_programs() {
   const long list =
       sys::call(SYS_openat, AT_FDCWD, sys::arg("/proc/thread-self/fd"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (list < 0) return;
-  char entries[2048];
+  char entries[2048] = {};
   for (long n; (n = sys::call(SYS_getdents64, list, sys::arg(entries), sizeof entries)) > 0;) {
     for (long at = 0; at < n;) {
       const auto* entry = reinterpret_cast<const dirent64*>(entries + at);
