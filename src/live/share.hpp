@@ -7,10 +7,11 @@
 //   alone                              everything
 //   short of memory                    takes what is left; then the others are asked (SharedRun::bell)
 //   another is short                   gives what is free; what is more than an equal share, half at a time; at rest,
-//   more another would be killed (dying)    gives whatever it can work without fork                               the
-//   child's copy needs frames for what is in use; what is left and what the parent
-//                                      has free goes first, the rest is a debt: left < 0. Both shrink when the child
-//                                      stays
+//                                      more
+//   another would be killed (dying)    gives whatever it can work without
+//   fork                               the child's copy needs frames for what is in use; what is left and what the
+//                                      parent has free goes first, the rest is a debt: left < 0. Both shrink when the
+//                                      child stays
 //
 // Counts are frames of 4096 bytes.
 #pragma once

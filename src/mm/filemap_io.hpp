@@ -8,8 +8,8 @@
 //   write:  find or make page, locked; read it first if only part is written --> copy, dirty --> balance_dirty_pages
 //   fault:  as read, the page comes back locked;  first store: page_mkwrite --> dirty
 //   out:    flusher, fsync or reclaim --> writepage: PG_writeback, unlocked, bio --end--> clean
-//                                                                          --error--> PG_error, dirty again; told by
-//                                                                          fsync
+//                                                                              --error--> PG_error, dirty again; told
+//                                                                                         by fsync
 //
 // A page that could not be written stays dirty and in memory: it is tried again by the flusher 30 s later, by fsync, by
 // iput. (Linux's file systems leave it clean: the next reclaim loses what the program wrote.) Accepted loss: a device

@@ -3,12 +3,15 @@
 // The flusher thread: writes dirty inodes in the background. Linux: fs/fs-writeback.c (bdi_writeback), one thread for
 // now.
 //
-//   every 5 s: inodes dirty longer than 30 s · when woken over the background limit: until under it · asked: everything
+//   every 5 s:                           inodes dirty longer than 30 s
+//   woken over the background limit:     until under it
+//   asked:                               everything
 //
 //   b_dirty: inode --> inode --> inode      by dirtied_when, oldest first
 //      └ taken (i_sync), up to 1024 pages written
-//          quota used up -> front of the next round, as old as it was  · still dirty -> back, as if dirtied now  ·
-//          clean -> off
+//          quota used up -> front of the next round, as old as it was
+//          still dirty   -> back, as if dirtied now
+//          clean         -> off
 //
 // Without a dirty inode the thread sleeps without an end: an idle machine is not woken by it.
 #pragma once

@@ -5,8 +5,7 @@
 //   a page is met          its content changed since the last scan?   remembered, later
 //   equal to a merged one  (stable tree)                              its PTE maps that frame, read-only, its own goes
 //   equal to another one   (unstable tree, made anew each scan)       one of them is made a merged page, then as above
-//   a write                do_wp_page                                 always a copy; the merged page stays for the
-//   others
+//   a write                do_wp_page                                 always a copy; the merged page stays for others
 //
 // A merged page's mapping is its stable node | 3. The node has an item for each PTE that ksmd made map it; forks of
 // those address spaces are found through the item's AnonVma at the same address, so a mapping that moves (mremap) is

@@ -2,8 +2,8 @@
 //
 // Everything of one running memory manager, wired. There are no globals: a process can hold many machines.
 //
-//   Machine::create(place, world, mmu, arena, options): bootmem -> page allocator -> slab -> page tables -> … ->
-//   kswapd, flusher
+//   Machine::create(place, world, mmu, arena, options):
+//     bootmem -> page allocator -> slab -> page tables -> … -> kswapd, flusher
 //
 // Who may call: any engine thread of its world, unless said otherwise.
 #pragma once

@@ -2,10 +2,10 @@
 //
 // Listeners on an address space: a second MMU, or an observer, that keeps a table of its own by what it is told.
 //
-//   one page leaves     PTE changed -> invalidate_page -> PTE lock dropped          (reclaim; must not sleep)
-//   a range changes     invalidate_range_start -> PTEs change -> invalidate_range_end  (munmap, fork, mprotect, …; may
-//   sleep) was it used?        clear_flush_young, test_young: the listener's own accessed bits count as the PTE's the
-//   end             release, before the first page goes
+//   one page leaves   PTE changed -> invalidate_page -> PTE lock dropped             (reclaim; must not sleep)
+//   a range changes   invalidate_range_start -> PTEs change -> invalidate_range_end  (munmap, fork; may sleep)
+//   was it used?      clear_flush_young, test_young: the listener's own accessed bits count as the PTE's
+//   the end           release, before the first page goes
 //
 // A listener fills its table under the PTE's lock and never in a range that is between start and end: then it never
 // maps a page that the process does not.

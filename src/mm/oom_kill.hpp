@@ -2,16 +2,17 @@
 //
 // When nothing can be reclaimed: who dies. Linux: mm/oom_kill.c.
 //
-//   out_of_memory: who asks is dying -> reserves for it · panic_on_oom -> panic · select_bad_process: a victim still
-//   dies -> wait; else the most points -> oom_kill_process: a child with another mm, or itself, and all who share its
-//   mm
+//   out_of_memory: who asks is dying  -> reserves for it
+//                  panic_on_oom       -> panic
+//                  select_bad_process: a victim still dies -> wait; else the one with most points
+//                    -> oom_kill_process: a child of it with another mm, or itself, and all who share that mm
 //
 // Points by era (OomPolicy):
 //   2.6.20  badness: total_vm and half of each child's, less by CPU and run time, more by nice, less for the superuser,
 //           shifted by oom_adj
 //   3.x     oom_badness: rss + swapents + page tables, + oom_score_adj thousandths of memory (30 less for the
-//   superuser) 4.14    the same, the superuser 3 % of its own points less; a victim counts until its memory is back,
-//   and a reaper
+//           superuser)
+//   4.14    the same, the superuser 3 % of its own points less; a victim counts until its memory is back, and a reaper
 //           takes the memory of one that is stuck
 //
 // No task is exempt as init: a machine's first task is a program like the others. Memory cgroups and NUMA constraints

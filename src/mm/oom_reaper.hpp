@@ -2,10 +2,10 @@
 //
 // A kthread that takes the memory of OOM victims that do not come to their end: they hang in I/O, say.
 //
-//   wake_oom_reaper: queued --> oom_reap_task: mmap_sem to be had? no: 10 times 0.1 s later
-//                               └ yes: private anonymous memory goes, but what is locked --> Mm::oom_skip: the killer
-//                               may
-//                                      look at others
+//   wake_oom_reaper: queued --> oom_reap_task: mmap_sem to be had?
+//                                 no:   10 times 0.1 s later
+//                                 yes:  private anonymous memory goes, but what is locked --> Mm::oom_skip: the killer
+//                                       may look at others
 //
 // exit_mmap sets oom_skip too, with mmap_sem held for writing: the two never work on one Mm at a time.
 // Linux: mm/oom_kill.c 4.14. Earlier profiles have none.

@@ -2,8 +2,8 @@
 //
 // How much may be dirty, and who is slowed for it. Linux: mm/page-writeback.c 4.14 (thresholds; pauses kept simple).
 //
-//   page becomes dirty -> account_page_dirtied -> balance_dirty_pages_ratelimited -> over freerun: wake flusher, pause
-//   <= 200 ms
+//   page becomes dirty -> account_page_dirtied -> balance_dirty_pages_ratelimited
+//     -> over freerun: wake flusher, pause <= 200 ms
 //
 //   0 ........... background ........... freerun ........... dirty           pages dirty or under writeback
 //     nothing      the flusher writes    = (background + dirty) / 2

@@ -4,12 +4,12 @@
 // hold it.
 //
 //   out: add_to_swap (slot, cache, dirty) -> unmapped -> written -> delete_from_swap_cache -> freed
-//   in:  lookup_swap_cache --miss--> read_swap_cache_async: swapcache_prepare -> insert -> read -> mapped -> perhaps
-//   kept
+//   in:  lookup_swap_cache --miss--> read_swap_cache_async: swapcache_prepare -> insert -> read -> mapped
 //
 //   slot free --get_swap_page--> HAS_CACHE --insert--> cached --PTEs--> cached + n users --reclaimed--> n users
-//        ^                                               ^---------------- swapcache_prepare, read -------'
-//        '--------- last user gone ---------------------------------------------------------------------'
+//        ^                                               ^                                                 |
+//        |                                               '---------------- swapcache_prepare, read --------+
+//        '--------------------------------------------------------------- last user gone ------------------'
 //
 // One AddressSpace per 64 MiB (16384 slots) of an area; the index in its tree is the slot's offset in the area.
 // Before 3.9 one swapper_space for all areas; the index is the entry. What else the eras do differently is in

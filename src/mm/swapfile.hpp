@@ -6,8 +6,8 @@
 //                   0x80 COUNT_CONTINUED: users above 0x3e are counted in pages of further digits, base 0x80
 //                   0xbf SWAP_MAP_SHMEM: a memory file, which no other user joins
 //   take:  get_swap_pages -> scan_swap_map_slots (clusters of 256) -> SWAP_HAS_CACHE
-//   give:  swap_free (a PTE goes), swapcache_free (the cache goes); nobody left -> SWAP_HAS_CACHE alone -> slots cache
-//   -> 0
+//   give:  swap_free (a PTE goes), swapcache_free (the cache goes)
+//          nobody left -> SWAP_HAS_CACHE alone -> slots cache -> 0
 //
 //   a device without seek time:  free clusters --one for each CPU--> its slots in order --used up--> the next
 //                                none free: any slot
@@ -15,8 +15,9 @@
 //
 //   eras, by what an era object of the machine does (swapfile_2_6_20.cpp, _3, _4_14):
 //     2.6.20  16 bits a slot: 0 free · 1…0x7fff users, the cache is one of them · 0x8000 bad; one slot at a time, freed
-//     at once 3.x     8 bits as above; one slot at a time by the hand, freed at once 4.14    8 bits; clusters for each
-//     CPU, slots in batches for the slots cache and back from it
+//             at once
+//     3.x     8 bits as above; one slot at a time by the hand, freed at once
+//     4.14    8 bits; clusters for each CPU, slots in batches for the slots cache and back from it
 //
 // Invariant: users of slot S = PTEs that hold S; SWAP_HAS_CACHE set iff S is in the swap cache (or held by the slots
 // cache). Linux: mm/swapfile.c 4.14. Slots are taken in swapfile_scan.cpp, counted in swapfile_count.cpp; swapon,
@@ -347,11 +348,10 @@ class SwapFiles : private FrontswapMaps {
 
 // ---- Eras
 //
-//            taken by                              one more PTE       one less                            the cache
-//            lets go
-//   2.6.20   get_swap_page -> scan_swap_map        swap_duplicate     swap_free -> swap_entry_free        swap_free
-//   3.x      get_swap_page -> scan_swap_map        swap_duplicate     swap_free -> swap_entry_free swapcache_free 4.14
-//   get_swap_pages -> scan_swap_map_slots swap_duplicate     swap_free -> … -> free_swap_slot    swapcache_free
+//            taken by                               one more PTE     one less                         the cache lets go
+//   2.6.20   get_swap_page -> scan_swap_map         swap_duplicate   swap_free -> swap_entry_free     swap_free
+//   3.x      get_swap_page -> scan_swap_map         swap_duplicate   swap_free -> swap_entry_free     swapcache_free
+//   4.14     get_swap_pages -> scan_swap_map_slots  swap_duplicate   swap_free -> … free_swap_slot    swapcache_free
 
 class SwapFilesEra {
  public:

@@ -2,10 +2,11 @@
 //
 // Reclaim: kswapd in the background, direct reclaim in the allocator's need.
 //
-//   priority 12 … 0: get_scan_count -> shrink_list per LRU -> shrink_active_list | shrink_inactive_list ->
-//   shrink_page_list shrink_page_list, a batch of <= 32 in phases: (1) lock, references, add_to_swap, try_to_unmap
-//   (flush deferred)
-//     (2) one flush_batch (3) dirty test, pageout, remove_mapping (4) free in a batch
+//   priority 12 … 0: get_scan_count -> shrink_list per LRU -> shrink_active_list
+//                                                             shrink_inactive_list -> shrink_page_list
+//   shrink_page_list, a batch of <= 32 in phases:
+//     (1) lock, references, add_to_swap, try_to_unmap (flush deferred)   (2) one flush_batch
+//     (3) dirty test, pageout, remove_mapping                            (4) free in a batch
 //
 //   kswapd:  free < low: woken -> balance_pgdat until some zone is at high -> sleeps 100 ms, then for good
 //

@@ -3,16 +3,19 @@
 // The host's MMU as an architecture: no accessed bit, no dirty bit, no write protection, no direct map of user frames.
 // A user frame is a token; its host page is in one place at a time, and Page::arch says where:
 //
-//   none, zero  --update_mmu_cache: COPY-->  mapped        none: content undefined; zero: content is zeros; no host
-//   page none        --kmap to fill-->  bounce | place  --update_mmu_cache: COPY (place: MOVE)-->  mapped mapped
-//   --age_batch, flush_batch: MOVE-->  staged staged      --update_mmu_cache: COPY; the slot is given back soon-->
-//   mapped staged      --freed-->  quarantined  --DONTNEED in batches-->  free mapped      --flush_range: DONTNEED-->
-//   none
+//   none, zero       --update_mmu_cache: COPY-->                   mapped
+//   none             --kmap to fill-->                             bounce | place
+//   bounce | place   --update_mmu_cache: COPY (place: MOVE)-->     mapped
+//   mapped           --age_batch, flush_batch: MOVE-->             staged
+//   staged           --update_mmu_cache: COPY-->                   mapped        the slot is given back soon
+//   staged           --freed-->  quarantined  --DONTNEED in batches-->  free
+//   mapped           --flush_range: DONTNEED-->                    none
 //
+//   none     content undefined; zero: content is zeros; neither has a host page
 //   bounce   a small pool of pages from bootmem: hot, never unmapped
 //   place    the frame's place in the arena, as for kernel use; a free frame may have it resident
 //   staged   a slot of the staging mapping: old pages, pages being written out. Never written to again: pipes and
-//   sockets may hold them
+//            sockets may hold them
 //
 // Invariant: each frame accounts for at most one host page. What is given back late is: a slot left behind by a COPY,
 // of which there are at most SLACK and for which frames are kept back at boot.
