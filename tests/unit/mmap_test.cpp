@@ -382,7 +382,6 @@ TEST(Mmap, ArgumentsAreChecked) {
               Errno::nomem);
     EXPECT_EQ(spaces.mmap(mm, {.length = mm.task_size.v}).error(), Errno::nomem);
     EXPECT_EQ(spaces.mmap(mm, {.length = ~uint64_t{0}}).error(), Errno::nomem);
-    EXPECT_EQ(spaces.mmap(mm, {.length = 4096, .sharing = MmapRequest::Sharing::shared}).error(), Errno::nodev);
     EXPECT_EQ(spaces.munmap(mm, VirtAddr(1), 4096).error(), Errno::inval);
     EXPECT_EQ(spaces.munmap(mm, BASE, 0).error(), Errno::inval);
     EXPECT_EQ(spaces.munmap(mm, BASE, ~uint64_t{0}).error(), Errno::inval);
