@@ -126,7 +126,10 @@ class Zram final : public BlockDevice {
 
   Zram(FrameSource& frames, const ZramOptions& options, std::span<std::byte> metadata);
 
+  void zram_make_request(Bio& bio);
+  void __zram_make_request(Bio& bio, uint64_t index);
   Result<void> zram_rw_page(BioOp op, uint64_t index, Content content);
+  Result<void> rw_in_range(BioOp op, uint64_t index, Content content);
   Result<void> zram_bvec_rw(BioOp op, uint64_t index, Content content);
   Result<void> zram_bvec_read(uint64_t index, Content content);
   Result<void> zram_bvec_write(uint64_t index, Content content);

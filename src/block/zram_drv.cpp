@@ -80,15 +80,28 @@ Zram::~Zram() { zram_reset_device(); }
 
 void Zram::submit_bio(Bio& bio) {
   bio.device = this;
+  zram_make_request(bio);
+}
+
+void Zram::zram_make_request(Bio& bio) {
+  WEIR_FLOW(bio.sector, bio.op);
   const uint64_t index = bio.sector / SECTORS_PER_PAGE;
   if (bio.sector % SECTORS_PER_PAGE != 0 || (bio.pages != 1 && bio.op != BioOp::discard)) {
     invalid_io_.fetch_add(1, std::memory_order_relaxed);
     bio.status = Errno::io;
-  } else if (bio.op == BioOp::discard) {
+    bio.end_io(bio);
+    return;
+  }
+  __zram_make_request(bio, index);
+}
+
+void Zram::__zram_make_request(Bio& bio, uint64_t index) {
+  WEIR_FLOW(index, bio.op);
+  if (bio.op == BioOp::discard) {
     zram_bio_discard(index, bio.pages);
     bio.status = Errno::ok;
   } else {
-    const Errno error = zram_rw_page(bio.op, index, bio.content).error();
+    const Errno error = rw_in_range(bio.op, index, bio.content).error();
     bio.status = error == Errno::inval ? Errno::io : error;
   }
   bio.end_io(bio);
@@ -96,6 +109,10 @@ void Zram::submit_bio(Bio& bio) {
 
 Result<void> Zram::zram_rw_page(BioOp op, uint64_t index, Content content) {
   WEIR_FLOW(index, op);
+  return rw_in_range(op, index, content);
+}
+
+Result<void> Zram::rw_in_range(BioOp op, uint64_t index, Content content) {
   if (index >= static_cast<uint64_t>(options_.capacity.v) || op == BioOp::discard) {
     invalid_io_.fetch_add(1, std::memory_order_relaxed);
     return Errno::inval;

@@ -12,7 +12,11 @@ constexpr Nanos PAUSE_AFTER_ERRORS = 100_ms;
 
 }  // namespace
 
-Flusher::Flusher(PageWriteback& writeback, VmStat& vmstat) : writeback_(writeback), vmstat_(vmstat) {}
+Flusher::Flusher(PageWriteback& writeback, VmStat& vmstat, KernelEra kernel)
+    : writeback_(writeback),
+      vmstat_(vmstat),
+      // Until 2.6.31 a pool of pdflush threads served all devices.
+      wakeup_(kernel == KernelEra::linux_2_6_20 ? &Flusher::wakeup_pdflush : &Flusher::wakeup_flusher_threads) {}
 
 void Flusher::start(World& world) {
   WEIR_BUG_ON(has_thread());
@@ -36,6 +40,19 @@ uint64_t Flusher::dirty_inodes() {
 
 void Flusher::wakeup_flusher_threads(int reason) {
   WEIR_FLOW(reason);
+  ask(reason);
+}
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "page_writeback.cpp"
+void Flusher::wakeup_pdflush(int reason) {
+  WEIR_FLOW(reason);
+  ask(reason);
+}
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "flusher.cpp"
+void Flusher::ask(int reason) {
   if (reason == WB_REASON_BACKGROUND) {
     if (background_.exchange(true, std::memory_order_acq_rel)) return;
   } else {

@@ -18,6 +18,7 @@
 
 #include "mm/inode.hpp"
 #include "mm/page_writeback.hpp"
+#include "mm/profile.hpp"
 
 namespace weir {
 
@@ -30,14 +31,14 @@ inline constexpr int64_t WRITEBACK_CHUNK = 1024;
 class Flusher final : public WritebackControlSink {
  public:
   /// The files whose inodes it is given outlive it, or are forgotten first.
-  Flusher(PageWriteback& writeback, VmStat& vmstat);
+  Flusher(PageWriteback& writeback, VmStat& vmstat, KernelEra kernel = DEFAULT_KERNEL);
   /// Starts the thread. Without a thread to be had the writers write themselves.
   void start(World& world);
   /// Waits until what is being written is submitted, and ends the thread. Dirty pages stay dirty.
   void stop();
 
   // WritebackControlSink
-  void wakeup_flusher_threads(int reason) override;
+  void wakeup(int reason) override { (this->*wakeup_)(reason); }
   void mark_inode_dirty(Inode& inode) override;
   void forget_inode(Inode& inode) override;
   [[nodiscard]] bool has_thread() const override { return thread_.load(std::memory_order_acquire) != nullptr; }
@@ -56,6 +57,10 @@ class Flusher final : public WritebackControlSink {
   };
   static constexpr int NOTHING = -1;
 
+  void wakeup_pdflush(int reason);
+  void wakeup_flusher_threads(int reason);
+  void ask(int reason);
+
   static void thread_fn(void* self);
   void wb_workfn();
   void wait_for_work();
@@ -67,6 +72,7 @@ class Flusher final : public WritebackControlSink {
 
   PageWriteback& writeback_;
   VmStat& vmstat_;
+  void (Flusher::*const wakeup_)(int reason);  ///< under the kernel's name
   std::atomic<Thread*> thread_{nullptr};
   World* world_ = nullptr;
   SpinLock lock_{LockRank::writeback};

@@ -59,7 +59,8 @@ struct Zone {
   /// NR_FREE_PAGES: pages in free_area (per-CPU lists are not free). Exact under lock
   std::atomic<int64_t> nr_free{0};
   MigrateType* pageblock_type = nullptr;  ///< one a pageblock of the zone's span
-  PerCpuPages* pcp = nullptr;             ///< nr_cpus of them
+  PerCpuPages* pcp = nullptr;  ///< one a CPU; behind them, where kernels have them, the cold ones of each CPU
+  unsigned nr_pcp = 0;
 
   // Reclaim, where lists are a zone's (Profile::zone_lists); else unused.
   LruVec lruvec;                               ///< the node's lru_lock

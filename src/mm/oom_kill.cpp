@@ -22,6 +22,12 @@ bool dies(const Task& t) {
 
 }  // namespace
 
+Task* OomPolicy::child_of(OomKiller& oom, Task& parent, PageCount totalpages) const {
+  return oom.worst_child(parent, totalpages);
+}
+
+bool OomPolicy::fault_out_of_memory(OomKiller& oom, Task&) const { return oom.pagefault_out_of_memory(); }
+
 OomKiller::OomKiller(TaskList& tasks, PageAllocator& pages, SwapFiles& swap, VmStat& vmstat, KernelEra era)
     : tasks_(tasks), pages_(pages), swap_(swap), vmstat_(vmstat), policy_(policy_of(era)) {}
 

@@ -85,6 +85,7 @@ struct OomSysctls {
 class OomKiller;
 
 /// What differs by era. The tasklist lock is held in all that take a task.
+/// Where a function has a body here, 3.x and 4.14 agree on it.
 class OomPolicy {
  public:
   /// What the choice does with a task.
@@ -99,25 +100,31 @@ class OomPolicy {
   /// 0: not to be killed (from 3.x on).
   virtual int64_t score(const OomKiller& oom, const Task& task, PageCount totalpages) const = 0;
   /// `points` beat those of the one chosen so far, if any.
-  [[nodiscard]] virtual bool beats(int64_t points, bool any_chosen, int64_t best) const = 0;
+  [[nodiscard]] virtual bool beats(int64_t points, bool any_chosen, int64_t best) const {
+    (void)any_chosen;
+    return points > best;
+  }
   /// Who asks is on its way out, and needs nobody killed for it.
   [[nodiscard]] virtual bool lets_current_through(OomKiller& oom, const Task& current) const = 0;
   /// The chosen one is on its way out.
   [[nodiscard]] virtual bool lets_chosen_through(OomKiller& oom, const Task& chosen) const = 0;
   /// A child that dies in place of `parent`; null: none.
-  [[nodiscard]] virtual Task* child_of(OomKiller& oom, Task& parent, PageCount totalpages) const = 0;
+  [[nodiscard]] virtual Task* child_of(OomKiller& oom, Task& parent, PageCount totalpages) const;
   /// A task that shares the victim's mm dies too.
   [[nodiscard]] virtual bool dies_with_victim(const Task& sharer) const = 0;
-  [[nodiscard]] virtual bool may_kill_allocating_task() const = 0;
+  [[nodiscard]] virtual bool may_kill_allocating_task() const { return true; }
   [[nodiscard]] virtual bool reaps() const = 0;
   /// A fault got no memory. False: the task must die.
-  virtual bool fault_out_of_memory(OomKiller& oom, Task& task) const = 0;
+  virtual bool fault_out_of_memory(OomKiller& oom, Task& task) const;
   // The report.
   virtual void dump_header(OomKiller& oom, const OomControl& control) const = 0;
   virtual void dump_tasks(OomKiller& oom) const = 0;
   virtual void say_chosen(const Task& chosen, int64_t points, PageCount totalpages, const char* message) const = 0;
   virtual void say_killed(const Task& victim) const = 0;
-  [[nodiscard]] virtual const char* panic_on_oom_text(int level) const = 0;
+  [[nodiscard]] virtual const char* panic_on_oom_text(int level) const {
+    return level == 2 ? "Out of memory: compulsory panic_on_oom is enabled"
+                      : "Out of memory: system-wide panic_on_oom is enabled";
+  }
 
  protected:
   ~OomPolicy() = default;

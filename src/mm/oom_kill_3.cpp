@@ -42,20 +42,14 @@ class Policy final : public OomPolicy {
   int64_t score(const OomKiller&, const Task& task, PageCount totalpages) const override {
     return oom_badness(task, totalpages);
   }
-  bool beats(int64_t points, bool, int64_t best) const override { return points > best; }
   bool lets_current_through(OomKiller&, const Task& current) const override { return dying(current); }
   bool lets_chosen_through(OomKiller&, const Task& chosen) const override {
     return chosen.exiting.load(std::memory_order_acquire);
   }
-  Task* child_of(OomKiller& oom, Task& parent, PageCount totalpages) const override {
-    return oom.worst_child(parent, totalpages);
-  }
   bool dies_with_victim(const Task& sharer) const override {
     return sharer.oom_score_adj.load(std::memory_order_relaxed) != OOM_SCORE_ADJ_MIN;
   }
-  bool may_kill_allocating_task() const override { return true; }
   bool reaps() const override { return false; }
-  bool fault_out_of_memory(OomKiller& oom, Task&) const override { return oom.pagefault_out_of_memory(); }
 
   void dump_header(OomKiller& oom, const OomControl& control) const override {
     const Task* task = OomKiller::current_task();
@@ -93,10 +87,6 @@ class Policy final : public OomPolicy {
     LogLine() << "Killed process " << victim.pid << " (" << victim.comm << ") total-vm:" << mm.total_vm * KB
               << "kB, anon-rss:" << mm.rss(RssKind::anon) * KB
               << "kB, file-rss:" << (mm.rss(RssKind::file) + mm.rss(RssKind::shmem)) * KB << "kB";
-  }
-  const char* panic_on_oom_text(int level) const override {
-    return level == 2 ? "Out of memory: compulsory panic_on_oom is enabled"
-                      : "Out of memory: system-wide panic_on_oom is enabled";
   }
 };
 

@@ -52,10 +52,12 @@ void reclaim_may_hope(Zone& zone) {
 
 // ---- Lists and counts -----------------------------------------------------------------------------------------------
 
-PerCpuPages& PageAllocator::this_cpu_pcp(Zone& zone) const {
+PerCpuPages& PageAllocator::this_cpu_pcp(Zone& zone, Temperature temperature) const {
   const Thread* thread = engine_thread().thread;
-  const unsigned cpu = thread != nullptr ? thread->cpu.v : 0;
-  return zone.pcp[cpu < cpus_ ? cpu : 0];
+  unsigned cpu = thread != nullptr ? thread->cpu.v : 0;
+  if (cpu >= cpus_) cpu = 0;
+  if (temperature == Temperature::cold && zone.nr_pcp > cpus_) cpu += cpus_;
+  return zone.pcp[cpu];
 }
 
 Zone& PageAllocator::page_zone(const Page& page) const {
@@ -535,10 +537,10 @@ void PageAllocator::free_pcp(Page& page, Temperature temperature) {
   const Pfn pfn = mem_.pfn(page);
   Zone& zone = page_zone(page);
   const MigrateType type = zone.block_type(pfn);
-  PerCpuPages& pcp = this_cpu_pcp(zone);
+  PerCpuPages& pcp = this_cpu_pcp(zone, temperature);
   ScopedLock guard(pcp.lock);
   page.flags.store(flag_bit(PageFlag::pcp), std::memory_order_relaxed);
-  if (temperature == Temperature::cold)
+  if (temperature == Temperature::cold && zone.nr_pcp == cpus_)
     list_of(pcp, type).push_back(page);
   else
     list_of(pcp, type).push_front(page);
@@ -635,13 +637,18 @@ void PageAllocator::drain_pcp(Zone& zone, PerCpuPages& pcp) {
 }
 
 void PageAllocator::drain_local_pages() {
-  for (unsigned i = 0; i < node_.zonelist.count; ++i)
-    drain_pcp(*node_.zonelist.zones[i], this_cpu_pcp(*node_.zonelist.zones[i]));
+  for (unsigned i = 0; i < node_.zonelist.count; ++i) {
+    Zone& zone = *node_.zonelist.zones[i];
+    drain_pcp(zone, this_cpu_pcp(zone));
+    if (zone.nr_pcp > cpus_) drain_pcp(zone, this_cpu_pcp(zone, Temperature::cold));
+  }
 }
 
 void PageAllocator::drain_all_pages() {
-  for (unsigned i = 0; i < node_.zonelist.count; ++i)
-    for (unsigned cpu = 0; cpu < cpus_; ++cpu) drain_pcp(*node_.zonelist.zones[i], node_.zonelist.zones[i]->pcp[cpu]);
+  for (unsigned i = 0; i < node_.zonelist.count; ++i) {
+    Zone& zone = *node_.zonelist.zones[i];
+    for (unsigned n = 0; n < zone.nr_pcp; ++n) drain_pcp(zone, zone.pcp[n]);
+  }
 }
 
 }  // namespace weir

@@ -141,6 +141,7 @@ class PageAllocator {
  private:
   // What differs by kernel: everything between alloc_pages and the free lists, and the slow path.
   struct Era;
+  struct OldEra;
   struct Era_2_6_20;  // page_alloc_2_6_20.cpp
   struct Era_3;       // page_alloc_3.cpp
   struct Era_4_14;    // page_alloc.cpp, page_alloc_slowpath.cpp
@@ -213,7 +214,7 @@ class PageAllocator {
   void del_from_free_list(Zone& zone, Page& page, unsigned order) WEIR_REQUIRES(zone.lock);
   void __mod_zone_page_state(Zone& zone, int64_t delta) WEIR_REQUIRES(zone.lock);
   void __count_zid_vm_events(const Zone& zone, Order order);
-  [[nodiscard]] PerCpuPages& this_cpu_pcp(Zone& zone) const;
+  [[nodiscard]] PerCpuPages& this_cpu_pcp(Zone& zone, Temperature temperature = Temperature::hot) const;
   void drain_pcp(Zone& zone, PerCpuPages& pcp);
 
   // set-up
@@ -235,6 +236,7 @@ class PageAllocator {
   // Set-up and sysctls: whoever changes them is alone in doing so; readers take what they find.
   uint64_t min_free_kbytes_ = 0;
   unsigned watermark_scale_factor_ = 10;
+  bool cold_lists_ = false;
   unsigned percpu_pagelist_fraction_ = 0;
   Mutex oom_lock_{LockRank::oom};
   std::atomic<int64_t> fail_after_{-1};

@@ -1,8 +1,8 @@
 // src/mm/page_alloc_2_6_20.cpp: allocation as 2.6.20 does it, all in one function; see page_alloc.hpp
 //
-//   __alloc_pages: at low --> wake kswapd --> at min --> PF_MEMALLOC: no marks --> try_to_free_pages --> progress: at
-//   min
-//                                                           no progress: at high, out_of_memory, from the start
+//   __alloc_pages: at low --> wake kswapd --> at min --> PF_MEMALLOC: no marks --> try_to_free_pages
+//     progress: at min
+//     none: at high, out_of_memory, from the start
 //
 // Linux: mm/page_alloc.c, 2.6.20. It knows no migrate types: a block of any list will do.
 #include <new>
@@ -25,7 +25,7 @@ void PageAllocator::Era::place(PageAllocator& self, KernelEra kernel) {
   }
 }
 
-bool PageAllocator::Era::context(gfp_t gfp, Order order, AllocContext& ac) const {
+bool PageAllocator::OldEra::context(gfp_t gfp, Order order, AllocContext& ac) const {
   if (order.v >= MAX_ORDER) return false;
   if (self.fail_after_.load(std::memory_order_relaxed) >= 0 && self.should_fail_alloc_page(gfp, order)) return false;
   ac.high_zoneidx = gfp.has(__GFP_DMA32) ? ZoneType::DMA32 : ZoneType::NORMAL;
@@ -44,22 +44,88 @@ bool PageAllocator::Era::context(gfp_t gfp, Order order, AllocContext& ac) const
   return false;
 }
 
-Page* PageAllocator::Era::pcp_page(PerCpuPages& pcp, PageList& list, gfp_t gfp, bool hit) {
-  Page& page = gfp.has(__GFP_COLD) ? list.back() : list.front();
-  list.erase(PageList::s_iterator_to(page));
-  --pcp.count;
-  page.flags.store(0, std::memory_order_relaxed);
-  if (hit) WEIR_STATE(pcp_hit, self.mem_.pfn(page), pcp.count + 1, pcp.count);
-  return &page;
+void PageAllocator::OldEra::wake_kswapds(Order order, const AllocContext& ac) {
+  for (unsigned i = 0; i < ac.zonelist->count; ++i)
+    if (ac.zonelist->zones[i]->type <= ac.high_zoneidx)
+      self.pressure_->wakeup_kswapd(ac.zonelist->zones[i]->type, order);
 }
 
-Page* PageAllocator::Era::block(Zone& zone, Page& page, Order order, unsigned found, MigrateType type) {
-  const FreeArea& area = zone.free_area[found];
-  WEIR_STATE(buddy_find, self.mem_.pfn(page), order, found);
-  self.del_from_free_list(zone, page, found);
-  WEIR_STATE(buddy_remove, self.mem_.pfn(page), area.nr_free + 1, area.nr_free);
-  self.expand(zone, page, order.v, found, type);
-  return &page;
+PageCount PageAllocator::OldEra::reclaim(gfp_t gfp, Order order) {
+  cond_resched();
+  PageCount progress{};
+  if (engine_thread().thread != nullptr) {
+    const ThreadFlagScope freeing_memory(PF_MEMALLOC);
+    progress = self.pressure_->try_to_free_pages(order, gfp);
+  } else {
+    progress = self.pressure_->try_to_free_pages(order, gfp);
+  }
+  cond_resched();
+  return progress;
+}
+
+Page* PageAllocator::OldEra::get_page_from_freelist(gfp_t gfp, Order order, uint32_t alloc_flags,
+                                                    const AllocContext& ac) {
+  WEIR_FLOW(gfp, order, alloc_flags);
+  for (unsigned i = 0; i < ac.zonelist->count; ++i) {
+    Zone& zone = *ac.zonelist->zones[i];
+    if (zone.type > ac.high_zoneidx) continue;
+    if ((alloc_flags & ALLOC_NO_WATERMARKS) == 0) {
+      const int64_t mark = zone.watermark[alloc_flags & ALLOC_WMARK_MASK & 3].load(std::memory_order_relaxed);
+      if (!watermark_ok(zone, order, mark, ac.classzone_idx, alloc_flags)) continue;
+    }
+    if (Page* page = buffered_rmqueue(zone, order, gfp, ac.migratetype)) {
+      self.prep_new_page(*page, order, gfp);
+      return page;
+    }
+  }
+  return nullptr;
+}
+
+Page* PageAllocator::OldEra::buffered_rmqueue(Zone& zone, Order order, gfp_t gfp, MigrateType type) {
+  WEIR_FLOW(zone, order, gfp);
+  Page* page = nullptr;
+  if (order.v == 0) {
+    PerCpuPages& pcp = pcp_of(zone, gfp);
+    ScopedLock guard(pcp.lock);
+    PageList& list = list_of(pcp, type);
+    const bool hit = !list.empty();
+    if (!hit) {
+      WEIR_STATE(pcp_miss, zone, 0, 0);
+      pcp.count += rmqueue_bulk(zone, Order(0), pcp.batch, list, type);
+      if (list.empty()) return nullptr;
+    }
+    // The cold end, where hot and cold pages are on one list.
+    page = gfp.has(__GFP_COLD) && !self.cold_lists_ ? &list.back() : &list.front();
+    list.erase(PageList::s_iterator_to(*page));
+    --pcp.count;
+    page->flags.store(0, std::memory_order_relaxed);
+    if (hit) WEIR_STATE(pcp_hit, self.mem_.pfn(*page), pcp.count + 1, pcp.count);
+  } else {
+    WEIR_STATE(pcp_miss, zone, 0, order);
+    ScopedLock guard(zone.lock);
+    page = take_block(zone, order, type);
+    if (page == nullptr) return nullptr;
+    self.__mod_zone_page_state(zone, -(int64_t{1} << order.v));
+  }
+  WEIR_BUG_ON(written_while_free(*page));
+  self.vmstat_.count_vm_events(zone.type == ZoneType::DMA32 ? VmEvent::pgalloc_dma32 : VmEvent::pgalloc_normal,
+                               uint64_t{1} << order.v);
+  return page;
+}
+
+int32_t PageAllocator::OldEra::rmqueue_bulk(Zone& zone, Order order, int32_t count, PageList& list, MigrateType type) {
+  WEIR_FLOW(zone, order, count);
+  ScopedLock guard(zone.lock);
+  int32_t taken = 0;
+  for (; taken < count; ++taken) {
+    Page* page = take_block(zone, order, type);
+    if (page == nullptr) break;
+    WEIR_BUG_ON(written_while_free(*page));
+    page->flags.store(flag_bit(PageFlag::pcp), std::memory_order_relaxed);
+    list.push_back(*page);
+  }
+  self.__mod_zone_page_state(zone, -(int64_t{taken} << order.v));
+  return taken;
 }
 
 bool watermark_by_orders(const Zone& zone, Order order, int64_t mark, ZoneType classzone, uint32_t alloc_flags) {
@@ -91,14 +157,25 @@ bool linux_2_6_20::zone_watermark_ok(const Zone& zone, Order order, int64_t mark
   return watermark_by_orders(zone, order, mark, classzone, alloc_flags);
 }
 
-struct PageAllocator::Era_2_6_20 final : Era {
-  using Era::Era;
+struct PageAllocator::Era_2_6_20 final : OldEra {
+  using OldEra::OldEra;
   Page* alloc(gfp_t gfp, Order order) override { return __alloc_pages(gfp, order); }
 
+  bool watermark_ok(const Zone& zone, Order order, int64_t mark, ZoneType classzone,
+                    uint32_t alloc_flags) const override {
+    return linux_2_6_20::zone_watermark_ok(zone, order, mark, classzone, alloc_flags);
+  }
+  PerCpuPages& pcp_of(Zone& zone, gfp_t gfp) const override {
+    return self.this_cpu_pcp(zone, gfp.has(__GFP_COLD) ? Temperature::cold : Temperature::hot);
+  }
+  PageList& list_of(PerCpuPages& pcp, MigrateType) const override {
+    for (PageList& list : pcp.lists)
+      if (!list.empty()) return list;
+    return pcp.lists[0];
+  }
+  Page* take_block(Zone& zone, Order order, MigrateType) override { return __rmqueue(zone, order); }
+
   Page* __alloc_pages(gfp_t gfp, Order order);
-  Page* get_page_from_freelist(gfp_t gfp, Order order, uint32_t alloc_flags, const AllocContext& ac);
-  Page* buffered_rmqueue(Zone& zone, Order order, gfp_t gfp);
-  int32_t rmqueue_bulk(Zone& zone, Order order, int32_t count, PageList& list);
   Page* __rmqueue(Zone& zone, Order order) WEIR_REQUIRES(zone.lock);
   Page* direct_reclaim(gfp_t gfp, Order order, uint32_t alloc_flags, const AllocContext& ac, bool& restart,
                        bool& hopeless);
@@ -123,10 +200,7 @@ Page* PageAllocator::Era_2_6_20::__alloc_pages(gfp_t gfp, Order order) {
   while (restart) {
     restart = false;
     if (Page* page = get_page_from_freelist(gfp, order, ALLOC_WMARK_LOW, ac)) return handed_out(*page, order);
-    if (gfp.has(__GFP_KSWAPD_RECLAIM) && self.pressure_ != nullptr)
-      for (unsigned i = 0; i < ac.zonelist->count; ++i)
-        if (ac.zonelist->zones[i]->type <= ac.high_zoneidx)
-          self.pressure_->wakeup_kswapd(ac.zonelist->zones[i]->type, order);
+    if (gfp.has(__GFP_KSWAPD_RECLAIM) && self.pressure_ != nullptr) wake_kswapds(order, ac);
     uint32_t alloc_flags = ALLOC_WMARK_MIN;
     if (!gfp.has(__GFP_DIRECT_RECLAIM) || gfp.has(__GFP_ATOMIC)) alloc_flags |= ALLOC_HARDER;
     if (gfp.has(__GFP_HIGH)) alloc_flags |= ALLOC_HIGH;
@@ -166,15 +240,7 @@ Page* PageAllocator::Era_2_6_20::__alloc_pages(gfp_t gfp, Order order) {
 // where the kernel panics.
 Page* PageAllocator::Era_2_6_20::direct_reclaim(gfp_t gfp, Order order, uint32_t alloc_flags, const AllocContext& ac,
                                                 bool& restart, bool& hopeless) {
-  cond_resched();
-  PageCount progress{};
-  if (engine_thread().thread != nullptr) {
-    const ThreadFlagScope freeing_memory(PF_MEMALLOC);
-    progress = self.pressure_->try_to_free_pages(order, gfp);
-  } else {
-    progress = self.pressure_->try_to_free_pages(order, gfp);
-  }
-  cond_resched();
+  const PageCount progress = reclaim(gfp, order);
   self.flush_quarantine(gfp);
   if (progress.v > 0) return get_page_from_freelist(gfp, order, alloc_flags, ac);
   WEIR_STATE(reclaim_fruitless, order, 0, 1);
@@ -196,76 +262,20 @@ Page* PageAllocator::Era_2_6_20::direct_reclaim(gfp_t gfp, Order order, uint32_t
   return nullptr;
 }
 
-Page* PageAllocator::Era_2_6_20::get_page_from_freelist(gfp_t gfp, Order order, uint32_t alloc_flags,
-                                                        const AllocContext& ac) {
-  WEIR_FLOW(gfp, order, alloc_flags);
-  for (unsigned i = 0; i < ac.zonelist->count; ++i) {
-    Zone& zone = *ac.zonelist->zones[i];
-    if (zone.type > ac.high_zoneidx) continue;
-    if ((alloc_flags & ALLOC_NO_WATERMARKS) == 0) {
-      const int64_t mark = zone.watermark[alloc_flags & ALLOC_WMARK_MASK & 3].load(std::memory_order_relaxed);
-      if (!linux_2_6_20::zone_watermark_ok(zone, order, mark, ac.classzone_idx, alloc_flags)) continue;
-    }
-    if (Page* page = buffered_rmqueue(zone, order, gfp)) {
-      self.prep_new_page(*page, order, gfp);
-      return page;
-    }
-  }
-  return nullptr;
-}
-
-Page* PageAllocator::Era_2_6_20::buffered_rmqueue(Zone& zone, Order order, gfp_t gfp) {
-  WEIR_FLOW(zone, order, gfp);
-  Page* page = nullptr;
-  if (order.v == 0) {
-    PerCpuPages& pcp = self.this_cpu_pcp(zone);
-    ScopedLock guard(pcp.lock);
-    PageList* list = nullptr;
-    for (PageList& l : pcp.lists)
-      if (!l.empty()) list = &l;
-    const bool hit = list != nullptr;
-    if (!hit) {
-      list = &pcp.lists[0];
-      WEIR_STATE(pcp_miss, zone, 0, 0);
-      pcp.count += rmqueue_bulk(zone, Order(0), pcp.batch, *list);
-      if (list->empty()) return nullptr;
-    }
-    page = pcp_page(pcp, *list, gfp, hit);
-  } else {
-    WEIR_STATE(pcp_miss, zone, 0, order);
-    ScopedLock guard(zone.lock);
-    page = __rmqueue(zone, order);
-    if (page == nullptr) return nullptr;
-    self.__mod_zone_page_state(zone, -(int64_t{1} << order.v));
-  }
-  WEIR_BUG_ON(written_while_free(*page));
-  self.vmstat_.count_vm_events(zone.type == ZoneType::DMA32 ? VmEvent::pgalloc_dma32 : VmEvent::pgalloc_normal,
-                               uint64_t{1} << order.v);
-  return page;
-}
-
-int32_t PageAllocator::Era_2_6_20::rmqueue_bulk(Zone& zone, Order order, int32_t count, PageList& list) {
-  WEIR_FLOW(zone, order, count);
-  ScopedLock guard(zone.lock);
-  int32_t taken = 0;
-  for (; taken < count; ++taken) {
-    Page* page = __rmqueue(zone, order);
-    if (page == nullptr) break;
-    WEIR_BUG_ON(written_while_free(*page));
-    page->flags.store(flag_bit(PageFlag::pcp), std::memory_order_relaxed);
-    list.push_back(*page);
-  }
-  self.__mod_zone_page_state(zone, -(int64_t{taken} << order.v));
-  return taken;
-}
-
 Page* PageAllocator::Era_2_6_20::__rmqueue(Zone& zone, Order order) {
   WEIR_FLOW(zone, order);
   for (unsigned o = order.v; o < MAX_ORDER; ++o)
     for (unsigned t = static_cast<unsigned>(MigrateType::count); t-- > 0;) {
       const auto type = static_cast<MigrateType>(t);
       PageList& list = free_list(zone, self.mem_, o, type);
-      if (!list.empty()) return block(zone, list.front(), order, o, type);
+      if (list.empty()) continue;
+      Page& page = list.front();
+      const FreeArea& area = zone.free_area[o];
+      WEIR_STATE(buddy_find, self.mem_.pfn(page), order, o);
+      self.del_from_free_list(zone, page, o);
+      WEIR_STATE(buddy_remove, self.mem_.pfn(page), area.nr_free + 1, area.nr_free);
+      self.expand(zone, page, order.v, o, type);
+      return &page;
     }
   return nullptr;
 }

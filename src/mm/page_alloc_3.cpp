@@ -1,7 +1,7 @@
 // src/mm/page_alloc_3.cpp: allocation as 3.x does it; see page_alloc.hpp
 //
-//   __alloc_pages_nodemask: at low --> __alloc_pages_slowpath: wake_all_kswapd --> at min --> no marks, if allowed -->
-//   __alloc_pages_direct_reclaim --> no progress: __alloc_pages_may_oom, from the start --> should_alloc_retry: again
+//   __alloc_pages_nodemask: at low --> __alloc_pages_slowpath: wake_all_kswapd --> at min --> no marks, if allowed
+//     --> __alloc_pages_direct_reclaim --> none: __alloc_pages_may_oom, from the start · should_alloc_retry: again
 //
 // Linux: mm/page_alloc.c, 3.7 to 3.10, without compaction.
 #include <new>
@@ -43,9 +43,19 @@ bool linux_3::zone_watermark_ok_safe(const Zone& zone, Order order, int64_t mark
   return __zone_watermark_ok(zone, order, mark, classzone, alloc_flags);
 }
 
-struct PageAllocator::Era_3 final : Era {
-  using Era::Era;
+struct PageAllocator::Era_3 final : OldEra {
+  using OldEra::OldEra;
   Page* alloc(gfp_t gfp, Order order) override { return __alloc_pages_nodemask(gfp, order); }
+
+  bool watermark_ok(const Zone& zone, Order order, int64_t mark, ZoneType classzone,
+                    uint32_t alloc_flags) const override {
+    return linux_3::zone_watermark_ok(zone, order, mark, classzone, alloc_flags);
+  }
+  PerCpuPages& pcp_of(Zone& zone, gfp_t) const override { return self.this_cpu_pcp(zone); }
+  PageList& list_of(PerCpuPages& pcp, MigrateType type) const override {
+    return pcp.lists[static_cast<unsigned>(type)];
+  }
+  Page* take_block(Zone& zone, Order order, MigrateType type) override { return __rmqueue(zone, order, type); }
 
   Page* __alloc_pages_nodemask(gfp_t gfp, Order order);
   Page* __alloc_pages_slowpath(gfp_t gfp, Order order, const AllocContext& ac);
@@ -58,9 +68,6 @@ struct PageAllocator::Era_3 final : Era {
   static bool should_alloc_retry(gfp_t gfp, Order order, PageCount pages_reclaimed);
   static uint32_t gfp_to_alloc_flags(gfp_t gfp);
   static void wait_iff_congested(Nanos at_most);
-  Page* get_page_from_freelist(gfp_t gfp, Order order, uint32_t alloc_flags, const AllocContext& ac);
-  Page* buffered_rmqueue(Zone& zone, Order order, gfp_t gfp, MigrateType type);
-  int32_t rmqueue_bulk(Zone& zone, Order order, int32_t count, PageList& list, MigrateType type);
   Page* __rmqueue(Zone& zone, Order order, MigrateType type) WEIR_REQUIRES(zone.lock);
   Page* __rmqueue_smallest(Zone& zone, Order order, MigrateType type) WEIR_REQUIRES(zone.lock);
   Page* __rmqueue_fallback(Zone& zone, Order order, MigrateType start) WEIR_REQUIRES(zone.lock);
@@ -157,9 +164,7 @@ Page* PageAllocator::Era_3::__alloc_pages_slowpath(gfp_t gfp, Order order, const
 void PageAllocator::Era_3::wake_all_kswapd(gfp_t gfp, Order order, const AllocContext& ac) {
   if (!gfp.has(__GFP_KSWAPD_RECLAIM) || self.pressure_ == nullptr) return;
   WEIR_FLOW(order);
-  for (unsigned i = 0; i < ac.zonelist->count; ++i)
-    if (ac.zonelist->zones[i]->type <= ac.high_zoneidx)
-      self.pressure_->wakeup_kswapd(ac.zonelist->zones[i]->type, order);
+  wake_kswapds(order, ac);
 }
 
 Page* PageAllocator::Era_3::__alloc_pages_high_priority(gfp_t gfp, Order order, const AllocContext& ac) {
@@ -189,16 +194,7 @@ Page* PageAllocator::Era_3::__alloc_pages_direct_reclaim(gfp_t gfp, Order order,
 
 PageCount PageAllocator::Era_3::__perform_reclaim(gfp_t gfp, Order order) {
   WEIR_FLOW(gfp, order);
-  cond_resched();
-  PageCount progress{};
-  if (engine_thread().thread != nullptr) {
-    const ThreadFlagScope freeing_memory(PF_MEMALLOC);
-    progress = self.pressure_->try_to_free_pages(order, gfp);
-  } else {
-    progress = self.pressure_->try_to_free_pages(order, gfp);
-  }
-  cond_resched();
-  return progress;
+  return reclaim(gfp, order);
 }
 
 Page* PageAllocator::Era_3::__alloc_pages_may_oom(gfp_t gfp, Order order, const AllocContext& ac, bool& killed) {
@@ -222,66 +218,6 @@ Page* PageAllocator::Era_3::__alloc_pages_may_oom(gfp_t gfp, Order order, const 
 }
 
 // ---- Out of the free lists -----------------------------------------------------------------------------------------
-
-Page* PageAllocator::Era_3::get_page_from_freelist(gfp_t gfp, Order order, uint32_t alloc_flags,
-                                                   const AllocContext& ac) {
-  WEIR_FLOW(gfp, order, alloc_flags);
-  for (unsigned i = 0; i < ac.zonelist->count; ++i) {
-    Zone& zone = *ac.zonelist->zones[i];
-    if (zone.type > ac.high_zoneidx) continue;
-    if ((alloc_flags & ALLOC_NO_WATERMARKS) == 0) {
-      const int64_t mark = zone.watermark[alloc_flags & ALLOC_WMARK_MASK & 3].load(std::memory_order_relaxed);
-      if (!linux_3::zone_watermark_ok(zone, order, mark, ac.classzone_idx, alloc_flags)) continue;
-    }
-    if (Page* page = buffered_rmqueue(zone, order, gfp, ac.migratetype)) {
-      self.prep_new_page(*page, order, gfp);
-      return page;
-    }
-  }
-  return nullptr;
-}
-
-Page* PageAllocator::Era_3::buffered_rmqueue(Zone& zone, Order order, gfp_t gfp, MigrateType type) {
-  WEIR_FLOW(zone, order, type);
-  Page* page = nullptr;
-  if (order.v == 0) {
-    PerCpuPages& pcp = self.this_cpu_pcp(zone);
-    ScopedLock guard(pcp.lock);
-    PageList& list = pcp.lists[static_cast<unsigned>(type)];
-    const bool hit = !list.empty();
-    if (!hit) {
-      WEIR_STATE(pcp_miss, zone, 0, 0);
-      pcp.count += rmqueue_bulk(zone, Order(0), pcp.batch, list, type);
-      if (list.empty()) return nullptr;
-    }
-    page = pcp_page(pcp, list, gfp, hit);
-  } else {
-    WEIR_STATE(pcp_miss, zone, 0, order);
-    ScopedLock guard(zone.lock);
-    page = __rmqueue(zone, order, type);
-    if (page == nullptr) return nullptr;
-    self.__mod_zone_page_state(zone, -(int64_t{1} << order.v));
-  }
-  WEIR_BUG_ON(written_while_free(*page));
-  self.vmstat_.count_vm_events(zone.type == ZoneType::DMA32 ? VmEvent::pgalloc_dma32 : VmEvent::pgalloc_normal,
-                               uint64_t{1} << order.v);
-  return page;
-}
-
-int32_t PageAllocator::Era_3::rmqueue_bulk(Zone& zone, Order order, int32_t count, PageList& list, MigrateType type) {
-  WEIR_FLOW(zone, order, count);
-  ScopedLock guard(zone.lock);
-  int32_t taken = 0;
-  for (; taken < count; ++taken) {
-    Page* page = __rmqueue(zone, order, type);
-    if (page == nullptr) break;
-    WEIR_BUG_ON(written_while_free(*page));
-    page->flags.store(flag_bit(PageFlag::pcp), std::memory_order_relaxed);
-    list.push_back(*page);
-  }
-  self.__mod_zone_page_state(zone, -(int64_t{taken} << order.v));
-  return taken;
-}
 
 Page* PageAllocator::Era_3::__rmqueue(Zone& zone, Order order, MigrateType type) {
   WEIR_FLOW(zone, order, type);

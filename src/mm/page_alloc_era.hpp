@@ -19,14 +19,34 @@ struct PageAllocator::Era {
 
  protected:
   ~Era() = default;
+};
 
-  // What older kernels share; nothing here is recorded.
+/// What 2.6.20 and 3.x share.
+struct PageAllocator::OldEra : Era {
+  using Era::Era;
+
+ protected:
+  ~OldEra() = default;
+
+  // ---- where they differ
+  [[nodiscard]] virtual bool watermark_ok(const Zone& zone, Order order, int64_t mark, ZoneType classzone,
+                                          uint32_t alloc_flags) const = 0;
+  /// Where a page is taken from: the CPU's lists, and of them one that has pages, if any has.
+  [[nodiscard]] virtual PerCpuPages& pcp_of(Zone& zone, gfp_t gfp) const = 0;
+  [[nodiscard]] virtual PageList& list_of(PerCpuPages& pcp, MigrateType type) const WEIR_REQUIRES(pcp.lock) = 0;
+  virtual Page* take_block(Zone& zone, Order order, MigrateType type) WEIR_REQUIRES(zone.lock) = 0;
+
+  // ---- recorded
+  Page* get_page_from_freelist(gfp_t gfp, Order order, uint32_t alloc_flags, const AllocContext& ac);
+  Page* buffered_rmqueue(Zone& zone, Order order, gfp_t gfp, MigrateType type);
+  int32_t rmqueue_bulk(Zone& zone, Order order, int32_t count, PageList& list, MigrateType type);
+
+  // ---- not recorded
   /// False: no zone as low as the request wants has memory, or the order is too large.
   [[nodiscard]] bool context(gfp_t gfp, Order order, AllocContext& ac) const;
-  /// The tail of a per-CPU refill and of a whole block's way out.
-  [[nodiscard]] Page* pcp_page(PerCpuPages& pcp, PageList& list, gfp_t gfp, bool hit) WEIR_REQUIRES(pcp.lock);
-  [[nodiscard]] Page* block(Zone& zone, Page& page, Order order, unsigned found, MigrateType type)
-      WEIR_REQUIRES(zone.lock);
+  void wake_kswapds(Order order, const AllocContext& ac);
+  /// Direct reclaim, with the right to the reserves.
+  PageCount reclaim(gfp_t gfp, Order order);
 };
 
 /// free - 2^order + 1 against the mark, and then for each order below what is left without its blocks against half.

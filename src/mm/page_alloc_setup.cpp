@@ -28,6 +28,7 @@ int32_t zone_batchsize(int64_t managed) {
 
 PageAllocator::PageAllocator(MemMap& mem, Node& node, VmStat& vmstat, Mmu& mmu, unsigned cpus, KernelEra kernel)
     : mem_(mem), node_(node), vmstat_(vmstat), mmu_(mmu), cpus_(cpus) {
+  cold_lists_ = profile_of(kernel).cold_lists;
   if (!profile_of(kernel).watermark_scale) watermark_scale_factor_ = 0;
   Era::place(*this, kernel);
   WEIR_BUG_ON(cpus == 0 || cpus > MAX_CPUS);
@@ -96,10 +97,11 @@ void PageAllocator::init_zone(Bootmem& boot, Zone& zone, const ZoneLayout& layou
   // Most memory will be users'; what the kernel needs is taken over block by block.
   std::fill_n(zone.pageblock_type, blocks, MigrateType::movable);
 
-  auto pcps = boot.alloc_bootmem(Bytes(cpus_ * sizeof(PerCpuPages)), Bytes(alignof(PerCpuPages)));
+  zone.nr_pcp = cold_lists_ ? 2 * cpus_ : cpus_;
+  auto pcps = boot.alloc_bootmem(Bytes(zone.nr_pcp * sizeof(PerCpuPages)), Bytes(alignof(PerCpuPages)));
   WEIR_BUG_ON(!pcps);
   zone.pcp = reinterpret_cast<PerCpuPages*>(*pcps);
-  for (unsigned cpu = 0; cpu < cpus_; ++cpu) ::new (zone.pcp + cpu) PerCpuPages;
+  for (unsigned n = 0; n < zone.nr_pcp; ++n) ::new (zone.pcp + n) PerCpuPages;
 }
 
 // ---- Sizes that follow memory ---------------------------------------------------------------------------------------
@@ -148,17 +150,18 @@ void PageAllocator::setup_pcp(Zone& zone) {
   const int64_t managed = zone.managed_pages.load(std::memory_order_relaxed);
   int32_t batch = zone_batchsize(managed);
   int32_t high = 6 * batch;
+  const int32_t cold_high = 2 * batch, cold_batch = std::max(batch / 2, 1);
   batch = std::max(batch, 1);
   if (percpu_pagelist_fraction_ != 0) {
     high = static_cast<int32_t>(std::min<int64_t>(managed / percpu_pagelist_fraction_, INT32_MAX));
     batch = std::clamp(high / 4, 1, static_cast<int32_t>(PAGE_SHIFT * 8));
   }
-  for (unsigned cpu = 0; cpu < cpus_; ++cpu) {
-    PerCpuPages& pcp = zone.pcp[cpu];
+  for (unsigned n = 0; n < zone.nr_pcp; ++n) {
+    PerCpuPages& pcp = zone.pcp[n];
     ScopedLock guard(pcp.lock);
-    pcp.batch = batch;
-    pcp.high = high;
-    if (pcp.count >= high) free_pcppages_bulk(zone, pcp.count, pcp);
+    pcp.batch = n < cpus_ ? batch : cold_batch;
+    pcp.high = n < cpus_ ? high : cold_high;
+    if (pcp.count >= pcp.high) free_pcppages_bulk(zone, pcp.count, pcp);
   }
 }
 
@@ -330,8 +333,8 @@ PageAllocator::Survey PageAllocator::survey(void (*fail)(void*, const char*, con
              "a zone's free pages are not the sum of its free areas");
     }
     s.free_in_buddy += in_zone;
-    for (unsigned cpu = 0; cpu < cpus_; ++cpu) {
-      PerCpuPages& pcp = zone.pcp[cpu];
+    for (unsigned n = 0; n < zone.nr_pcp; ++n) {
+      PerCpuPages& pcp = zone.pcp[n];
       ScopedLock guard(pcp.lock);
       int32_t count = 0;
       for (const PageList& list : pcp.lists)

@@ -3,8 +3,13 @@
 
 namespace weir {
 
-PageIo::PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu)
-    : filemap_(filemap), swap_(swap), vmstat_(vmstat), mmu_(mmu) {}
+PageIo::PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu, const Profile& profile)
+    : filemap_(filemap),
+      swap_(swap),
+      vmstat_(vmstat),
+      mmu_(mmu),
+      rw_page_(profile.rw_page),
+      write_(profile.era == KernelEra::linux_2_6_20 ? &PageIo::write_to_slot : &PageIo::__swap_writepage) {}
 
 // ---- Bios -----------------------------------------------------------------------------------------------------------
 
@@ -119,12 +124,13 @@ bool PageIo::swap_set_page_dirty(Page& page) {
 Result<void> PageIo::swap_writepage(Page& page, WritebackControl& wbc) {
   const SwpEntry entry{page.private_};
   WEIR_FLOW(filemap_.pages().mem().pfn(page), entry);
+  (void)wbc;
   if (try_to_free_swap_ != nullptr && try_to_free_swap_(try_arg_, page)) {
     filemap_.unlock_page(page);
     return {};
   }
   if (swap_.frontswap().enabled() && frontswap_store(page)) return {};
-  return __swap_writepage(page, wbc);
+  return (this->*write_)(page);
 }
 
 /// True: the page is in the store and unlocked; it need not go to the device.
@@ -199,11 +205,14 @@ Result<void> PageIo::bdev_write_page(BlockDevice& device, uint64_t index, Page& 
   return {};
 }
 
-Result<void> PageIo::__swap_writepage(Page& page, WritebackControl& wbc) {
+Result<void> PageIo::__swap_writepage(Page& page) {
+  WEIR_FLOW(filemap_.pages().mem().pfn(page), SwpEntry{page.private_});
+  return write_to_slot(page);
+}
+
+Result<void> PageIo::write_to_slot(Page& page) {
   const Pfn pfn = filemap_.pages().mem().pfn(page);
   const SwpEntry entry{page.private_};
-  WEIR_FLOW(pfn, entry);
-  (void)wbc;
   WEIR_DEBUG_BUG_ON(!PageSwapCache(page));
   SwapInfo* si = swap_.swap_info(swp_type(entry));
   if (si == nullptr) {
@@ -212,7 +221,7 @@ Result<void> PageIo::__swap_writepage(Page& page, WritebackControl& wbc) {
     return Errno::io;
   }
   WEIR_STATE(swap_write, entry, pfn, 0);
-  if (si->bdev->synchronous()) {
+  if (at_once(*si->bdev)) {
     const Result<void> written = bdev_write_page(*si->bdev, swp_offset(entry), page);
     if (written) {
       page.clear(PageFlag::error);
@@ -297,7 +306,7 @@ Result<void> PageIo::swap_readpage(Page& page, ReadList* list) {
   }
   WEIR_STATE(swap_read, entry, pfn, 0);
   page.clear(PageFlag::error);
-  if (!si->bdev->synchronous()) {
+  if (!at_once(*si->bdev)) {
     PageBio& bio = get_swap_bio(BioOp::read, entry, page, end_swap_bio_read, list);
     vmstat_.count_vm_event(VmEvent::pswpin);
     if (list == nullptr || !si->bdev->batches()) {

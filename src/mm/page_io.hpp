@@ -6,7 +6,8 @@
 //   before the device: frontswap, if there is a store
 //   write: PG_writeback, unlock, submit_bio … end_swap_bio_write (error: dirty again, kept)
 //   read:  page locked until end_swap_bio_read (error: not uptodate)
-// Synchronous devices (zram) are served by bdev_write_page / bdev_read_page at once.
+// Synchronous devices (zram) are served by bdev_write_page / bdev_read_page at once, or, by kernels without rw_page,
+// like all others.
 //
 // Where the Mmu has no dirty bits, it keeps a mark of what lies in the slot. A write sets it before the page is
 // unlocked, while the bytes still are what is written. PG_error says that the mark is not to be believed
@@ -14,13 +15,15 @@
 #pragma once
 
 #include "mm/filemap.hpp"
+#include "mm/profile.hpp"
 #include "mm/swapfile.hpp"
 
 namespace weir {
 
 class PageIo {
  public:
-  PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu);
+  PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu,
+         const Profile& profile = profile_of(DEFAULT_KERNEL));
   PageIo(const PageIo&) = delete;
   PageIo& operator=(const PageIo&) = delete;
   /// Bios come from a pool made at start: submit cannot fail, it waits for a free one. Errors: ENOMEM.
@@ -31,7 +34,6 @@ class PageIo {
   /// errors: the page is unlocked and dirty again. A slot that no PTE uses is given up and nothing is written
   /// (set_try_to_free_swap). Sleeps.
   Result<void> swap_writepage(Page& page, WritebackControl& wbc);
-  Result<void> __swap_writepage(Page& page, WritebackControl& wbc);
   /// Page locked, in the swap cache, not uptodate. Unlocked when the read is over; then it is uptodate, or PG_error.
   /// Sleeps.
   Result<void> swap_readpage(Page& page) { return swap_readpage(page, nullptr); }
@@ -79,11 +81,15 @@ class PageIo {
   [[nodiscard]] PageBio& prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&), ReadList* list = nullptr);
   [[nodiscard]] PageBio& get_swap_bio(BioOp op, SwpEntry entry, Page& page, void (*end_io)(Bio&),
                                       ReadList* list = nullptr);
+  /// Has the device's rw_page, and the kernel a use for it.
+  [[nodiscard]] bool at_once(const BlockDevice& device) const { return rw_page_ && device.synchronous(); }
   void submit_bio(BlockDevice& device, PageBio& bio);
   Result<void> bdev_write_page(BlockDevice& device, uint64_t index, Page& page);
   /// True: the device's copy of a page that was just read is gone, and the page dirty.
   bool swap_slot_free_notify(BlockDevice& device, Page& page);
   Result<void> bdev_read_page(BlockDevice& device, uint64_t index, Page& page);
+  Result<void> __swap_writepage(Page& page);
+  Result<void> write_to_slot(Page& page);
   bool frontswap_store(Page& page);
   bool frontswap_load(Page& page, Result<void>& outcome);
   void write_failed(Page& page, SwpEntry entry);
@@ -96,6 +102,8 @@ class PageIo {
   SwapFiles& swap_;
   VmStat& vmstat_;
   Mmu& mmu_;
+  const bool rw_page_;
+  Result<void> (PageIo::*const write_)(Page& page);
   bool (*try_to_free_swap_)(void*, Page&) = nullptr;
   void* try_arg_ = nullptr;
   SpinLock pool_lock_{LockRank::leaf};

@@ -151,7 +151,7 @@ void PageWriteback::balance_dirty_pages(AddressSpace& mapping, PageCount dirtied
     if (dirty <= freerun) break;
 
     if (flusher_ != nullptr && flusher_->has_thread()) {
-      flusher_->wakeup_flusher_threads(WB_REASON_BACKGROUND);
+      flusher_->wakeup(WB_REASON_BACKGROUND);
     } else {
       WritebackControl wbc;
       wbc.nr_to_write = DIRTY_RATELIMIT_PAGES + DIRTY_RATELIMIT_PAGES / 2;
@@ -168,7 +168,7 @@ void PageWriteback::balance_dirty_pages(AddressSpace& mapping, PageCount dirtied
     world().schedule_timeout(pause);
     if (fatal_signal_pending() || !exceeded) break;
   }
-  if (flusher_ != nullptr && over_background_thresh()) flusher_->wakeup_flusher_threads(WB_REASON_BACKGROUND);
+  if (flusher_ != nullptr && over_background_thresh()) flusher_->wakeup(WB_REASON_BACKGROUND);
 }
 
 // ---- Writing -------------------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ struct DirtyLimits {
   PageCount background{}, dirty{};
 };
 
-/// Why pages are written: the reason that wakeup_flusher_threads is given and that is recorded. Linux: enum wb_reason.
+/// Why pages are written: the reason that the flusher is given and that is recorded. Linux: enum wb_reason.
 enum WbReason : int {
   WB_REASON_BACKGROUND = 0,
   WB_REASON_VMSCAN = 1,
@@ -41,7 +41,7 @@ class WritebackControlSink {
  public:
   /// Everything that is dirty now is to be written; WB_REASON_BACKGROUND: until below the background limit. Any
   /// context.
-  virtual void wakeup_flusher_threads(int reason) = 0;
+  virtual void wakeup(int reason) = 0;
   /// An inode's page became dirty: it is on the flusher's list when this returns. Any context.
   virtual void mark_inode_dirty(Inode& inode) { (void)inode; }
   /// The inode goes: off the list, and no longer in the flusher's hands when this returns. Sleeps.

@@ -19,39 +19,47 @@ enum class KernelEra : uint8_t { linux_2_6_20, linux_3, linux_4_14 };
 struct Profile {
   KernelEra era;
   const char* name;      ///< as --kernel and scenarios spell it
+  bool cold_lists;       ///< per-CPU pages that no cache knows any more have a list of their own (to 2.6.24)
   bool zone_lists;       ///< LRU lists are a zone's (to 4.7), not the node's
   bool five_lists;       ///< anonymous, file and unevictable pages have lists of their own (2.6.28)
   bool watermark_scale;  ///< vm.watermark_scale_factor (4.6)
   bool lazyfree;         ///< MADV_FREE (4.5)
   bool ksm;              ///< equal pages can be merged (2.6.32)
   bool soft_dirty;       ///< PTEs say what was written since clear_refs (3.11)
+  bool rw_page;          ///< swap pages go to devices that answer at once without a bio (3.16)
 };
 
 inline constexpr Profile PROFILES[] = {
     {.era = KernelEra::linux_2_6_20,
      .name = "2.6.20",
+     .cold_lists = true,
      .zone_lists = true,
      .five_lists = false,
      .watermark_scale = false,
      .lazyfree = false,
      .ksm = false,
-     .soft_dirty = false},
+     .soft_dirty = false,
+     .rw_page = false},
     {.era = KernelEra::linux_3,
      .name = "3.x",
+     .cold_lists = false,
      .zone_lists = true,
      .five_lists = true,
      .watermark_scale = false,
      .lazyfree = false,
      .ksm = true,
-     .soft_dirty = false},
+     .soft_dirty = false,
+     .rw_page = false},
     {.era = KernelEra::linux_4_14,
      .name = "4.14",
+     .cold_lists = false,
      .zone_lists = false,
      .five_lists = true,
      .watermark_scale = true,
      .lazyfree = true,
      .ksm = true,
-     .soft_dirty = true},
+     .soft_dirty = true,
+     .rw_page = true},
 };
 
 [[nodiscard]] constexpr const Profile& profile_of(KernelEra era) { return PROFILES[static_cast<size_t>(era)]; }

@@ -304,13 +304,19 @@ void SwapCache::give_up(Page& page) {
   delete_from_swap_cache(page);
 }
 
-bool SwapCacheEra::try_to_free(Page& page) {
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "swapfile.cpp"
+bool SwapCacheEra::try_to_free_swap(Page& page) {
+  WEIR_FLOW(filemap().pages().mem().pfn(page));
+  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
   if (!PageSwapCache(page) || page.test(PageFlag::writeback) || cache_.page_swapcount(page) != 0) return false;
   give_up(page);
   return true;
 }
 
-bool SwapCacheEra::reuse(Page& page) {
+bool SwapCacheEra::reuse_swap_page(Page& page) {
+  WEIR_FLOW(filemap().pages().mem().pfn(page));
+  WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
   if (PageKsm(page)) return false;
   const bool cached = PageSwapCache(page);
   const uint64_t users = static_cast<uint64_t>(page_mapcount(page)) + (cached ? cache_.page_swapcount(page) : 0);
@@ -319,6 +325,8 @@ bool SwapCacheEra::reuse(Page& page) {
   return true;
 }
 
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "swap_state.cpp"
 void SwapCache::free_swap_cache(Page& page) {
   if (!PageSwapCache(page) || page_mapped(page) || !filemap_.trylock_page(page)) return;
   try_to_free_swap(page);

@@ -177,9 +177,9 @@ class SwapCache {
 //              2.6.20                              3.x                                  4.14
 //   out        add_to_swap                         add_to_swap                          add_to_swap
 //                -> __add_to_swap_cache              -> add_to_swap_cache -> __...        -> add_to_swap_cache -> __...
-//   in         swapin_readahead, as far as slots   swapin_readahead: a fixed window     swapin_readahead: a window that
-//              are used; read_swap_cache_async     -> read_swap_cache_async             adapts ->
-//              __read_swap_cache_async
+//   in         swapin_readahead, as far as slots   swapin_readahead: a fixed window     swapin_readahead: it adapts
+//              are used                              -> read_swap_cache_async             -> __read_swap_cache_async
+//              read_swap_cache_async
 //   reuse      can_share_swap_page                 reuse_swap_page                      reuse_swap_page
 //   give up    remove_exclusive_swap_page          try_to_free_swap                     try_to_free_swap
 
@@ -203,8 +203,8 @@ class SwapCacheEra {
   }
   virtual Page* read_swap_cache_async(SwpEntry entry, gfp_t gfp) = 0;
   virtual Page* swapin_readahead(SwpEntry entry, gfp_t gfp) = 0;
-  virtual bool try_to_free_swap(Page& page) = 0;
-  virtual bool reuse_swap_page(Page& page) = 0;
+  virtual bool try_to_free_swap(Page& page);
+  virtual bool reuse_swap_page(Page& page);
   /// Memory for a node, and the page into the tree. Errors: ENOMEM, EEXIST.
   virtual Result<void> preload(RadixPreload& preload) = 0;
   virtual Result<void> preload_for_page(RadixPreload& reserve) { return preload(reserve); }
@@ -224,8 +224,6 @@ class SwapCacheEra {
   /// A window of slots around entry is read; the caller drains the pagevecs.
   unsigned window(SwpEntry entry) { return cache_.swapin_nr_pages(swp_offset(entry)); }
   void give_up(Page& page) { cache_.give_up(page); }
-  bool reuse(Page& page);
-  bool try_to_free(Page& page);
   [[nodiscard]] AddressSpace& swapper_space() { return cache_.swapper_space_; }
   Filemap& filemap() { return cache_.filemap_; }
   SwapFiles& swap() { return cache_.swap_; }

@@ -69,20 +69,6 @@ class SwapCache_3 final : public SwapCacheEra {
     PageAllocator::get_page(page);
     return common_insert(page, entry, preload);
   }
-
-#undef WEIR_FLOW_FILE
-#define WEIR_FLOW_FILE "swapfile.cpp"
- public:
-  bool try_to_free_swap(Page& page) override {
-    WEIR_FLOW(filemap().pages().mem().pfn(page));
-    WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
-    return try_to_free(page);
-  }
-  bool reuse_swap_page(Page& page) override {
-    WEIR_FLOW(filemap().pages().mem().pfn(page));
-    WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
-    return reuse(page);
-  }
 };
 
 }  // namespace

@@ -93,20 +93,6 @@ class SwapCache_4_14 final : public SwapCacheEra {
     WEIR_FLOW(entry);
     return find_or_make(entry, gfp, new_page_allocated);
   }
-
-#undef WEIR_FLOW_FILE
-#define WEIR_FLOW_FILE "swapfile.cpp"
- public:
-  bool try_to_free_swap(Page& page) override {
-    WEIR_FLOW(filemap().pages().mem().pfn(page));
-    WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
-    return try_to_free(page);
-  }
-  bool reuse_swap_page(Page& page) override {
-    WEIR_FLOW(filemap().pages().mem().pfn(page));
-    WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
-    return reuse(page);
-  }
 };
 
 }  // namespace

@@ -198,8 +198,8 @@ class Scan {
         free += static_cast<int64_t>(blocks) << order;
       }
       equal(Inv::free_count, static_cast<uint64_t>(zone.type), free, zone.nr_free.load());
-      for (unsigned cpu = 0; cpu < m_.world.nr_cpus() && zone.pcp != nullptr; ++cpu)
-        for (PageList& list : zone.pcp[cpu].lists)
+      for (unsigned n = 0; n < zone.nr_pcp; ++n)
+        for (PageList& list : zone.pcp[n].lists)
           for (Page& page : list) count_of(m_.mem.pfn(page)).free_state += 2;
     }
     for (int64_t i = 0; i < m_.mem.frames.v; ++i) {

@@ -608,7 +608,7 @@ struct Vmscan::Era_4_14 final : Era {
     if (stat.nr_dirty != 0 && stat.nr_dirty == stat.nr_congested)
       self.pgdat_congested_.store(true, std::memory_order_relaxed);
     if (stat.nr_unqueued_dirty != 0 && self.flusher_ != nullptr && stat.nr_unqueued_dirty == taken) {
-      self.flusher_->wakeup_flusher_threads(WB_REASON_VMSCAN);
+      self.flusher_->wakeup(WB_REASON_VMSCAN);
       self.pgdat_dirty_.store(true, std::memory_order_relaxed);
     }
     if (stat.nr_immediate != 0) self.congestion_wait();

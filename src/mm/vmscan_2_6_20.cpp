@@ -40,6 +40,7 @@ int64_t swap_tendency_2_6_20(int prev_priority, int priority, int64_t mapped, in
 struct Vmscan::Era_2_6_20 final : Era {
   using Era::Era;
 
+  [[nodiscard]] bool lock(Page& page) override { return !TestSetPageLocked(page); }
   PageCount try_to_free_pages(Order order, gfp_t gfp) override;
   PageCount shrink_all(ScanControl& sc) override;
   void wakeup_kswapd(ZoneType classzone, Order order) override;
@@ -65,6 +66,16 @@ struct Vmscan::Era_2_6_20 final : Era {
   }
 
  private:
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "page-flags.h"
+  /// True if the page is locked already.
+  bool TestSetPageLocked(Page& page) {
+    WEIR_FLOW(self.pages_.mem().pfn(page));
+    return !self.filemap_.trylock_page(page);
+  }
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "vmscan.cpp"
   [[nodiscard]] bool page_mapping_inuse(const Page& page) const;
   int64_t shrink_zones(ScanControl& sc);
   int64_t shrink_zone(Zone& zone, ScanControl& sc);
@@ -264,7 +275,7 @@ PageCount Vmscan::Era_2_6_20::try_to_free_pages(Order order, gfp_t gfp) {
     if (enough) break;
     // Much looked at, little got: perhaps it is dirt that stands in the way.
     if (total_scanned > SWAP_CLUSTER_MAX + SWAP_CLUSTER_MAX / 2) {
-      if (self.flusher_ != nullptr) self.flusher_->wakeup_flusher_threads(WB_REASON_VMSCAN);
+      if (self.flusher_ != nullptr) self.flusher_->wakeup(WB_REASON_VMSCAN);
       sc.may_writepage = true;
     }
     if (sc.nr_scanned.v > 0 && sc.priority < DEF_PRIORITY - 2) self.congestion_wait();

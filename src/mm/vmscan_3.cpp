@@ -1,9 +1,9 @@
 // src/mm/vmscan_3.cpp: reclaim as 3.x does it; see vmscan.hpp
 //
 //   try_to_free_pages -> throttle_direct_reclaim -> do_try_to_free_pages -> shrink_zones -┐
-//   kswapd -> kswapd_try_to_sleep, balance_pgdat -----------------------------------------┴> shrink_zone ->
-//   shrink_lruvec
-//     -> shrink_list -> shrink_active_list | shrink_inactive_list -> shrink_page_list
+//   kswapd -> kswapd_try_to_sleep, balance_pgdat -----------------------------------------┴> shrink_zone
+//   shrink_zone -> shrink_lruvec -> shrink_list -> shrink_active_list | shrink_inactive_list
+//   shrink_inactive_list -> shrink_page_list
 //
 // Five lists a zone. Dirty pages of files are left to the flushers; kswapd writes them when it has come far down.
 //
@@ -229,7 +229,7 @@ PageCount Vmscan::Era_3::do_try_to_free_pages(ScanControl& sc) {
     if (sc.priority < DEF_PRIORITY - 2) sc.may_writepage = true;
     // Much looked at, little got: perhaps it is dirt that stands in the way.
     if (total_scanned > sc.nr_to_reclaim.v + sc.nr_to_reclaim.v / 2) {
-      if (self.flusher_ != nullptr) self.flusher_->wakeup_flusher_threads(WB_REASON_VMSCAN);
+      if (self.flusher_ != nullptr) self.flusher_->wakeup(WB_REASON_VMSCAN);
       sc.may_writepage = true;
     }
     if (direct && sc.nr_scanned.v > 0 && sc.priority < DEF_PRIORITY - 2) wait_iff_congested();

@@ -16,6 +16,8 @@ struct Vmscan::Era {
   virtual void kswapd_loop() = 0;
 
   // ---- one page of shrink_page_list
+  /// The page lock, if nobody has it.
+  [[nodiscard]] virtual bool lock(Page& page) { return self.filemap_.trylock_page(page); }
   virtual References references(Page& page, FlushBatch& aged) = 0;
   /// The page is under writeback; it is kept, and unlocked.
   virtual void under_writeback(Page& page, Stat& stat) = 0;

@@ -268,7 +268,7 @@ Vmscan::References Vmscan::page_check_references(Page& page, FlushBatch& aged) {
 // Phase 1 of one page. True: a candidate, locked. False: kept, unlocked.
 bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& unmapped, FlushBatch& aged,
                           Candidate& candidate) {
-  if (!filemap_.trylock_page(page)) return keep(page, PageKeep::locked), false;
+  if (!era_->lock(page)) return keep(page, PageKeep::locked), false;
   sc.nr_scanned += PageCount(1);
   if (!Lru::page_evictable(page)) return activate_locked(page, PageKeep::unevictable), false;
   if (!sc.may_unmap && page_mapped(page)) return keep_locked(page, PageKeep::may_not_unmap), false;
@@ -411,7 +411,7 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
         // Unlocked. A device that answers at once leaves a page that can go now.
         if (page.test(PageFlag::writeback)) return keep(page, PageKeep::write_started), false;
         if (page.test(PageFlag::dirty)) return keep(page, PageKeep::write_failed), false;
-        if (!filemap_.trylock_page(page)) return keep(page, PageKeep::locked), false;
+        if (!era_->lock(page)) return keep(page, PageKeep::locked), false;
         if (page.test(PageFlag::writeback)) return keep_locked(page, PageKeep::write_started), false;
         if (page.test(PageFlag::dirty)) return keep_locked(page, PageKeep::dirty), false;
         mapping = cache_.page_mapping(page);

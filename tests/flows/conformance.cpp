@@ -514,7 +514,7 @@ class Checker {
     std::string before;
     std::set<std::string> seen;
     for (const std::string& name : flow_.kernel_order_all) {
-      if (!seen.insert(name).second || has(flow_.unplaced, name)) continue;
+      if (!seen.insert(name).second || has(flow_.unplaced, name) || has(flow_.earlier_too, name)) continue;
       const auto first = first_below(name, call);
       if (!first) continue;
       if (*first < last) return fail(fmt::format("{} is out of place: it is first called before {}", name, before));
@@ -724,12 +724,16 @@ FlowTable::FlowTable(const std::string& flows_toml, const std::string& states_to
     };
     at->shown = list_of(*entry, "shown");
     at->without = list_of(*entry, "without");
+    at->earlier_too = list_of(*entry, "earlier_too");
     for (const std::string& name : at->without)
       if (!named(name, true)) wrong(id, "states.toml does without \"" + name + "\", which is no step of it");
+    for (const std::string& name : at->earlier_too)
+      if (!has(at->kernel_order_all, name))
+        wrong(id, "states.toml knows \"" + name + "\" earlier too, which kernel_order_all does not name");
     for (const std::string& name : at->shown)
       if (!named(name, true)) wrong(id, "states.toml wants \"" + name + "\" shown, which is no step of it");
     for (const auto& [step, evidence] : *entry) {
-      if (step.str() == "shown" || step.str() == "without") continue;
+      if (step.str() == "shown" || step.str() == "without" || step.str() == "earlier_too") continue;
       if (!named(std::string(step.str()), false))
         wrong(id, "\"" + std::string(step.str()) + "\" in states.toml is no state step of it");
       at->evidence[std::string(step.str())] = evidence.value_or(std::string());

@@ -23,13 +23,14 @@
 // - One root: some call of the root must hold all of it, and every `when` that occurs below a finished call of the root
 //   must occur in one that holds all; so a second way through the flow is checked as well. Several roots: the whole run
 //   counts.
-// - kernel_order_all: first occurrences below the same call of the root.
+// - kernel_order_all: first occurrences below the same call of the root, but for those of `earlier_too`.
 // - set: each name occurs, in one run or several. state: state steps only.
 // - States with a kernel_order (or of a state flow): in their own order, anywhere in the run.
 // - A state step with a `callee` is seen by that function's being called.
 //
 // `shown` in states.toml lists optional steps that the run must show; they count as required. `without` lists steps of
-// systems that are not there yet; they are not required.
+// systems that are not there yet; they are not required. `earlier_too` lists functions that the kernel also calls
+// before their place in kernel_order_all: they have it in kernel_order only.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -75,6 +76,7 @@ struct Flow {
   std::map<std::string, std::string> evidence;  ///< state step -> what shows it
   std::vector<std::string> shown;
   std::vector<std::string> without;
+  std::vector<std::string> earlier_too;
 };
 
 /// The two tables. Throws with place and remedy when they do not fit together.

@@ -177,6 +177,10 @@ TEST(Conformance, KernelOrderOverridesTheFilesOrder) {
   EXPECT_THAT(wrong_in(all, "a { b { } b { } late { } c { } late { } }"), IsEmpty());
   EXPECT_THAT(wrong_in(all, "a { b { } b { } c { } late { } }"),
               HasSubstr("c is out of place: it is first called before late"));
+  const FlowTable earlier =
+      table_of("check = \"order\"\nkernel_order = [\"a\", \"c\"]\nkernel_order_all = [\"a\", \"late\", \"c\"]", steps,
+               "earlier_too = [\"c\"]\n");
+  EXPECT_THAT(wrong_in(earlier, "a { b { } b { } c { } late { } }"), IsEmpty());
 }
 
 TEST(Conformance, SeveralRootsAreSuccessiveContexts) {

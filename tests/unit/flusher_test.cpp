@@ -94,7 +94,7 @@ TEST_F(FlusherTest, AskedForEverythingItWritesEverythingAtOnce) {
   w.run([&] {
     write_pages(w, *first, 0, 10);
     write_pages(w, *second, 0, 5);
-    w.m.flusher.wakeup_flusher_threads(WB_REASON_VMSCAN);
+    w.m.flusher.wakeup(WB_REASON_VMSCAN);
   });
   w.run_for(100_ms);
   w.world.set_sink(nullptr);
@@ -116,7 +116,7 @@ TEST(Flusher, ALargeFileDoesNotKeepASmallOneWaiting) {
     write_pages(w, *large, 0, 1100);
     write_pages(w, *small, 0, 1);
     w.world.set_sink(&log);
-    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.m.flusher.wakeup(WB_REASON_SYNC);
   });
   w.run_for(2_s);
   w.world.set_sink(nullptr);
@@ -153,7 +153,7 @@ TEST_F(FlusherTest, AnErrorOfTheFlusherIsReportedByFsync) {
     file = *w.m.files.open(*inode);
     write_pages(w, *inode, 0, 1);
     w.fail_all();
-    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.m.flusher.wakeup(WB_REASON_SYNC);
   });
   w.run_for(1_s);
   w.fail_none();
@@ -195,13 +195,13 @@ TEST_F(FlusherTest, StoppedWhileItWritesItEndsAndLeavesTheRestDirty) {
   Inode* inode = w.make_file(Bytes(0));
   w.run([&] {
     write_pages(w, *inode, 0, 200);
-    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.m.flusher.wakeup(WB_REASON_SYNC);
     w.world.schedule_timeout(100_us);
     w.m.flusher.stop();
     EXPECT_FALSE(w.m.flusher.has_thread());
     EXPECT_LE(w.m.gauge(NodeStat::nr_dirty) + w.m.gauge(NodeStat::nr_writeback), 200);
     w.m.flusher.start(w.world);
-    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.m.flusher.wakeup(WB_REASON_SYNC);
     w.world.schedule_timeout(100_ms);
     EXPECT_EQ(nr_dirty(), 0);
   });
@@ -229,7 +229,7 @@ TEST_F(FlusherTest, AnInodeThatGoesWhileItIsWrittenIsWaitedFor) {
         for (int i = 0; i < 4; ++i) {
           Inode* inode = *v.m.files.create_inode("short", *v.faulty, static_cast<uint64_t>(t) * 100, Bytes(0), 256_KiB);
           write_pages(v, *inode, 0, 20);
-          v.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+          v.m.flusher.wakeup(WB_REASON_SYNC);
           v.world.schedule_timeout(Nanos(seed * 1000 % 50000));
           v.m.files.iput(*inode);
         }
@@ -246,7 +246,7 @@ TEST_F(FlusherTest, AnInodeInTheFlushersHandsIsNotForgottenUntilItLetsGo) {
   w.run([&] {
     write_pages(w, *inode, 0, 3);
     Page* page = w.m.filemap.find_lock_page(inode->i_data, 1);
-    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.m.flusher.wakeup(WB_REASON_SYNC);
     w.world.schedule_timeout(1_ms);  // it waits for the page now
     w.spawn("forgetter", [&] {
       w.m.flusher.forget_inode(*inode);
@@ -266,7 +266,7 @@ TEST_F(FlusherTest, WhatIsDirtiedWhileItsFileIsWrittenIsAsYoungAsThat) {
     write_pages(w, *inode, 0, 2);
     w.world.schedule_timeout(20_s);
     Page* page = w.m.filemap.find_lock_page(inode->i_data, 1);
-    w.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+    w.m.flusher.wakeup(WB_REASON_SYNC);
     w.world.schedule_timeout(1_ms);
     EXPECT_EQ(w.writes(), 1u);
     w.spawn("writer", [&] { write_pages(w, *inode, 0, 1); });
@@ -290,7 +290,7 @@ TEST_F(FlusherTest, NoDirtyPageIsForgottenByARace) {
       v.spawn("writer", [&, t] {
         for (uint64_t i = 0; i < 30; ++i) {
           write_pages(v, *inode, i * 2 + t, 1);
-          if (i % 4 == 0) v.m.flusher.wakeup_flusher_threads(WB_REASON_SYNC);
+          if (i % 4 == 0) v.m.flusher.wakeup(WB_REASON_SYNC);
           v.world.schedule_timeout(Nanos(1000 + seed * 997 % 20000));
         }
       });

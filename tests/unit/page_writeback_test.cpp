@@ -17,7 +17,7 @@ using test::FlowLog;
 /// Counts what it is asked; `on_wake` stands for the flusher's work.
 class FakeFlusher final : public WritebackControlSink {
  public:
-  void wakeup_flusher_threads(int reason) override {
+  void wakeup(int reason) override {
     reasons.push_back(reason);
     if (on_wake) on_wake();
   }
