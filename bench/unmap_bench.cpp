@@ -4,7 +4,7 @@
 //   move      UFFDIO_MOVE of each run of present pages to staging (Linux 6.8); then DONTNEED of staging
 //   mremap    mremap(FIXED | DONTUNMAP) of the whole window to staging (5.7); then DONTNEED of staging
 //   protect   UFFDIO_WRITEPROTECT of the window, bytes read in place, then process_madvise(DONTNEED) of the pages
-//   (6.13)
+//             (6.13)
 //
 // Each takes windows of 32, 64 and 512 pages, all present or every second one (which is what is left of a region under
 // random access), with and without a second thread that keeps a CPU busy in the same process: then every unmapping

@@ -1,13 +1,13 @@
 // src/live/live_fork.cpp: fork with managed memory. See live_machine.hpp
 //
-//   parent                                        child
+//   parent                   child
 //   gate for writing: no fault, no pass, no I/O under way
 //   swap files are copied, as far as they are used
-//   fork ---------------------------------------> descriptors that came along are closed: they act on the parent's
-//   memory gate opens                                    userfaultfd opened anew, everything registered: missing pages
-//   fault again
-//                                                 locks and wait queues of threads that are not here forgotten;
-//                                                 kthreads started, those of swap files on the copies gate opens
+//   fork ------------------> descriptors that came along are closed: they act on the parent's memory
+//   gate opens               userfaultfd opened anew, everything registered: missing pages fault again
+//                            locks and wait queues of threads that are not here forgotten
+//                            kthreads started, those of swap files on the copies
+//                            gate opens
 //
 // zram is memory like any other: parent and child share it until one of them writes. A slot of a swap file that both
 // could read would have to be copied before either writes it again, and nothing here could tell: so the child has a

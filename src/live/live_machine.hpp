@@ -4,8 +4,8 @@
 //
 //   program thread --map()-----> VMA in the machine; the host's pages become accessible
 //                  --touches---> the host's MMU has no page --> SIGBUS (signal) | userfaultfd message (thread)
-//                            --> HostWorld::enter --> Machine::do_page_fault --> UffdMmu puts the page in --> touches
-//                            again
+//                            --> HostWorld::enter --> Machine::do_page_fault --> UffdMmu puts the page in
+//                            --> touches again
 //
 // All managed memory lies in one range of addresses that is reserved and registered with userfaultfd once, at the
 // start; what is not mapped in it is PROT_NONE. It is private, anonymous memory, readable and writable: anything else

@@ -3,8 +3,8 @@
 // Swap areas as people write them:
 //
 //   zram[:lz4|zstd[:SIZE]]   compressed pages inside the RAM budget; SIZE: what may be stored, before compression
-//   file:PATH[:SIZE]         PATH a directory: a nameless file in it; a new name: made with mode 0600 and unlinked at
-//   once;
+//   file:PATH[:SIZE]         PATH a directory: a nameless file in it
+//                            a new name: made with mode 0600 and unlinked at once
 //                            a block device: used as it is
 //   none                     no swap; alone
 //

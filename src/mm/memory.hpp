@@ -1,15 +1,15 @@
 // src/mm/memory.hpp
 //
-// Faults, copying and zapping of page tables. Linux: mm/memory.c 4.14; what 3.x and 2.6.20 do differently:
-// memory_era.hpp.
+// Faults, copying and zapping of page tables. Linux: mm/memory.c 4.14; what 3.x and 2.6.20 do differently is at the
+// end (Eras).
 //
-//   PTE       fault                                             then
-//   none      no vm_ops: do_anonymous_page                      zero page (read) or a new zeroed page
-//   none      vm_ops: do_fault -> read, cow, shared             the file's page, or a copy of it
-//   entry     do_swap_page                                      the page of the slot
-//   present   write, PTE read-only: do_wp_page                  reused if nobody else has it, else copied
-//   present   anything else                                     old: young again (an access-flag fault); young:
-//   hardware is told again
+//   PTE       fault                                  then
+//   none      no vm_ops: do_anonymous_page           zero page (read) or a new zeroed page
+//   none      vm_ops: do_fault -> read, cow, shared  the file's page, or a copy of it
+//   entry     do_swap_page                           the page of the slot
+//   present   write, PTE read-only: do_wp_page       reused if nobody else has it, else copied
+//   present   anything else                          old: young again (an access-flag fault)
+//                                                    young: hardware is told again
 //
 // New pages are locked from allocation until hardware has them (update_mmu_cache): between "PTE set, lock dropped" and
 // "mapped in hardware" another thread's fault on the same address finds a present PTE, waits for the page lock and

@@ -2,8 +2,8 @@
 //
 // From a page to every PTE that maps it.
 //
-//   anonymous: page->mapping = AnonVma | 1, index = linear page offset; the AnonVma holds chains to all VMAs that may
-//   map it
+//   anonymous: page->mapping = AnonVma | 1, index = linear page offset
+//              the AnonVma holds chains to all VMAs that may map it
 //              address = vm_start + (index - vm_pgoff) × 4096; outside the VMA: skip
 //   file:      page->mapping = AddressSpace, whose i_mmap holds all VMAs of the file
 //
@@ -219,9 +219,9 @@ class VmaUpdate {
 // mappings are walked. One object for each machine, made at boot.
 //
 //   2.6.20   one AnonVma for a whole fork family, all of whose VMAs are on its list      rmap_2_6_20.cpp
-//   3.x      chains and interval trees; try_to_unmap_anon, try_to_unmap_file, …           rmap_chains.cpp, rmap_3.cpp
-//   4.14     chains and interval trees; rmap_walk with callbacks                          rmap_chains.cpp,
-//   rmap_4_14.cpp
+//   3.x      chains and interval trees; try_to_unmap_anon, try_to_unmap_file, …          rmap_chains.cpp, rmap_3.cpp
+//   4.14     chains and interval trees; rmap_walk with callbacks                         rmap_chains.cpp, rmap_4_14.cpp
+//
 //
 // Here too: what their walks do alike to one PTE once it is found.
 

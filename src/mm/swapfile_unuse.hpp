@@ -2,13 +2,13 @@
 //
 // swapon and swapoff. Linux: mm/swapfile.c 4.14 (swapon, swapoff), and mkswap(8).
 //
-//   swapon:   type number -> claim the device -> page 0 -> header checked -> map (bad slots marked) -> spaces -> takes
-//   part swapoff:  enough memory? -> leaves the lists -> slots caches emptied -> try_to_unuse -> map and type free
+//   swapon:   type number -> claim the device -> header of page 0 checked -> map (bad slots marked) -> spaces -> on
+//   swapoff:  enough memory? -> leaves the lists -> slots caches emptied -> try_to_unuse -> map and type free
 //
 //   try_to_unuse, for each slot in use:
-//     read into the swap cache -> every Mm of the mmlist: PTEs with the entry -> the page -> nobody left: out of the
-//     cache killed (EINTR), no memory (ENOMEM), unreadable (EIO): the area takes part again, with its priority; what is
-//     back is back
+//     read into the swap cache -> every Mm of the mmlist: PTEs with the entry -> the page -> out of the cache
+//     killed (EINTR), no memory (ENOMEM), unreadable (EIO): the area takes part again, with its priority;
+//     what is back is back
 //
 // In a tagged simulation a page is one number, so the header is one too: a magic number and the last page. It has no
 // list of bad pages.

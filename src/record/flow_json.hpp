@@ -5,7 +5,7 @@
 //   { "status", "problem", "first", "lost", "facts": {key: value},
 //     "notes": [{at, time, key, text}],
 //     "tasks": [{tid, pid, comm, "items": [
-//        {depth, call, file, event, time, leave, arguments}   event, time: absent if it ran before; leave: null
+//        {depth, call, file, event, time, leave, arguments},    event, time: absent if it ran before; leave: null
 //        {depth, state, subject, before, after, text, event, time} ]}] }
 //
 // Items stand in a flat list in the order in which they began: a tree as deep as a call chain would break readers that

@@ -4,9 +4,9 @@
 // zeros. libc's fork touches malloc'ed memory in the child (the locks of open FILEs) before any handler of
 // pthread_atfork runs, so its place is taken by one that does the same in an order that works:
 //
-//   prepare handlers, last first -> lists of FILEs locked -> LiveMachine::fork(_Fork): the child is registered and has
-//   its kthreads child:  locks of FILEs are made new -> a slot of its own, the helper thread -> child handlers, first
-//   first parent: unlock -> parent handlers
+//   prepare handlers, last first -> lists of FILEs locked -> LiveMachine::fork(_Fork): the child is registered and runs
+//   child:  locks of FILEs are made new -> a slot of its own, the helper thread -> child handlers, first first
+//   parent: unlock -> parent handlers
 //
 // What libc's fork does beyond that and this one cannot: stacks of the parent's other threads are not used again in the
 // child, and a child of a thread that forks while another is inside dlopen cannot dlopen. Raw clone() or
