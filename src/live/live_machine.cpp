@@ -706,16 +706,15 @@ Result<void> LiveMachine::lock(void* address, size_t length) {
   if (!inside(address, length)) return Errno::nomem;
   return in_engine(*parts_, [&] {
     return parts_->machine->spaces.mlock(*parts_->task, at(address).page(),
-                                         page_align_up(length + (at(address).v & ~PAGE_MASK)),
-                                         AddressSpaces::Lock::yes);
+                                         page_align_up(length + (at(address).v & ~PAGE_MASK)));
   });
 }
 
 Result<void> LiveMachine::unlock(void* address, size_t length) {
   if (!inside(address, length)) return Errno::nomem;
   return in_engine(*parts_, [&] {
-    return parts_->machine->spaces.mlock(*parts_->task, at(address).page(),
-                                         page_align_up(length + (at(address).v & ~PAGE_MASK)), AddressSpaces::Lock::no);
+    return parts_->machine->spaces.munlock(*parts_->task, at(address).page(),
+                                           page_align_up(length + (at(address).v & ~PAGE_MASK)));
   });
 }
 

@@ -16,41 +16,173 @@ uint64_t lock_flags_of(AddressSpaces::Lock lock) {
 
 }  // namespace
 
+// ---- By kernel -----------------------------------------------------------------------------------------------------
+//
+//              2.6.20                             3.x                          4.14
+//   mlock      do_mlock, make_pages_present       do_mlock, __mm_populate      do_mlock -> apply_vma_lock_flags,
+//                                                                                          __mm_populate
+//   munlock    do_mlock                           do_mlock                     apply_vma_lock_flags
+//   mlockall   do_mlockall, make_pages_present    do_mlockall, __mm_populate   apply_mlockall_flags, __mm_populate
+//   a page     stays on its list and is met       is unevictable               is unevictable
+//              again by each scan
+//
+// 2.6.20 brings the pages in VMA by VMA under mmap_sem; here they come when all VMAs are locked, as later.
+
+struct AddressSpaces::MlockEra {
+  using Spaces = AddressSpaces;
+
+  /// mlock2 and MCL_ONFAULT are there (4.4).
+  [[nodiscard]] virtual bool onfault() const { return false; }
+  /// Pages on their way to a list must be on it to leave it.
+  virtual void drain(Spaces& self) const { self.memory_.filemap().lru().lru_add_drain_all(); }
+  virtual Result<void> lock(Spaces& self, Task& task, VirtAddr start, VirtAddr end, uint64_t lock_flags) const = 0;
+  virtual Result<void> unlock(Spaces& self, Mm& mm, VirtAddr start, VirtAddr end) const = 0;
+  virtual void set_all(Spaces& self, Mm& mm, uint64_t lock_flags) const = 0;
+  virtual Result<void> bring_in(Spaces& self, Task& task, VirtAddr start, VirtAddr end) const = 0;
+  virtual void let_go(Spaces& self, VmArea& vma, VirtAddr start, VirtAddr end) const {
+    self.munlock_vma_pages_range(vma, start, end);
+  }
+
+  struct To_4_3;
+  struct Linux_2_6_20;
+  struct Linux_3;
+  struct Linux_4_14;
+
+ protected:
+  ~MlockEra() = default;
+};
+
+struct AddressSpaces::MlockEra::To_4_3 : MlockEra {
+  Result<void> lock(Spaces& self, Task& task, VirtAddr start, VirtAddr end, uint64_t lock_flags) const final {
+    drain(self);
+    {
+      ScopedWrite guard(task.mm->mmap_sem);
+      WEIR_TRY_VOID(do_mlock(self, *task.mm, start, end, lock_flags));
+    }
+    return bring_in(self, task, start, end);
+  }
+  Result<void> unlock(Spaces& self, Mm& mm, VirtAddr start, VirtAddr end) const final {
+    ScopedWrite guard(mm.mmap_sem);
+    return do_mlock(self, mm, start, end, 0);
+  }
+  void set_all(Spaces& self, Mm& mm, uint64_t lock_flags) const final { do_mlockall(self, mm, lock_flags); }
+
+ private:
+  static Result<void> do_mlock(Spaces& self, Mm& mm, VirtAddr start, VirtAddr end, uint64_t lock_flags) {
+    WEIR_FLOW(start, end, lock_flags);
+    return self.set_lock_flags(mm, start, end, lock_flags);
+  }
+  static void do_mlockall(Spaces& self, Mm& mm, uint64_t lock_flags) {
+    WEIR_FLOW(mm, lock_flags);
+    self.set_all_lock_flags(mm, lock_flags);
+  }
+};
+
+struct AddressSpaces::MlockEra::Linux_2_6_20 final : To_4_3 {
+  void drain(Spaces&) const override {}
+  void let_go(Spaces&, VmArea&, VirtAddr, VirtAddr) const override {}
+  Result<void> bring_in(Spaces& self, Task& task, VirtAddr start, VirtAddr end) const override {
+    return make_pages_present(self, task, start, end);
+  }
+
+ private:
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "memory.cpp"
+  static Result<void> make_pages_present(Spaces& self, Task& task, VirtAddr start, VirtAddr end) {
+    WEIR_FLOW(start, end);
+    return self.populate(task, start, end);
+  }
+};
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "mlock.cpp"
+struct AddressSpaces::MlockEra::Linux_3 final : To_4_3 {
+  Result<void> bring_in(Spaces& self, Task& task, VirtAddr start, VirtAddr end) const override {
+    return __mm_populate(self, task, start, end);
+  }
+
+ private:
+  static Result<void> __mm_populate(Spaces& self, Task& task, VirtAddr start, VirtAddr end) {
+    WEIR_FLOW(start, end);
+    return self.populate(task, start, end);
+  }
+};
+
+struct AddressSpaces::MlockEra::Linux_4_14 final : MlockEra {
+  [[nodiscard]] bool onfault() const override { return true; }
+  Result<void> lock(Spaces& self, Task& task, VirtAddr start, VirtAddr end, uint64_t lock_flags) const override {
+    return do_mlock(self, task, start, end, lock_flags);
+  }
+  Result<void> unlock(Spaces& self, Mm& mm, VirtAddr start, VirtAddr end) const override {
+    ScopedWrite guard(mm.mmap_sem);
+    return apply_vma_lock_flags(self, mm, start, end, 0);
+  }
+  void set_all(Spaces& self, Mm& mm, uint64_t lock_flags) const override { apply_mlockall_flags(self, mm, lock_flags); }
+  Result<void> bring_in(Spaces& self, Task& task, VirtAddr start, VirtAddr end) const override {
+    return __mm_populate(self, task, start, end);
+  }
+
+ private:
+  Result<void> do_mlock(Spaces& self, Task& task, VirtAddr start, VirtAddr end, uint64_t lock_flags) const {
+    WEIR_FLOW(start, end, lock_flags);
+    drain(self);
+    {
+      ScopedWrite guard(task.mm->mmap_sem);
+      WEIR_TRY_VOID(apply_vma_lock_flags(self, *task.mm, start, end, lock_flags));
+    }
+    return __mm_populate(self, task, start, end);
+  }
+  static Result<void> apply_vma_lock_flags(Spaces& self, Mm& mm, VirtAddr start, VirtAddr end, uint64_t lock_flags) {
+    WEIR_FLOW(start, end, lock_flags);
+    return self.set_lock_flags(mm, start, end, lock_flags);
+  }
+  static void apply_mlockall_flags(Spaces& self, Mm& mm, uint64_t lock_flags) {
+    WEIR_FLOW(mm, lock_flags);
+    self.set_all_lock_flags(mm, lock_flags);
+  }
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "gup.cpp"
+  static Result<void> __mm_populate(Spaces& self, Task& task, VirtAddr start, VirtAddr end) {
+    WEIR_FLOW(start, end);
+    return self.populate(task, start, end);
+  }
+};
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "mlock.cpp"
+const AddressSpaces::MlockEra& AddressSpaces::mlock_era_of(KernelEra kernel) {
+  static constexpr MlockEra::Linux_2_6_20 era_2_6_20;
+  static constexpr MlockEra::Linux_3 era_3;
+  static constexpr MlockEra::Linux_4_14 era_4_14;
+  switch (kernel) {
+    case KernelEra::linux_2_6_20: return era_2_6_20;
+    case KernelEra::linux_3: return era_3;
+    case KernelEra::linux_4_14: break;
+  }
+  return era_4_14;
+}
+
+// ---- VMAs ----------------------------------------------------------------------------------------------------------
+
 /// [start, end) of vma is locked as the flags say from now on, or no longer.
 Result<VmArea*> AddressSpaces::mlock_fixup(VmArea& vma, VirtAddr start, VirtAddr end, uint64_t lock_flags) {
   WEIR_FLOW(vma, start, end);
   const bool was = (vma.vm_flags & VM_LOCKED) != 0;
   if ((vma.vm_flags & VM_IO) != 0) return &vma;  // pages that are nobody's to lock
   VmArea* now = WEIR_TRY(change_flags(*vma.vm_mm, vma, start, end, (vma.vm_flags & ~VM_LOCKED_CLEAR) | lock_flags));
-  if (was && lock_flags == 0) munlock_vma_pages_range(*now, start, end);
+  if (was && lock_flags == 0) mlock_era_.let_go(*this, *now, start, end);
   return now;
 }
 
-Result<void> AddressSpaces::apply_vma_lock_flags(Mm& mm, VirtAddr start, VirtAddr end, uint64_t lock_flags) {
-  WEIR_FLOW(start, end);
+/// Every VMA of [start, end), up to a hole.
+Result<void> AddressSpaces::set_lock_flags(Mm& mm, VirtAddr start, VirtAddr end, uint64_t lock_flags) {
   return for_each_part(mm, start, end, Holes::end, [&](VmArea& vma, VirtAddr part, VirtAddr part_end) {
     return mlock_fixup(vma, part, part_end, lock_flags);
   });
 }
 
-Result<void> AddressSpaces::mlock(Task& task, VirtAddr start, uint64_t length, Lock lock) {
-  WEIR_FLOW(start, length);
-  Mm& mm = *task.mm;
-  const VirtAddr from = start.page();
-  if (start.v + length < start.v) return Errno::inval;
-  const VirtAddr to{page_align_up(start.v + length)};
-  if (from == to) return {};
-  // As in Linux: pages on their way to a list must be on it to leave it.
-  if (lock != Lock::no) memory_.filemap().lru().lru_add_drain_all();
-  {
-    ScopedWrite guard(mm.mmap_sem);
-    WEIR_TRY_VOID(apply_vma_lock_flags(mm, from, to, lock_flags_of(lock)));
-  }
-  return lock != Lock::no ? __mm_populate(task, from, to) : Result<void>();
-}
-
-void AddressSpaces::apply_mlockall_flags(Mm& mm, uint64_t lock_flags) {
-  WEIR_FLOW(mm);
+void AddressSpaces::set_all_lock_flags(Mm& mm, uint64_t lock_flags) {
   // A VMA that cannot be changed now stays as it is.
   (void)for_each_part(mm, VirtAddr(0), mm.task_size, Holes::skip, [&](VmArea& vma, VirtAddr from, VirtAddr to) {
     Result<VmArea*> now = mlock_fixup(vma, from, to, lock_flags);
@@ -58,17 +190,53 @@ void AddressSpaces::apply_mlockall_flags(Mm& mm, uint64_t lock_flags) {
   });
 }
 
+// ---- System calls --------------------------------------------------------------------------------------------------
+
+namespace {
+
+/// From the page of start to the one that holds the last byte. EINVAL: it wraps.
+Result<VirtAddr> end_of(VirtAddr start, uint64_t length) {
+  if (start.v + length < start.v) return Errno::inval;
+  return VirtAddr(page_align_up(start.v + length));
+}
+
+}  // namespace
+
+Result<void> AddressSpaces::mlock(Task& task, VirtAddr start, uint64_t length) {
+  WEIR_FLOW(start, length);
+  const VirtAddr end = WEIR_TRY(end_of(start, length));
+  if (start.page() == end) return {};
+  return mlock_era_.lock(*this, task, start.page(), end, VM_LOCKED);
+}
+
+Result<void> AddressSpaces::mlock2(Task& task, VirtAddr start, uint64_t length, Lock lock) {
+  if (!mlock_era_.onfault()) return Errno::nosys;
+  if (lock == Lock::no) return Errno::inval;
+  WEIR_FLOW(start, length, lock);
+  const VirtAddr end = WEIR_TRY(end_of(start, length));
+  if (start.page() == end) return {};
+  return mlock_era_.lock(*this, task, start.page(), end, lock_flags_of(lock));
+}
+
+Result<void> AddressSpaces::munlock(Task& task, VirtAddr start, uint64_t length) {
+  WEIR_FLOW(start, length);
+  const VirtAddr end = WEIR_TRY(end_of(start, length));
+  if (start.page() == end) return {};
+  return mlock_era_.unlock(*this, *task.mm, start.page(), end);
+}
+
 Result<void> AddressSpaces::mlockall(Task& task, Lock current, LockFuture future) {
-  WEIR_FLOW();
+  WEIR_FLOW(current, future);
   Mm& mm = *task.mm;
   if (current == Lock::no && future == LockFuture::no) return Errno::inval;
-  memory_.filemap().lru().lru_add_drain_all();
+  if (!mlock_era_.onfault() && (current == Lock::onfault || future == LockFuture::onfault)) return Errno::inval;
+  mlock_era_.drain(*this);
   {
     ScopedWrite guard(mm.mmap_sem);
     mm.def_flags &= ~VM_LOCKED_CLEAR;
     if (future != LockFuture::no) mm.def_flags |= VM_LOCKED;
     if (future == LockFuture::onfault) mm.def_flags |= VM_LOCKONFAULT;
-    if (current != Lock::no) apply_mlockall_flags(mm, lock_flags_of(current));
+    if (current != Lock::no) mlock_era_.set_all(*this, mm, lock_flags_of(current));
   }
   VirtAddr at{0};
   while (current != Lock::no) {
@@ -80,7 +248,7 @@ Result<void> AddressSpaces::mlockall(Task& task, Lock current, LockFuture future
       from = vma->vm_start > at ? vma->vm_start : at;
       to = vma->vm_end;
     }
-    (void)__mm_populate(task, from, to);
+    (void)mlock_era_.bring_in(*this, task, from, to);
     at = to;
   }
   return {};
@@ -91,9 +259,11 @@ Result<void> AddressSpaces::munlockall(Task& task) {
   Mm& mm = *task.mm;
   ScopedWrite guard(mm.mmap_sem);
   mm.def_flags &= ~VM_LOCKED_CLEAR;
-  apply_mlockall_flags(mm, 0);
+  mlock_era_.set_all(*this, mm, 0);
   return {};
 }
+
+// ---- Pages ---------------------------------------------------------------------------------------------------------
 
 /// The page that a PTE maps now, with a reference, and the PTE; null for none, swap entries and the zero page.
 Page* AddressSpaces::get_present_page(Mm& mm, VirtAddr address, Pte& pte) {
@@ -108,8 +278,7 @@ Page* AddressSpaces::get_present_page(Mm& mm, VirtAddr address, Pte& pte) {
 
 /// Every page present, in the task's own copy where it may write, and known as locked; where pages are locked as they
 /// come, only those that are here.
-Result<void> AddressSpaces::__mm_populate(Task& task, VirtAddr start, VirtAddr end) {
-  WEIR_FLOW(start, end);
+Result<void> AddressSpaces::populate(Task& task, VirtAddr start, VirtAddr end) {
   Mm& mm = *task.mm;
   Filemap& filemap = memory_.filemap();
   for (VirtAddr at = start; at < end; at = at + PAGE_SIZE) {
@@ -168,7 +337,7 @@ void AddressSpaces::munlock_vma_pages_range(VmArea& vma, VirtAddr start, VirtAdd
 void AddressSpaces::munlock_vma_pages_all(VmArea& vma) {
   if ((vma.vm_flags & VM_LOCKED) == 0) return;
   vma.vm_flags &= ~VM_LOCKED_CLEAR;
-  munlock_vma_pages_range(vma, vma.vm_start, vma.vm_end);
+  mlock_era_.let_go(*this, vma, vma.vm_start, vma.vm_end);
 }
 
 }  // namespace weir

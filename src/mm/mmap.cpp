@@ -27,7 +27,8 @@ AddressSpaces::AddressSpaces(Memory& memory, Fault& fault, Vmas& vmas, Rmap& rma
       slab_(slab),
       vmstat_(vmstat),
       mmu_(mmu),
-      profile_(profile) {}
+      profile_(profile),
+      mlock_era_(mlock_era_of(profile.era)) {}
 
 // ---- Merging --------------------------------------------------------------------------------------------------------
 

@@ -106,12 +106,18 @@ class AddressSpaces {
   /// The page's entry in /proc/PID/pagemap: PM_ bits.
   uint64_t pagemap(Mm& mm, VirtAddr address);
   enum class Lock : uint8_t { no, yes, onfault };
-  /// yes: faults everything in (as `task`). onfault (mlock2): what is in memory stays, the rest from its fault on. no:
-  /// munlock. Errors: EINVAL, ENOMEM (a hole; memory that cannot be brought in).
-  Result<void> mlock(Task& task, VirtAddr start, uint64_t length, Lock lock);
+  /// Faults everything in (as `task`), and it stays. Errors: EINVAL (it wraps), ENOMEM (a hole; memory that cannot be
+  /// brought in).
+  Result<void> mlock(Task& task, VirtAddr start, uint64_t length);
+  /// onfault (4.4): what is in memory stays, the rest from its fault on. yes: as mlock. Errors: those; EINVAL (no),
+  /// ENOSYS (before 4.4).
+  Result<void> mlock2(Task& task, VirtAddr start, uint64_t length, Lock lock);
+  /// Errors: EINVAL (it wraps), ENOMEM (a hole).
+  Result<void> munlock(Task& task, VirtAddr start, uint64_t length);
   enum class LockFuture : uint8_t { no, yes, onfault };
   /// All that is mapped now (`current`; onfault as above), and what is mapped from now on (`future`: its pages stay
-  /// from their faults on; they are not brought in by mmap). What cannot be brought in is left out.
+  /// from their faults on; they are not brought in by mmap). What cannot be brought in is left out. Errors: EINVAL
+  /// (neither; onfault before 4.4).
   Result<void> mlockall(Task& task, Lock current, LockFuture future);
   Result<void> munlockall(Task& task);
 
@@ -164,10 +170,12 @@ class AddressSpaces {
   void madvise_free_pte_range(VmArea& vma, VirtAddr start, VirtAddr end);
   void madvise_free_single_vma(VmArea& vma, VirtAddr start, VirtAddr end);
   void madvise_cold_or_pageout(VmArea& vma, VirtAddr start, VirtAddr end, Advice advice);
-  Result<void> apply_vma_lock_flags(Mm& mm, VirtAddr start, VirtAddr end, uint64_t lock_flags);
-  void apply_mlockall_flags(Mm& mm, uint64_t lock_flags);
+  struct MlockEra;
+  [[nodiscard]] static const MlockEra& mlock_era_of(KernelEra kernel);
+  Result<void> set_lock_flags(Mm& mm, VirtAddr start, VirtAddr end, uint64_t lock_flags);
+  void set_all_lock_flags(Mm& mm, uint64_t lock_flags);
   Result<VmArea*> mlock_fixup(VmArea& vma, VirtAddr start, VirtAddr end, uint64_t lock_flags);
-  Result<void> __mm_populate(Task& task, VirtAddr start, VirtAddr end);
+  Result<void> populate(Task& task, VirtAddr start, VirtAddr end);
   void munlock_vma_pages_range(VmArea& vma, VirtAddr start, VirtAddr end);
   void munlock_vma_pages_all(VmArea& vma);
   Page* get_present_page(Mm& mm, VirtAddr address, Pte& pte);
@@ -192,6 +200,7 @@ class AddressSpaces {
   VmStat& vmstat_;
   Mmu& mmu_;
   const Profile& profile_;
+  const MlockEra& mlock_era_;
   Shmem* shmem_ = nullptr;
   Vmscan* vmscan_ = nullptr;
   Advice newest_advice_ = Advice::pageout;

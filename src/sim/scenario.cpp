@@ -33,7 +33,10 @@ const std::map<std::string, Op, std::less<>> OPS = {
     {"fsync", Op::fsync},
     {"madvise", Op::madvise},
     {"mlock", Op::mlock},
+    {"mlock2", Op::mlock2},
     {"munlock", Op::munlock},
+    {"mlockall", Op::mlockall},
+    {"munlockall", Op::munlockall},
     {"fork", Op::fork},
     {"sleep", Op::sleep},
     {"exit", Op::exit},
@@ -220,12 +223,20 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       break;
     case Op::munmap:
     case Op::mlock:
+    case Op::mlock2:
     case Op::munlock:
     case Op::madvise:
       s.area = t.text("area", std::nullopt);
       s.from = t.size("from", all);
       s.size = t.size("size", all);
       if (s.op == Op::madvise) s.value = static_cast<int64_t>(t.choice("advice", ADVICES, "dontneed"));
+      if (s.op == Op::mlock2) s.onfault = t.boolean("onfault", true);
+      break;
+    case Op::mlockall:
+      s.current = t.boolean("current", true);
+      s.future = t.boolean("future", false);
+      s.onfault = t.boolean("onfault", false);
+      if (!s.current && !s.future) t.fail("current", "nothing is locked: give current or future");
       break;
     case Op::vfree:
     case Op::kfree: s.area = t.text("area", std::nullopt); break;
@@ -240,6 +251,7 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       s.hot_share = t.real("hot-share", 0.1, 0.0001, 1.0);
       s.hot_probability = t.real("hot-probability", 0.9, 0.0, 1.0);
       s.time = t.time("think", Nanos(0));
+      s.values = static_cast<uint64_t>(t.integer("values", 0, 0, INT64_MAX));
       break;
     case Op::read:
     case Op::write:
@@ -268,6 +280,7 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       break;
     case Op::ram: s.size = t.size("size", none, ram); break;
     case Op::verify:
+    case Op::munlockall:
     case Op::wait: break;
     case Op::mremap:
       s.area = t.text("area", std::nullopt);
@@ -378,6 +391,7 @@ void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std
       case Op::munmap:
       case Op::madvise:
       case Op::mlock:
+      case Op::mlock2:
       case Op::munlock:
       case Op::mremap:
       case Op::mprotect:

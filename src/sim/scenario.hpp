@@ -3,8 +3,8 @@
 // A machine and what happens on it, as a TOML file says it. docs/scenario.md describes the format; examples/ has many.
 //
 //   [machine]  ram, cpus, seed, content, mmu …     [sysctl]  vm.swappiness …      [[disk]] [[swap]] [[file]]
-//   [[task]]   name, start, steps = [ { op = "mmap", area = "heap", size = "32M" }, { op = "touch", area = "heap" }, …
-//   ]
+//   [[task]]   name, start,
+//              steps = [ { op = "mmap", area = "heap", size = "32M" }, { op = "touch", area = "heap" }, … ]
 #pragma once
 
 #include <map>
@@ -66,7 +66,10 @@ enum class Op {
   fsync,
   madvise,
   mlock,
+  mlock2,
   munlock,
+  mlockall,
+  munlockall,
   fork,
   sleep,
   exit,
@@ -100,10 +103,12 @@ struct Step {
   int line = 0;
   std::string area;  ///< or the file's name
   Bytes size{0}, from{0};
-  bool write = true;    ///< touch: store or load
-  bool shared = false;  ///< mmap, mmap_file
+  bool write = true;                                     ///< touch: store or load
+  bool shared = false;                                   ///< mmap, mmap_file
+  bool onfault = false, current = true, future = false;  ///< mlock2, mlockall
   Pattern pattern = Pattern::sequential;
   uint64_t count = 0;   ///< touches (0: once a page); objects; times
+  uint64_t values = 0;  ///< touch: so many different contents, the same for all tasks; 0: each store its own
   double theta = 0.99;  ///< zipf
   double hot_share = 0.1, hot_probability = 0.9;
   Nanos time{0};  ///< sleep; think time a touch
@@ -123,7 +128,7 @@ struct TaskConfig {
   std::vector<Step> steps;
 };
 
-/// What [sysctl] and the step of that name take.
+/// What [sysctl] and the step of that name take; ksm.*: files of /sys/kernel/mm/ksm.
 struct Sysctl {
   const char* name;
   int64_t fallback, least, most;
@@ -138,6 +143,9 @@ inline constexpr Sysctl SYSCTLS[] = {
     {"vm.panic_on_oom", 0, 0, 2},
     {"vm.oom_kill_allocating_task", 0, 0, 1},
     {"vm.oom_dump_tasks", 1, 0, 1},
+    {"ksm.run", 0, 0, 2},
+    {"ksm.pages_to_scan", 100, 1, 1 << 20},
+    {"ksm.sleep_millisecs", 20, 0, 1 << 20},
 };
 
 struct Scenario {

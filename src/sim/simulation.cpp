@@ -48,8 +48,9 @@ void Simulation::boot() {
   machine_ = boot_must(Machine::create(machine_place_->data(), *world_, *mmu_, arena_->data(), o),
                        "the machine does not boot");
   machine_->set_executioner(this);
-  for (const char* name : {"vm.panic_on_oom", "vm.oom_kill_allocating_task", "vm.oom_dump_tasks"})
-    set_sysctl(name, sysctl(name));
+  for (const char* name : {"vm.panic_on_oom", "vm.oom_kill_allocating_task", "vm.oom_dump_tasks", "ksm.pages_to_scan",
+                           "ksm.sleep_millisecs", "ksm.run"})
+    boot_must(set_sysctl(name, sysctl(name)), name);
   user_ = std::make_unique<UserAccess>(*mmu_, s_.content);
   mmu_->set_fault_handler(
       [](void* self, Task& task, VirtAddr address, uint32_t error_code) {
@@ -60,7 +61,7 @@ void Simulation::boot() {
       this);
 }
 
-void Simulation::set_sysctl(const std::string& name, int64_t value) {
+Result<void> Simulation::set_sysctl(const std::string& name, int64_t value) {
   Machine& m = *machine_;
   const auto number = static_cast<unsigned>(value);
   if (name == "vm.swappiness") m.vmscan.set_swappiness(static_cast<int>(value));
@@ -72,6 +73,11 @@ void Simulation::set_sysctl(const std::string& name, int64_t value) {
   if (name == "vm.panic_on_oom") m.oom.sysctl.panic_on_oom = static_cast<int>(value);
   if (name == "vm.oom_kill_allocating_task") m.oom.sysctl.oom_kill_allocating_task = value != 0;
   if (name == "vm.oom_dump_tasks") m.oom.sysctl.oom_dump_tasks = value != 0;
+  if (name == "ksm.pages_to_scan") m.ksm.set_pages_to_scan(number);
+  if (name == "ksm.sleep_millisecs") m.ksm.set_sleep_millisecs(number);
+  if (name == "ksm.run" && value != 0) ksm_has_run_ = true;
+  if (name == "ksm.run") return m.ksm.set_run(static_cast<Ksm::Run>(value), world_.get());
+  return {};
 }
 
 /// The machine goes no further, and can be looked at as it is.
@@ -211,6 +217,7 @@ void Simulation::come_to_rest() {
     return false;
   };
   while (busy()) world_->schedule_timeout(1_ms);
+  if (ksm_has_run_) machine_->ksm.ksm_do_scan(0);  // a scan under way ends
 }
 
 void Simulation::verify() {
@@ -236,6 +243,13 @@ void Simulation::collect() {
                              {"huge_pages", m.huge_pages},           {"num_reads", io.num_reads},
                              {"num_writes", io.num_writes},          {"failed_writes", io.failed_writes}};
   }
+  const Ksm::Stats ksm = machine_->ksm.stats();
+  if (ksm.full_scans != 0)
+    result_.ksm = {{"pages_shared", ksm.pages_shared},
+                   {"pages_sharing", ksm.pages_sharing},
+                   {"pages_unshared", ksm.pages_unshared},
+                   {"pages_volatile", ksm.pages_volatile},
+                   {"full_scans", static_cast<int64_t>(ksm.full_scans)}};
   XXH64_hash_t h = XXH64(&contents_digest_, sizeof contents_digest_, seed_);
   for (const auto& [name, value] : result_.vmstat) h = XXH64(&value, sizeof value, XXH64(name.data(), name.size(), h));
   for (const TaskOutcome& t : result_.tasks) {

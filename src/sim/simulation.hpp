@@ -43,6 +43,7 @@ struct SimResult {
   std::vector<Broken> broken;                                   ///< invariants and contents; empty on a good run
   std::map<std::string, uint64_t> vmstat;                       ///< /proc/vmstat names: gauges and events
   std::map<std::string, std::map<std::string, uint64_t>> zram;  ///< by device
+  std::map<std::string, int64_t> ksm;                           ///< /sys/kernel/mm/ksm names; empty: nothing scanned
   std::vector<std::string> log;                                 ///< the kernel's log, with times
   uint64_t verified = 0;                                        ///< how often verify() ran
   uint64_t contents_checked = 0;

@@ -129,7 +129,8 @@ class Simulation final : private VerifySink, private Executioner {
   void run_steps(Program& program, const std::vector<Step>& steps);
   void run_step(Program& program, const Step& step);
   void touch(Program& program, const Step& step);
-  void touch_page(Program& program, const std::string& name, Area& area, uint64_t page, bool write);
+  /// Stores that content, or loads.
+  void touch_page(Program& program, const std::string& name, Area& area, uint64_t page, std::optional<uint64_t> store);
   void file_io(Program& program, const Step& step);
   void fork(Program& program, const Step& step);
   Result<void> write_file_page(FileModel& file, uint64_t page, uint64_t content);
@@ -139,7 +140,7 @@ class Simulation final : private VerifySink, private Executioner {
   void mremap(Program& program, const Step& step);
   void kill(const std::string& name);
   void wait_for_children(Program& program);
-  void set_sysctl(const std::string& name, int64_t value);
+  Result<void> set_sysctl(const std::string& name, int64_t value);
   void survive(Program& program);
   void come_to_rest();
   void verify();
@@ -162,6 +163,9 @@ class Simulation final : private VerifySink, private Executioner {
   T boot_must(Result<T> r, const std::string& what) {
     if (!r) throw ScenarioError(fmt::format("{}: {}: {}", s_.path, what, errno_name(r.error())));
     return std::move(*r);
+  }
+  void boot_must(Result<void> r, const std::string& what) {
+    if (!r) throw ScenarioError(fmt::format("{}: {}: {}", s_.path, what, errno_name(r.error())));
   }
 
   const Scenario& s_;
@@ -222,6 +226,7 @@ class Simulation final : private VerifySink, private Executioner {
   std::vector<Task*> alive_;  ///< by outcome; null: ended
   WaitQueue ended_;
   unsigned background_ratio_ = 0, dirty_ratio_ = 0;
+  bool ksm_has_run_ = false;
   std::map<std::string, FileModel> files_;
   std::deque<FileModel> shared_memory_;  ///< what shared mappings without a file hold
   std::map<std::string, KernelObjects> kernel_objects_;

@@ -8,6 +8,9 @@ namespace weir::sim {
 
 namespace {
 
+/// What pages that need not differ are filled with: from here on, out of reach of those that count up.
+constexpr uint64_t COMMON_CONTENTS = uint64_t{1} << 62;
+
 /// Zipf over [0, n): item of rank r with probability ~ 1/(r+1)^theta, ranks spread over the range by a fixed
 /// permutation.
 class Zipf {
@@ -32,6 +35,10 @@ class Zipf {
   uint64_t n_;
   double theta_, zeta_ = 0, eta_ = 0;
 };
+
+AddressSpaces::Lock lock_of(const Step& step) {
+  return step.onfault ? AddressSpaces::Lock::onfault : AddressSpaces::Lock::yes;
+}
 
 }  // namespace
 
@@ -93,7 +100,7 @@ void Simulation::run_program(Program& program, const std::vector<Step>& steps) {
   if (fate == TaskOutcome::Fate::exited) {
     try {
       for (auto& [name, area] : program.areas)
-        for (uint64_t page = 0; page < area.pages; ++page) touch_page(program, name, area, page, false);
+        for (uint64_t page = 0; page < area.pages; ++page) touch_page(program, name, area, page, std::nullopt);
     } catch (const Ended& e) {
       fate = e.fate;
       code = e.code;
@@ -210,15 +217,29 @@ void Simulation::run_step(Program& program, const Step& step) {
       break;
     }
     case Op::mlock:
+    case Op::mlock2:
     case Op::munlock: {
       Area& area = area_of(program, step);
       uint64_t first = 0, pages = 0;
       whole(area, first, pages);
-      must(machine_->spaces.mlock(*program.task, area.start + (first << PAGE_SHIFT), pages << PAGE_SHIFT,
-                                  step.op == Op::mlock ? AddressSpaces::Lock::yes : AddressSpaces::Lock::no),
-           step, "mlock");
+      const VirtAddr start = area.start + (first << PAGE_SHIFT);
+      AddressSpaces& spaces = machine_->spaces;
+      if (step.op == Op::mlock2)
+        must(spaces.mlock2(*program.task, start, pages << PAGE_SHIFT, lock_of(step)), step, "mlock2");
+      else if (step.op == Op::mlock)
+        must(spaces.mlock(*program.task, start, pages << PAGE_SHIFT), step, "mlock");
+      else
+        must(spaces.munlock(*program.task, start, pages << PAGE_SHIFT), step, "munlock");
       break;
     }
+    case Op::mlockall: {
+      using Future = AddressSpaces::LockFuture;
+      const AddressSpaces::Lock current = step.current ? lock_of(step) : AddressSpaces::Lock::no;
+      const Future future = !step.future ? Future::no : step.onfault ? Future::onfault : Future::yes;
+      must(machine_->spaces.mlockall(*program.task, current, future), step, "mlockall");
+      break;
+    }
+    case Op::munlockall: must(machine_->spaces.munlockall(*program.task), step, "munlockall"); break;
     case Op::touch: touch(program, step); break;
     case Op::read:
     case Op::write: file_io(program, step); break;
@@ -275,7 +296,7 @@ void Simulation::run_step(Program& program, const Step& step) {
     case Op::swapon:
     case Op::swapoff:
     case Op::mem_limit: swap_step(step); break;
-    case Op::sysctl: set_sysctl(step.name, step.value); break;
+    case Op::sysctl: must(set_sysctl(step.name, step.value), step, step.name.c_str()); break;
     case Op::oom_score_adj:
       must(OomKiller::set_oom_score_adj(*program.task, static_cast<int32_t>(step.value)), step, "oom_score_adj");
       break;
@@ -347,7 +368,8 @@ void Simulation::wait_for_children(Program& program) {
   });
 }
 
-void Simulation::touch_page(Program& program, const std::string& name, Area& area, uint64_t page, bool write) {
+void Simulation::touch_page(Program& program, const std::string& name, Area& area, uint64_t page,
+                            std::optional<uint64_t> store) {
   const VirtAddr address = area.start + (page << PAGE_SHIFT);
   FaultResult r = FaultResult::done;
   FileModel* file = area.file;
@@ -356,8 +378,9 @@ void Simulation::touch_page(Program& program, const std::string& name, Area& are
   std::optional<uint64_t> found;
   uint64_t expected = 0;
   bool compare = true;
+  const bool write = store.has_value();
   if (write) {
-    const uint64_t content = ++next_content_;
+    const uint64_t content = *store;
     if (file != nullptr && area.shared) ++file->changing[at];
     r = user_->store(*program.task, address, content);
     if (r == FaultResult::done) {
@@ -422,7 +445,9 @@ void Simulation::touch(Program& program, const Step& step) {
         page = program.real() < step.hot_probability ? program.next() % hot_pages : program.next() % pages;
         break;
     }
-    touch_page(program, step.area, area, first + page, step.write);
+    std::optional<uint64_t> store;
+    if (step.write) store = step.values != 0 ? COMMON_CONTENTS + page % step.values : ++next_content_;
+    touch_page(program, step.area, area, first + page, store);
     if (step.time.v != 0) world_->schedule_timeout(step.time);
   }
 }

@@ -36,6 +36,7 @@ std::string summary(const SimResult& r) {
     if (value != 0) out += fmt::format("{:<32} {:>14}\n", name, static_cast<int64_t>(value));
   for (const auto& [device, stats] : r.zram)
     for (const auto& [name, value] : stats) out += fmt::format("{:<32} {:>14}\n", device + "." + name, value);
+  for (const auto& [name, value] : r.ksm) out += fmt::format("{:<32} {:>14}\n", "ksm." + name, value);
   out += fmt::format("\ncontents compared {}, machine verified {} time{}\n", r.contents_checked, r.verified,
                      r.verified == 1 ? "" : "s");
   if (!r.panic.empty()) out += fmt::format("\nKernel panic - not syncing: {}\n", r.panic);
@@ -64,6 +65,7 @@ std::string to_json(const SimResult& r) {
   for (const auto& [name, value] : r.vmstat) j["vmstat"][name] = static_cast<int64_t>(value);
   for (const auto& [device, stats] : r.zram)
     for (const auto& [name, value] : stats) j["zram"][device][name] = value;
+  for (const auto& [name, value] : r.ksm) j["ksm"][name] = value;
   j["contents_checked"] = r.contents_checked;
   j["verified"] = r.verified;
   j["deadlock"] = r.deadlock;

@@ -16,7 +16,7 @@ Task& furnished(Vm& vm, VirtAddr& at) {
   for (uint64_t i = 0; i < 60; ++i) vm.write(task, Vm::page_at(at, i), i + 1);
   for (uint64_t i = 0; i < 60; i += 4) EXPECT_TRUE(vm.swap_out(task, Vm::page_at(at, i)));
   EXPECT_TRUE(vm.machine->spaces.mprotect(*task.mm, Vm::page_at(at, 20), 10 * PAGE_SIZE, VM_READ).ok());
-  EXPECT_TRUE(vm.machine->spaces.mlock(task, Vm::page_at(at, 40), 5 * PAGE_SIZE, AddressSpaces::Lock::yes).ok());
+  EXPECT_TRUE(vm.machine->spaces.mlock(task, Vm::page_at(at, 40), 5 * PAGE_SIZE).ok());
   const VirtAddr far = vm.map(task, 600, VM_READ | VM_WRITE, VirtAddr(uint64_t{1} << 33));
   for (uint64_t i = 0; i < 600; i += 50) vm.write(task, Vm::page_at(far, i), 7);
   vm.machine->spaces.brk(*task.mm, task.mm->start_brk + 5 * PAGE_SIZE);

@@ -98,7 +98,7 @@ TEST_F(Madvise, FreeIsForPrivateAnonymousMemoryThatIsNotLocked) {
     const VirtAddr mapped = vm.map_file(task, *file, 2, MmapRequest::Sharing::private_);
     EXPECT_EQ(advise(vm, task, mapped, 2, Advice::free).error(), Errno::inval);
     const VirtAddr at = filled(vm, task, 2);
-    ASSERT_TRUE(m.spaces.mlock(task, at, 2 << PAGE_SHIFT, AddressSpaces::Lock::yes).ok());
+    ASSERT_TRUE(m.spaces.mlock(task, at, 2 << PAGE_SHIFT).ok());
     for (const Advice advice : {Advice::free, Advice::dontneed, Advice::cold, Advice::pageout})
       EXPECT_EQ(advise(vm, task, at, 2, advice).error(), Errno::inval);
     EXPECT_EQ(vm.read(task, at), 1u);

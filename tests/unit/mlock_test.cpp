@@ -17,7 +17,10 @@ class Mlock : public testing::Test {
     return page.test(PageFlag::unevictable);
   }
   static void lock(Vm& vm, Task& task, VirtAddr at, uint64_t pages, Lock how = Lock::yes) {
-    EXPECT_TRUE(vm.machine->spaces.mlock(task, at, pages << PAGE_SHIFT, how).ok());
+    EXPECT_TRUE(vm.machine->spaces.mlock2(task, at, pages << PAGE_SHIFT, how).ok());
+  }
+  static void unlock(Vm& vm, Task& task, VirtAddr at, uint64_t pages) {
+    EXPECT_TRUE(vm.machine->spaces.munlock(task, at, pages << PAGE_SHIFT).ok());
   }
   static uint64_t culled(Vm& vm) { return vm.event(VmEvent::unevictable_pgs_culled); }
   static uint64_t rescued(Vm& vm) { return vm.event(VmEvent::unevictable_pgs_rescued); }
@@ -30,7 +33,7 @@ TEST_F(Mlock, MunlockRescues) {
     lock(vm, task, at, 4);
     for (uint64_t i = 0; i < 4; ++i) EXPECT_TRUE(unevictable(vm, task, Vm::page_at(at, i)));
     EXPECT_EQ(vm.gauge(NodeStat::nr_unevictable), 4);
-    lock(vm, task, at, 3, Lock::no);
+    unlock(vm, task, at, 3);
     for (uint64_t i = 0; i < 3; ++i) EXPECT_FALSE(unevictable(vm, task, Vm::page_at(at, i)));
     EXPECT_TRUE(unevictable(vm, task, Vm::page_at(at, 3)));
     EXPECT_EQ(rescued(vm), 3u);
@@ -51,7 +54,7 @@ TEST_F(Mlock, APageThatAnotherMappingLocksToStays) {
     lock(vm, a, in_a, 1);
     lock(vm, b, in_b, 1);
     EXPECT_EQ(&vm.page(a, in_a), &vm.page(b, in_b));
-    lock(vm, a, in_a, 1, Lock::no);
+    unlock(vm, a, in_a, 1);
     EXPECT_TRUE(unevictable(vm, a, in_a)) << "b's lock holds";
     EXPECT_EQ(vm.gauge(NodeStat::nr_mlock), 1);
     EXPECT_EQ(vm.faults(), "");
@@ -159,7 +162,7 @@ TEST_F(Mlock, OnFaultLocksWhatIsThereAndTheRestAsItComes) {
     vm.write(task, Vm::page_at(at, 1), 2);
     EXPECT_TRUE(unevictable(vm, task, Vm::page_at(at, 1)));
     EXPECT_EQ(vm.gauge(NodeStat::nr_mlock), 2);
-    lock(vm, task, at, 4, Lock::no);
+    unlock(vm, task, at, 4);
     EXPECT_EQ(vm.gauge(NodeStat::nr_mlock), 0);
     EXPECT_EQ(task.mm->locked_vm, 0);
   });
@@ -194,6 +197,71 @@ TEST_F(Mlock, AllOfATaskNowAndLater) {
   });
 }
 
+// What is called what, and below what, changed; what is locked did not.
+TEST_F(Mlock, EachKernelCallsItsOwnFunctions) {
+  using Lines = std::vector<std::string>;
+  struct Case {
+    KernelEra kernel;
+    Lines lock, unlock, all, none;
+    Errno onfault;
+  };
+  const Case cases[] = {
+      {KernelEra::linux_2_6_20,
+       {"mlock", " do_mlock", "  mlock_fixup", " make_pages_present"},
+       {"munlock", " do_mlock", "  mlock_fixup"},
+       {"mlockall", " do_mlockall", "  mlock_fixup", " make_pages_present"},
+       {"munlockall", " do_mlockall", "  mlock_fixup"},
+       Errno::nosys},
+      {KernelEra::linux_3,
+       {"mlock", " do_mlock", "  mlock_fixup", " __mm_populate"},
+       {"munlock", " do_mlock", "  mlock_fixup", "   munlock_vma_pages_range"},
+       {"mlockall", " do_mlockall", "  mlock_fixup", " __mm_populate"},
+       {"munlockall", " do_mlockall", "  mlock_fixup", "   munlock_vma_pages_range"},
+       Errno::nosys},
+      {KernelEra::linux_4_14,
+       {"mlock", " do_mlock", "  apply_vma_lock_flags", "   mlock_fixup", "  __mm_populate"},
+       {"munlock", " apply_vma_lock_flags", "  mlock_fixup", "   munlock_vma_pages_range"},
+       {"mlockall", " apply_mlockall_flags", "  mlock_fixup", " __mm_populate"},
+       {"munlockall", " apply_mlockall_flags", "  mlock_fixup", "   munlock_vma_pages_range"},
+       Errno::ok},
+  };
+  const Lines names = {"mlock",
+                       "munlock",
+                       "mlockall",
+                       "munlockall",
+                       "do_mlock",
+                       "do_mlockall",
+                       "mlock_fixup",
+                       "make_pages_present",
+                       "apply_vma_lock_flags",
+                       "__mm_populate",
+                       "apply_mlockall_flags",
+                       "munlock_vma_pages_range"};
+  for (const Case& c : cases) {
+    SCOPED_TRACE(profile_of(c.kernel).name);
+    run_vm({.kernel = c.kernel, .swap = SWAP}, [&](Vm& vm) {
+      AddressSpaces& spaces = vm.machine->spaces;
+      Task& task = vm.task();
+      const VirtAddr at = vm.map(task, 4);
+      const auto run = [&](const std::function<Result<void>()>& fn) {
+        Trace trace;
+        EXPECT_TRUE(fn().ok());
+        return trace.tree(names);
+      };
+      EXPECT_EQ(run([&] { return spaces.mlock(task, at, 4 * PAGE_SIZE); }), c.lock);
+      EXPECT_EQ(task.mm->rss(RssKind::anon), 4);
+      EXPECT_EQ(task.mm->locked_vm, 4);
+      EXPECT_EQ(run([&] { return spaces.munlock(task, at, 4 * PAGE_SIZE); }), c.unlock);
+      EXPECT_EQ(run([&] { return spaces.mlockall(task, Lock::yes, LockFuture::no); }), c.all);
+      EXPECT_EQ(run([&] { return spaces.munlockall(task); }), c.none);
+      EXPECT_EQ(task.mm->locked_vm, 0);
+      EXPECT_EQ(spaces.mlock2(task, at, PAGE_SIZE, Lock::onfault).error(), c.onfault);
+      EXPECT_EQ(spaces.mlockall(task, Lock::onfault, LockFuture::no).error(),
+                c.onfault == Errno::ok ? Errno::ok : Errno::inval);
+    });
+  }
+}
+
 // Several threads lock, unlock, unmap, fork and write at the same time, while pages are reclaimed: a page is PG_mlocked
 // only as long as a locked VMA maps it.
 TEST_F(Mlock, NoPageIsStrandedUnderManySchedules) {
@@ -215,10 +283,10 @@ TEST_F(Mlock, NoPageIsStrandedUnderManySchedules) {
             const VirtAddr where = Vm::page_at(at, random >> 33 & 15);
             const uint64_t bytes = 3 * PAGE_SIZE;
             switch (random >> 60 & 7) {
-              case 0: (void)spaces.mlock(task, where, bytes, Lock::yes); break;
-              case 1: (void)spaces.mlock(task, where, bytes, Lock::onfault); break;
+              case 0: (void)spaces.mlock(task, where, bytes); break;
+              case 1: (void)spaces.mlock2(task, where, bytes, Lock::onfault); break;
               case 2:
-              case 3: (void)spaces.mlock(task, where, bytes, Lock::no); break;
+              case 3: (void)spaces.munlock(task, where, bytes); break;
               case 4:
                 if (children.size() < 3) children.push_back(&vm.fork(task));
                 break;

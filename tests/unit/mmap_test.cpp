@@ -138,7 +138,7 @@ class MmapModel {
       case 10: {  // mlock: pages without rights cannot be faulted in
         const bool lock = below(3) == 0;
         const Result<void> got =
-            spaces().mlock(*p.task, address(at), bytes, lock ? AddressSpaces::Lock::yes : AddressSpaces::Lock::no);
+            lock ? spaces().mlock(*p.task, address(at), bytes) : spaces().munlock(*p.task, address(at), bytes);
         bool possible = p.flat.whole(at, n);
         for (uint64_t i = at; i < at + n && p.flat.pages[i]; ++i) {
           p.flat.pages[i]->locked = lock;
@@ -389,7 +389,7 @@ TEST(Mmap, ArgumentsAreChecked) {
     EXPECT_EQ(spaces.mprotect(mm, VirtAddr(1), 4096, VM_READ).error(), Errno::inval);
     EXPECT_EQ(spaces.mprotect(mm, BASE, 4096, VM_READ).error(), Errno::nomem);
     EXPECT_EQ(spaces.madvise(mm, VirtAddr(1), 4096, Advice::dontneed).error(), Errno::inval);
-    EXPECT_EQ(spaces.mlock(task, BASE, 4096, AddressSpaces::Lock::yes).error(), Errno::nomem);
+    EXPECT_EQ(spaces.mlock(task, BASE, 4096).error(), Errno::nomem);
     EXPECT_EQ(count(task), 0u);
   });
 }
@@ -496,7 +496,7 @@ TEST(Mlock, LockedPagesArePresentUnevictableAndStay) {
     const VirtAddr at = vm.map(task, 10);
     for (uint64_t i = 0; i < 5; ++i) vm.write(task, Vm::page_at(at, i), i + 1);
     ASSERT_TRUE(vm.swap_out(task, at));
-    ASSERT_TRUE(spaces.mlock(task, at, 10 * PAGE_SIZE, AddressSpaces::Lock::yes).ok());
+    ASSERT_TRUE(spaces.mlock(task, at, 10 * PAGE_SIZE).ok());
     EXPECT_EQ(task.mm->rss(RssKind::anon), 10);
     EXPECT_EQ(vm.gauge(NodeStat::nr_mlock), 10);
     vm.machine->lru.lru_add_drain_all();
@@ -504,7 +504,7 @@ TEST(Mlock, LockedPagesArePresentUnevictableAndStay) {
     for (uint64_t i = 0; i < 10; ++i) EXPECT_FALSE(vm.swap_out(task, Vm::page_at(at, i)));
     for (uint64_t i = 0; i < 10; ++i) EXPECT_TRUE(pte_present(vm.pte(task, Vm::page_at(at, i))));
     EXPECT_EQ(vm.machine->spaces.madvise(*task.mm, at, PAGE_SIZE, Advice::dontneed).error(), Errno::inval);
-    ASSERT_TRUE(spaces.mlock(task, at, 10 * PAGE_SIZE, AddressSpaces::Lock::no).ok());
+    ASSERT_TRUE(spaces.munlock(task, at, 10 * PAGE_SIZE).ok());
     EXPECT_EQ(vm.gauge(NodeStat::nr_mlock), 0);
     for (uint64_t i = 0; i < 10; ++i) EXPECT_TRUE(vm.swap_out(task, Vm::page_at(at, i)));
     for (uint64_t i = 0; i < 5; ++i) EXPECT_EQ(vm.read(task, Vm::page_at(at, i)), i + 1);
@@ -515,7 +515,7 @@ TEST(Mlock, AnUnmappedLockedMappingLeavesNoLockedPage) {
   run_vm({}, [](Vm& vm) {
     Task& task = vm.task();
     const VirtAddr at = vm.map(task, 10);
-    ASSERT_TRUE(vm.machine->spaces.mlock(task, at, 10 * PAGE_SIZE, AddressSpaces::Lock::yes).ok());
+    ASSERT_TRUE(vm.machine->spaces.mlock(task, at, 10 * PAGE_SIZE).ok());
     ASSERT_TRUE(vm.machine->spaces.munmap(*task.mm, Vm::page_at(at, 2), 3 * PAGE_SIZE).ok());
     EXPECT_EQ(vm.gauge(NodeStat::nr_mlock), 7);
     EXPECT_EQ(task.mm->locked_vm, 7);

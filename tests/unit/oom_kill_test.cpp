@@ -560,7 +560,7 @@ TEST(Oom, TheMemoryOfAVictimThatHangsIsReaped) {
   int64_t locked = 0, left = -1;
   w.spawn(*stuck, [&] {
     const VirtAddr a = w.map(*stuck, 2500), b = w.map(*stuck, 100);
-    ASSERT_TRUE(w.m().spaces.mlock(*stuck, b, 100 * PAGE_SIZE, AddressSpaces::Lock::yes));
+    ASSERT_TRUE(w.m().spaces.mlock(*stuck, b, 100 * PAGE_SIZE));
     w.fill(*stuck, a, 2500, 1);
     locked = stuck->mm->locked_vm;
     const Nanos end = world().now() + 20_s;

@@ -313,7 +313,7 @@ TEST(PageReferenced, ALockedMappingEndsTheWalkAndAReaderInSequenceDoesNotCount) 
     ASSERT_TRUE(vm.machine->spaces.madvise(*task.mm, at, PAGE_SIZE, Advice::sequential).ok());
     EXPECT_EQ(referenced(vm, vm.page(task, at)), 0);
     EXPECT_FALSE(pte_young(vm.pte(task, at)));
-    ASSERT_TRUE(vm.machine->spaces.mlock(task, Vm::page_at(at, 1), PAGE_SIZE, AddressSpaces::Lock::yes).ok());
+    ASSERT_TRUE(vm.machine->spaces.mlock(task, Vm::page_at(at, 1), PAGE_SIZE).ok());
     uint64_t flags = 0;
     EXPECT_EQ(referenced(vm, vm.page(task, Vm::page_at(at, 1)), &flags), 0);
     EXPECT_NE(flags & VM_LOCKED, 0u);
@@ -389,7 +389,7 @@ TEST(TryToUnmap, ALockedMapperKeepsThePageAndItsPte) {
     vm.write(a, at, 1);
     Task& b = vm.fork(a);
     ASSERT_TRUE(vm.machine->spaces.mprotect(*b.mm, at, PAGE_SIZE, VM_READ).ok());
-    ASSERT_TRUE(vm.machine->spaces.mlock(b, at, PAGE_SIZE, AddressSpaces::Lock::yes).ok());
+    ASSERT_TRUE(vm.machine->spaces.mlock(b, at, PAGE_SIZE).ok());
     EXPECT_FALSE(vm.swap_out(b, at));
     EXPECT_TRUE(pte_present(vm.pte(b, at)));
     EXPECT_EQ(vm.read(a, at), 1u);

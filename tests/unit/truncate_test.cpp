@@ -79,8 +79,7 @@ TEST(Truncate, LockedPagesGoToo) {
     const VirtAddr copies = vm.map_file(task, *f.file, 8, Sharing::private_);
     for (uint64_t i = 0; i < 8; ++i) vm.write(task, Vm::page_at(shared, i), 50 + i);
     AddressSpaces& spaces = vm.machine->spaces;
-    for (VirtAddr at : {shared, copies})
-      ASSERT_TRUE(spaces.mlock(task, at, 8 * PAGE_SIZE, AddressSpaces::Lock::yes).ok());
+    for (VirtAddr at : {shared, copies}) ASSERT_TRUE(spaces.mlock(task, at, 8 * PAGE_SIZE).ok());
     EXPECT_EQ(vm.gauge(NodeStat::nr_mlock), 16);
 
     f.cut(3 * PAGE_SIZE);

@@ -52,7 +52,7 @@ struct Populated {
       for (uint64_t i = 0; i < 32; ++i) EXPECT_EQ(m.get(m.page_at(big, i)), mixed(i));
       heap = m.map(16);
       for (uint64_t i = 0; i < 16; ++i) m.put(m.page_at(heap, i), i + 1);
-      EXPECT_TRUE(m.machine->spaces.mlock(*parent, heap, 4 * PAGE_SIZE, AddressSpaces::Lock::yes).ok());
+      EXPECT_TRUE(m.machine->spaces.mlock(*parent, heap, 4 * PAGE_SIZE).ok());
       child = m.fork(*parent);
       ASSERT_NE(child, nullptr);
       shared = m.map_file(*file, 8, MmapRequest::Sharing::shared);
