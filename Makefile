@@ -32,10 +32,12 @@ test-long: setup build/debug/build.ninja build/release/build.ninja
 	-cmake --build build/release -j$(JOBS) --target product tests_all -- -k 0
 	WEIR_LONG=1 $(RUN_TESTS) --time-limit 7200 --python build/debug=unit,flows,model build/release=unit,flows,model,live
 
-# Each held flow against the documents, with the steps that its run shows.
+# Each held flow against the documents, with the steps that its run shows; a fault that flows and invariants must notice, and one
+# for each invariant.
 conformance: setup build/debug/build.ninja
-	cmake --build build/debug -j$(JOBS) --target tests_flows
-	$(RUN_TESTS) --show conformance build/debug=flows
+	cmake --build build/debug -j$(JOBS) --target tests_flows test_verify
+	$(RUN_TESTS) --show conformance --show planted build/debug=flows
+	@build/debug/tests/unit/test_verify --gtest_filter='Verify.EveryInvariant*' | grep ^invariants
 
 asan tsan: %: setup build/%/build.ninja
 	cmake --build build/$@ -j$(JOBS) --target tests_unit tests_flows tests_model

@@ -228,7 +228,8 @@ def main() -> int:
     parser.add_argument("--time-limit", type=float, default=600, metavar="S", help="of one executable, in seconds")
     parser.add_argument("--filter", help="a GoogleTest filter")
     parser.add_argument("--python", action="store_true", help="also run tests/*_test.py")
-    parser.add_argument("--show", metavar="WORD", help="repeat the lines of output that begin with WORD")
+    parser.add_argument("--show", metavar="WORD", action="append", default=[],
+                        help="repeat the lines of output that begin with WORD (may be given more than once)")
     args = parser.parse_args()
 
     jobs = [job for spec in args.builds for job in jobs_of(spec)]
@@ -255,10 +256,9 @@ def main() -> int:
                 counts += f", {outcome.skipped} skipped"
             why = f" ({outcome.why})" if outcome.why else ""
             print(f"[{done}/{len(jobs)}] {job.name}: {counts}{why}, {outcome.seconds:.1f} s", flush=True)
-            if args.show:
-                for line in outcome.output.splitlines():
-                    if line.startswith(args.show):
-                        print(line, flush=True)
+            for line in outcome.output.splitlines():
+                if line.startswith(tuple(args.show)):
+                    print(line, flush=True)
             if outcome.failed:
                 print(f"---- output of {job.name}\n{outcome.output.rstrip()}\n---- end of {job.name}", flush=True)
             for name in outcome.skips:
