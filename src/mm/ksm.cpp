@@ -56,6 +56,7 @@ Ksm::Stats Ksm::stats() const {
 Result<void> Ksm::set_run(Run run, World* world) {
   if (run != Run::stop && !possible()) return Errno::nosys;
   if (run == Run::merge) {
+    ScopedLock guard(mutex_);
     if (thread_.load() != nullptr || world == nullptr) return {};
     world_ = world;
     thread_.store(kthread_run(*world, &ksm_scan_thread, this, "ksmd"), std::memory_order_release);

@@ -3,8 +3,8 @@
 // A script, run on a machine and, step by step, on a plain reference: maps from page to content and rights. What tasks
 // read, and which errors they get, must agree; at each round's end verify() must find nothing.
 //
-//   reference:   task --> {page number --> rights, file and offset (or none), own content}      file --> {content of
-//   each page}
+//   reference:   task --> {page number --> rights, file and offset (or none), own content}
+//                file --> {content of each page}
 //
 // Where two tasks change one file page at the same time the reference keeps out of the way: pages that somebody is
 // changing are not written by others, and what is read meanwhile is not compared.
@@ -81,11 +81,11 @@ struct RefTask {
 
 struct Totals {
   uint64_t ops = 0, touches = 0, compared = 0, verified = 0, kills = 0, errors = 0;
-  uint64_t swapoffs = 0;
+  uint64_t swapoffs = 0, merged = 0;
   uint64_t pswpin = 0, pswpout = 0, pgpgin = 0, pgpgout = 0, cow = 0, faults = 0, oom = 0, scans = 0;
   void add(const Totals& o) {
     ops += o.ops, touches += o.touches, compared += o.compared, verified += o.verified, kills += o.kills,
-        errors += o.errors, swapoffs += o.swapoffs;
+        errors += o.errors, swapoffs += o.swapoffs, merged += o.merged;
     pswpin += o.pswpin, pswpout += o.pswpout, pgpgin += o.pgpgin, pgpgout += o.pgpgout, cow += o.cow,
         faults += o.faults, oom += o.oom, scans += o.scans;
   }
@@ -266,6 +266,7 @@ class Run {
           now_ = at;
           ++totals.ops;
           step(*t, script_.ops[at]);
+          if (!t->gone && !dying(*t)) glance(*t);
           if (!t->gone) reap(*t);
         }
       });
@@ -282,6 +283,7 @@ class Run {
       std::string found;
       if (!m_->at_rest([&] { found = m_->verify(); })) return fail("the machine does not come to rest");
       ++totals.verified;
+      totals.merged += static_cast<uint64_t>(m_->machine->ksm.stats().pages_sharing);
       if (!found.empty()) {
         fail("verify:");
         failure_ += "\n" + found;
@@ -491,7 +493,7 @@ class Run {
         if (!r) return;
         const uint8_t mask = op.c % 3 == 0 ? static_cast<uint8_t>(1u << (op.c / 3 % PARTS)) : 0xff;
         for (uint64_t vpn = r->start; vpn < r->start + r->pages && failure_.empty() && !dying(t); ++vpn) {
-          touch(t, vpn, op.kind == Kind::store, tagged() ? 0xff : mask, op.c % 16 == 5 ? 0 : ++next_word_);
+          touch(t, vpn, op.kind == Kind::store, tagged() ? 0xff : mask, word_of(op));
           m_->world.cond_resched();
         }
         return;
@@ -526,14 +528,15 @@ class Run {
       case Kind::lazyfree: return advise(t, op, Advice::free);
       case Kind::cold: return advise(t, op, Advice::cold);
       case Kind::pageout: return advise(t, op, Advice::pageout);
+      case Kind::mergeable: return mergeable(t, op);
+      case Kind::ksm: return ksm(op);
       case Kind::mlock: return mlock(t, op);
       case Kind::munlock: {
         const auto r = range_of(t, op, 60);
         if (!r) return;
         const uint64_t end = first_hole(t, *r);
         const Errno expected = end < r->start + r->pages ? Errno::nomem : Errno::ok;
-        if (!as_expected(t, "munlock", expected,
-                         error_of(spaces.mlock(*t.task, r->address(), r->bytes(), AddressSpaces::Lock::no)), *r))
+        if (!as_expected(t, "munlock", expected, error_of(spaces.munlock(*t.task, r->address(), r->bytes())), *r))
           return;
         if (expected == Errno::nomem && failures()) return learn(t, r->start, r->pages);
         for (uint64_t vpn = r->start; vpn < end; ++vpn) t.pages[vpn].locked = false;
@@ -668,6 +671,42 @@ class Run {
     }
   }
 
+  /// Most pages have a content of their own; some are zeros, some of a few that many have.
+  uint64_t word_of(const Op& op) {
+    if (op.c % 16 == 5) return 0;
+    return op.c % 16 < 2 ? 1 + op.c / 16 % 3 : ++next_word_;
+  }
+  /// After each step: any page of the task holds what it should.
+  void glance(RefTask& t) {
+    if (t.pages.empty() || !failure_.empty()) return;
+    auto it = t.pages.begin();
+    std::advance(it, choice_.below(t.pages.size()));
+    touch(t, it->first, false, 0, 0);
+  }
+
+  [[nodiscard]] bool has_ksm() const {
+    return c_.uffd == 0 && static_cast<KernelEra>(c_.kernel) != KernelEra::linux_2_6_20;
+  }
+  /// No page changes its content.
+  void mergeable(RefTask& t, const Op& op) {
+    const auto r = range_of(t, op, 200);
+    if (!r || !has_ksm()) return;
+    const Advice advice = op.c % 5 == 0 ? Advice::unmergeable : Advice::mergeable;
+    const Errno expected = first_hole(t, *r) < r->start + r->pages ? Errno::nomem : Errno::ok;
+    (void)as_expected(t, "madvise", expected,
+                      error_of(m_->machine->spaces.madvise(*t.task->mm, r->address(), r->bytes(), advice)), *r);
+  }
+  /// ksmd works, or somebody does its work, or what was merged is taken apart.
+  void ksm(const Op& op) {
+    if (!has_ksm()) return;
+    Ksm& ksm = m_->machine->ksm;
+    const unsigned what = op.a % 8;
+    if (what > 2) return ksm.ksm_do_scan(1 + op.b % 400);
+    ksm.set_pages_to_scan(1 + op.b % 200);
+    const Result<void> run = ksm.set_run(static_cast<Ksm::Run>(what), &m_->world);
+    if (!run && !failures() && !fatal_signal_pending()) fail("ksm run %u: %s", what, errno_name(run.error()));
+  }
+
   /// free, cold, pageout: no page changes its content, but for those that may be gone.
   void advise(RefTask& t, const Op& op, Advice advice) {
     const auto r = range_of(t, op, 60);
@@ -778,8 +817,7 @@ class Run {
     }
     std::vector<uint32_t> sizes;
     for (RefFile& f : files_) sizes.push_back(f.resizing);
-    const Errno found =
-        error_of(m_->machine->spaces.mlock(*t.task, r->address(), r->bytes(), AddressSpaces::Lock::yes));
+    const Errno found = error_of(m_->machine->spaces.mlock(*t.task, r->address(), r->bytes()));
     for (size_t i = 0; i < files_.size(); ++i) moving |= files_[i].resizing != sizes[i];
     if (dying(t)) return;
     if (moving && (found == Errno::nomem || found == Errno::ok)) {

@@ -4,8 +4,8 @@
 // both can be printed and read back, so that a run that fails can be made smaller and kept.
 //
 //   config seed=17 ram=2048 cpus=2 ...
-//   0 mmap 31 2 7          task 0: numbers whose meaning depends on what there is when it runs: so any line may be left
-//   out 1 store 9 40 3
+//   0 mmap 31 2 7          task 0: what numbers mean depends on what there is then, so any line may be left out
+//   1 store 9 40 3
 //   - round                all tasks end their part, the machine comes to rest and is verified
 #pragma once
 
@@ -32,7 +32,8 @@ struct Random {
 #define WEIR_MODEL_OPS(X)                                                                                              \
   X(round) X(mmap) X(mmap_file) X(munmap) X(mremap) X(mprotect) X(store) X(load) X(dontneed) X(mlock) X(munlock)       \
   X(brk) X(file_read) X(file_write) X(fsync) X(fork) X(birth) X(exit) X(kill) X(kmalloc) X(kfree) X(vmalloc)           \
-  X(sleep) X(balloon) X(pin) X(swapoff) X(swapon) X(lazyfree) X(cold) X(pageout)
+  X(sleep) X(balloon) X(pin) X(swapoff) X(swapon) X(lazyfree) X(cold) X(pageout)            \
+  X(mergeable) X(ksm)
 // clang-format on
 enum class Kind : uint8_t {
 #define X(k) k,
@@ -123,7 +124,8 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there, uint64_t ops_
       {Kind::brk, 4},     {Kind::file_read, 6}, {Kind::file_write, 6}, {Kind::fsync, 2},   {Kind::fork, 4},
       {Kind::birth, 2},   {Kind::exit, 2},      {Kind::kill, 1},       {Kind::kmalloc, 3}, {Kind::kfree, 2},
       {Kind::vmalloc, 1}, {Kind::sleep, 4},     {Kind::balloon, 1},    {Kind::pin, 3},     {Kind::swapoff, 2},
-      {Kind::swapon, 3},  {Kind::lazyfree, 4},  {Kind::cold, 2},       {Kind::pageout, 3},
+      {Kind::swapon, 3},  {Kind::lazyfree, 4},  {Kind::cold, 2},       {Kind::pageout, 3}, {Kind::mergeable, 4},
+      {Kind::ksm, 5},
   };
   unsigned all = 0;
   for (auto& [kind, weight] : weights) {
