@@ -3,6 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
+#include <string_view>
 
 #include "block/fault_injector.hpp"
 #include "support/swap_fixture.hpp"
@@ -77,23 +80,40 @@ TEST_P(SwapFaults, AReadThatFailsIsReportedAndIsAllThatIsLost) {
     Task& t = w.task("a");
     const VirtAddr base = w.map(t, PAGES);
     w.fill(t, base, PAGES, 5);
+    Task& child = w.fork(t);
     push_out(t, base);
     weir::world().schedule_timeout(20_ms);
+    std::map<uint64_t, uint64_t> page_in;  // slot -> page
+    for (uint64_t i = 0; i < PAGES; ++i)
+      if (const Pte pte = w.pte(t, ReclaimWorld::at(base, i)); is_swap_pte(pte))
+        page_in[swp_offset(decode_swap_pte(pte))] = i;
+    EXPECT_GT(page_in.size(), PAGES / 2);
     injector->set_fail({.probability = 10});
-    uint64_t lost = 0;
-    for (uint64_t i = 0; i < PAGES; ++i) {
-      uint64_t value = 0;
-      if (w.load(t, ReclaimWorld::at(base, i), value) != FaultResult::done)
-        ++lost;
-      else
-        EXPECT_EQ(value, 5 + i);
-    }
-    EXPECT_GT(lost, 0u);
-    EXPECT_LE(lost, w.event(VmEvent::swap_read_error));
+    std::set<uint64_t> lost;
+    for (Task* task : {&t, &child})
+      for (uint64_t i = 0; i < PAGES; ++i) {
+        uint64_t value = 0;
+        const FaultResult result = w.load(*task, ReclaimWorld::at(base, i), value);
+        if (result == FaultResult::done) {
+          EXPECT_EQ(value, 5 + i);
+        } else {
+          EXPECT_EQ(result, FaultResult::sigbus);
+          EXPECT_TRUE(lost.insert(i).second || task == &child);
+        }
+      }
+    // What the kernel's log tells is what is lost, for both.
+    std::set<uint64_t> told;
+    constexpr std::string_view SAYS = "Read-error on swap-device (";
+    for (const std::string& line : w.log)
+      if (line.starts_with(SAYS))
+        told.insert(page_in.at(std::stoull(line.substr(line.find(':') + 1)) / SECTORS_PER_PAGE));
+    EXPECT_FALSE(lost.empty());
+    EXPECT_EQ(lost, told);
     EXPECT_EQ(w.event(VmEvent::swap_read_error), w.m().swap_files.swap_info(0)->read_errors.load());
     injector->set_fail({});
     weir::world().schedule_timeout(50_ms);
     EXPECT_EQ(w.broken(), "");
+    w.exit(child);
     w.exit(t);
     ASSERT_TRUE(w.m().swapon.swapoff(0).ok());
   });

@@ -231,7 +231,7 @@ TEST_F(OnePage, CleanCacheIsDropped) {
 TEST_F(OnePage, ADirtyFilePageIsLeftToTheFlusher) {
   struct Flusher final : WritebackControlSink {
     int woken = 0;
-    void wakeup_flusher_threads(int reason) override { woken += reason == WB_REASON_VMSCAN ? 1 : 0; }
+    void wakeup(int reason) override { woken += reason == WB_REASON_VMSCAN ? 1 : 0; }
   } flusher;
   ReclaimWorld w(QUIET);
   w.run([&] {
@@ -543,31 +543,6 @@ TEST_F(OnePage, ALockedMappingIsFoundAndThePageCulled) {
   });
 }
 
-TEST_F(OnePage, ASharedPageIsUnmappedEverywhereAndReadOnce) {
-  ReclaimWorld w(QUIET);
-  TestDevice& d = w.add_area({.pages = 64});
-  w.run([&] {
-    Task& a = w.task("a");
-    const VirtAddr at = w.map(a, 1);
-    w.put(a, at, 42);
-    Task& b = w.fork(a);
-    Task& c = w.fork(b);
-    for (Task* t : {&a, &b, &c}) w.make_old(*t, at, 1);
-    Page* page = w.page_at(a, at);
-    EXPECT_EQ(page_mapcount(*page), 3);
-    EXPECT_EQ(reclaim(w, page), Reasons{"freed"});
-    const SwpEntry entry = decode_swap_pte(w.pte(a, at));
-    for (Task* t : {&a, &b, &c}) EXPECT_EQ(decode_swap_pte(w.pte(*t, at)), entry);
-    EXPECT_EQ(w.m().swap_files.swp_swapcount(entry), 3);
-    for (Task* t : {&a, &b, &c}) EXPECT_EQ(w.get(*t, at), 42u);
-    EXPECT_EQ(d.read.size(), 1u);
-    w.put(b, at, 43);
-    EXPECT_EQ(w.get(a, at), 42u);
-    EXPECT_EQ(w.get(b, at), 43u);
-    EXPECT_EQ(w.get(c, at), 42u);
-  });
-}
-
 // The order of flow "buffer-direct-reclaim", as far as it holds without buffers, trace points and delay accounting.
 TEST_F(OnePage, DirectReclaimRunsInTheKernelsOrder) {
   struct Objects final : Shrinker {
@@ -641,40 +616,6 @@ TEST(Reclaim, EverythingGoesOutAndComesBack) {
   }
 }
 
-TEST(Reclaim, WhatIsReclaimedIsFree) {
-  ReclaimWorld w(QUIET);
-  w.run([&] {
-    TestDevice& disk = w.add_disk({.pages = 2048, .synchronous = false});
-    File& f = w.file(disk, 2048);
-    for (uint64_t i = 0; i < 2048; ++i) ASSERT_EQ(w.read_file(f, i), i + 1);
-    w.m().pages.drain_all_pages();
-    const int64_t before = w.m().pages.nr_free_pages().v;
-    const int64_t got = w.reclaim(700).v;
-    w.m().slab.shrink_all();
-    w.m().pages.drain_all_pages();
-    EXPECT_GE(got, 700);
-    // Radix-tree nodes whose pages went are free too.
-    EXPECT_GE(w.m().pages.nr_free_pages().v - before, got);
-    EXPECT_LE(w.m().pages.nr_free_pages().v - before, got + 32);
-    EXPECT_EQ(w.event(VmEvent::pgsteal_direct), static_cast<uint64_t>(got));
-  });
-}
-
-TEST(Reclaim, AnAllocationLargerThanWhatIsFreeSucceedsWhileCacheIsClean) {
-  ReclaimWorld w(QUIET);
-  w.run([&] {
-    TestDevice& disk = w.add_disk({.pages = 8192, .synchronous = false});
-    File& f = w.file(disk, 8192);
-    for (uint64_t i = 0; i < 8192; ++i) ASSERT_EQ(w.read_file(f, i), i + 1);
-    Task& t = w.task("a");
-    const VirtAddr a = w.map(t, 2500);
-    w.fill(t, a, 2500, 9);
-    w.expect(t, a, 2500, 9);
-    EXPECT_EQ(w.event(VmEvent::oom_kill), 0u);
-    EXPECT_GT(w.event(VmEvent::allocstall), 0u);
-  });
-}
-
 TEST(Reclaim, AStreamDoesNotEvictWhatIsUsedTwice) {
   ReclaimWorld w(QUIET);
   w.run([&] {
@@ -715,30 +656,6 @@ TEST(Reclaim, SwappinessZeroSwapsNothingWhileThereIsCache) {
   EXPECT_GT(swapped[1], 150u);
 }
 
-TEST(Reclaim, LockedPagesSurviveAnyPressure) {
-  ReclaimWorld w(QUIET);
-  w.add_area({.pages = 8192});
-  w.run([&] {
-    Task& t = w.task("a");
-    const VirtAddr locked = w.map(t, 100);
-    w.fill(t, locked, 100, 1);
-    ASSERT_TRUE(w.m().spaces.mlock(t, locked, 100 << PAGE_SHIFT, AddressSpaces::Lock::yes));
-    std::vector<Page*> pages;
-    for (uint64_t i = 0; i < 100; ++i) pages.push_back(w.page_at(t, w.at(locked, i)));
-    const VirtAddr a = w.map(t, 5000);
-    w.fill(t, a, 5000, 9);
-    for (int i = 0; i < 5; ++i) w.reclaim(4000);
-    EXPECT_EQ(w.gauge(NodeStat::nr_unevictable), 100);
-    for (uint64_t i = 0; i < 100; ++i) EXPECT_EQ(w.page_at(t, w.at(locked, i)), pages[i]);
-    ASSERT_TRUE(w.m().spaces.mlock(t, locked, 100 << PAGE_SHIFT, AddressSpaces::Lock::no));
-    w.m().lru.lru_add_drain();
-    EXPECT_EQ(w.gauge(NodeStat::nr_unevictable), 0);
-    for (int i = 0; i < 10; ++i) w.reclaim(4000);
-    EXPECT_EQ(w.page_at(t, locked), nullptr);
-    w.expect(t, locked, 100, 1);
-  });
-}
-
 TEST(Reclaim, AStaleTranslationIsNeverUsed) {
   for (uint64_t seed = 1; seed <= 10; ++seed) {
     ReclaimWorld w({.cpus = 2}, {.seed = seed, .preempt_one_in = 3});
@@ -762,48 +679,6 @@ TEST(Reclaim, AStaleTranslationIsNeverUsed) {
     }
     w.run();
     EXPECT_EQ(w.mmu->stats().stale_hits, 0u);
-  }
-}
-
-// Programs that need more than there is, on several CPUs, with queued and synchronous swap, with and without accessed
-// bits: every byte is what its owner wrote last, and verify() finds every count as it should be.
-TEST(Reclaim, RandomProgramsKeepTheirBytes) {
-  for (uint64_t seed = 1; seed <= 12; ++seed) {
-    SCOPED_TRACE("seed " + std::to_string(seed));
-    const bool host = seed % 3 == 0;
-    ReclaimWorld w({.cpus = 1 + static_cast<unsigned>(seed % 3),
-                    .page_cluster = static_cast<unsigned>(seed % 4),
-                    .model = host ? SoftMmu::Model::uffd : SoftMmu::Model::hardware},
-                   {.seed = seed, .preempt_one_in = 5});
-    w.add_area({.pages = 3000, .synchronous = seed % 2 == 0, .latency = 40_us}, seed % 2 == 0 ? 5 : 1);
-    w.add_area({.pages = 6000, .synchronous = false, .nonrotational = false, .latency = 100_us}, 1);
-    std::vector<Task*> tasks;
-    w.run([&] {
-      for (int i = 0; i < 3; ++i) tasks.push_back(&w.task("t"));
-    });
-    for (Task* t : tasks) {
-      w.spawn(*t, [&w, t, seed] {
-        std::mt19937_64 rng(seed * 100 + static_cast<uint64_t>(t->pid));
-        constexpr uint64_t N = 1900;
-        const VirtAddr a = w.map(*t, N);
-        std::vector<uint64_t> model(N, 0);
-        for (int i = 0; i < 9000; ++i) {
-          // Mostly in a window that moves, sometimes anywhere.
-          const uint64_t page = rng() % 4 != 0 ? (static_cast<uint64_t>(i) / 5 + rng() % 300) % N : rng() % N;
-          if (rng() % 3 != 0) {
-            model[page] = rng();
-            w.put(*t, w.at(a, page), model[page]);
-          } else {
-            ASSERT_EQ(w.get(*t, w.at(a, page)), model[page]) << "page " << page;
-          }
-          if (i % 16 == 0) world().spend(5_us);
-        }
-        for (uint64_t p = 0; p < N; ++p) ASSERT_EQ(w.get(*t, w.at(a, p)), model[p]) << "page " << p;
-      });
-    }
-    w.run();
-    EXPECT_GT(w.event(VmEvent::pswpout), 1000u);
-    EXPECT_EQ(w.event(VmEvent::oom_kill), 0u);
   }
 }
 
@@ -906,29 +781,6 @@ TEST(Kswapd, AfterSixteenFailuresItGivesUpUntilSomebodyMakesProgress) {
     for (uint64_t i = 0; i < 64; ++i) w.read_file(f, i);
     EXPECT_GT(w.reclaim(10).v, 0);
     EXPECT_EQ(w.m().node.kswapd_failures.load(), 0);
-  });
-}
-
-TEST(Kswapd, FrozenItDoesNothing) {
-  ReclaimWorld w({});
-  w.add_area({.pages = 8192});
-  w.run([&] {
-    Task& t = w.task("a");
-    const VirtAddr a = w.map(t, 1000);
-    w.fill(t, a, 1000, 1);
-    freeze_processes(world());
-    Hoard hoard(w);
-    hoard.until(hoard.zone().wmark(Watermark::low) - 10);
-    w.m().vmscan.wakeup_kswapd(ZoneType::DMA32, Order(0));
-    world().schedule_timeout(1_s);
-    EXPECT_EQ(w.event(VmEvent::pgscan_kswapd), 0u);
-    EXPECT_EQ(nr_frozen(world()), 1u);
-    thaw_processes(world());
-    world().schedule_timeout(1_s);
-    w.m().vmscan.wakeup_kswapd(ZoneType::DMA32, Order(0));
-    world().schedule_timeout(1_s);
-    EXPECT_GT(w.event(VmEvent::pgsteal_kswapd), 0u);
-    EXPECT_GE(hoard.zone().nr_free.load(), hoard.zone().wmark(Watermark::high));
   });
 }
 
