@@ -83,6 +83,8 @@ void Ksm::ksm_scan_thread(void* arg) {
 void Ksm::ksm_do_scan(unsigned count) {
   WEIR_FLOW(count);
   ScopedLock guard(mutex_);
+  // Who exited while another scan was under way could not take its slot along.
+  remove_dead_slots();
   for (; count > 0; --count) {
     Page* page = nullptr;
     KsmRmapItem* item = scan_get_next_rmap_item(page);

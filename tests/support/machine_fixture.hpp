@@ -248,7 +248,7 @@ class MachineFixture {
   }
   /// Waits for that; nothing holds kthreads back afterwards.
   bool come_to_rest() {
-    machine->ksm.ksm_do_scan(0);  // a scan under way ends
+    machine->ksm.ksm_do_scan(0);  // a scan under way ends, and those that are gone are forgotten
     uint64_t before = ~uint64_t{0};
     for (int i = 0; i < 20000; ++i) {
       world.schedule_timeout(2_ms);
