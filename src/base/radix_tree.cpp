@@ -65,26 +65,27 @@ bool radix_tree_exceptional_entry(const void* entry) {
 // ---- Preload -------------------------------------------------------------------------------------------------------
 
 bool RadixPreload::fill(unsigned count) {
-  while (held_ < count) {
+  while (nodes_.count < count) {
     RadixTreeNode* node = source_.alloc_node();
     if (node == nullptr) return false;
-    node->parent = first_;
-    first_ = node;
-    ++held_;
+    node->parent = nodes_.first;
+    nodes_.first = node;
+    ++nodes_.count;
   }
   return true;
 }
 
 RadixTreeNode* RadixPreload::take() {
-  RadixTreeNode* node = first_;
+  RadixTreeNode* node = nodes_.first;
   WEIR_BUG_ON(node == nullptr);
-  first_ = node->parent;
-  --held_;
+  nodes_.first = node->parent;
+  --nodes_.count;
   return node;
 }
 
 void RadixPreload::give_back() {
-  while (held_ != 0) source_.free_node(take());
+  if (nodes_.count != 0 && source_.keep_spares(nodes_)) nodes_ = {};
+  while (nodes_.count != 0) source_.free_node(take());
 }
 
 unsigned radix_tree_preload_size(unsigned order, uint64_t max_index) {
@@ -101,6 +102,7 @@ unsigned radix_tree_preload_size(unsigned order, uint64_t max_index) {
 }
 
 Result<void> RadixPreload::reserve(unsigned order) {
+  if (nodes_.count == 0) nodes_ = source_.take_spares();
   if (fill(radix_tree_preload_size(order, max_index_))) return {};
   give_back();
   return Errno::nomem;
@@ -122,7 +124,7 @@ Result<void> radix_tree_preload(RadixPreload& preload) {
 }
 
 void radix_tree_preload_end(RadixPreload& preload) {
-  WEIR_FLOW(preload.held_);
+  WEIR_FLOW(preload.held());
   preload.give_back();
 }
 

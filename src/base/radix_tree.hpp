@@ -19,7 +19,7 @@
 //   RadixPreload preload(source);
 //   WEIR_TRY_VOID(radix_tree_maybe_preload(preload));   // may sleep, as the source does
 //   lock();  tree.radix_tree_insert(index, item, preload);  unlock();
-//   radix_tree_preload_end(preload);                    // what was not needed goes back
+//   radix_tree_preload_end(preload);                    // what was not needed stays for the next, or goes back
 //
 // Locking: none here. The caller's tree lock guards a tree and its nodes, for reading too: erase frees nodes at once.
 //
@@ -86,11 +86,25 @@ class RadixNodeSource {
   virtual RadixTreeNode* alloc_node() = 0;
   virtual void free_node(RadixTreeNode* node) = 0;
 
+  /// Nodes linked by parent.
+  struct Chain {
+    RadixTreeNode* first = nullptr;
+    unsigned count = 0;
+  };
+  /// What earlier preloads did not need, if the source keeps it: the next one need not ask for as much.
+  virtual Chain take_spares() { return {}; }
+  /// `spares` is not empty. False: the source does not keep them, they are to be freed.
+  virtual bool keep_spares(Chain spares) {
+    (void)spares;
+    return false;
+  }
+
  protected:
   ~RadixNodeSource() = default;
 };
 
-/// Nodes taken beforehand, so that an insert under a lock cannot fail. On the stack of who inserts.
+/// Nodes taken beforehand, so that an insert under a lock cannot fail. On the stack of who inserts. What is not needed
+/// stays with the source for the next, where it can (the kernel's radix_tree_preloads).
 class RadixPreload {
  public:
   /// `source` outlives this. No entry of the tree, old or new, may be above `max_index` at the time of the insert. A
@@ -102,7 +116,7 @@ class RadixPreload {
   /// Gives back what radix_tree_preload_end did not.
   ~RadixPreload() { give_back(); }
 
-  [[nodiscard]] unsigned held() const { return held_; }
+  [[nodiscard]] unsigned held() const { return nodes_.count; }
 
  private:
   friend class RadixTree;
@@ -119,8 +133,7 @@ class RadixPreload {
 
   RadixNodeSource& source_;
   uint64_t max_index_;
-  RadixTreeNode* first_ = nullptr;  // linked by parent
-  unsigned held_ = 0;
+  RadixNodeSource::Chain nodes_;
 };
 
 /// Nodes that inserting 2^order entries at a naturally aligned index can take at most, if no index of the tree, the new
@@ -134,7 +147,7 @@ Result<void> radix_tree_maybe_preload_order(RadixPreload& preload, unsigned orde
 Result<void> radix_tree_maybe_preload(RadixPreload& preload);
 /// The same by the name of kernels before 3.12.
 Result<void> radix_tree_preload(RadixPreload& preload);
-/// Gives the nodes that were not needed back to their source.
+/// Leaves the nodes that were not needed to their source: for the next preload, or gives them back.
 void radix_tree_preload_end(RadixPreload& preload);
 
 /// Is `entry` a node rather than an item? Recorded; see is_internal_node.

@@ -76,7 +76,7 @@ class SimDisk final : public BlockDevice {
   static constexpr unsigned MAX_QUEUE_DEPTH = 64;
   struct Service {
     Timer timer;
-    Bio* bio = nullptr;  // null: the place is free
+    Bio* bio = nullptr;
     SimDisk* disk = nullptr;
   };
 
@@ -100,6 +100,7 @@ class SimDisk final : public BlockDevice {
   Bio* first_ WEIR_GUARDED_BY(lock_) = nullptr;
   Bio* last_ WEIR_GUARDED_BY(lock_) = nullptr;
   Service services_[MAX_QUEUE_DEPTH] WEIR_GUARDED_BY(lock_);  // the first queue_depth are used
+  uint64_t free_places_ WEIR_GUARDED_BY(lock_) = 0;           // a bit for each service without a bio
   Nanos channel_free_ WEIR_GUARDED_BY(lock_){};               // when the channel has carried all that was started
   uint64_t arm_ WEIR_GUARDED_BY(lock_) = 0;                   // page behind the last one started
   SimDiskStats sim_stats_ WEIR_GUARDED_BY(lock_);

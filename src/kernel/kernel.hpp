@@ -70,6 +70,7 @@ struct Timer {
   bool deferrable = false;  ///< virtual: never the reason why an idle machine wakes up; runs when something else does
   Timer* next = nullptr;    ///< world's own
   uint64_t id = 0;          ///< world's own
+  size_t place = 0;         ///< world's own
   bool armed = false;       ///< world's own
 };
 
@@ -98,7 +99,13 @@ class World {
   virtual void cond_resched() = 0;
   /// A place where the virtual world may switch threads: locks, unlocks, shared atomics, PTE stores, wakes. Host:
   /// nothing.
-  virtual void preempt_point() = 0;
+  void preempt_point() {
+    if (!one_host_thread_ || __builtin_expect(turn_.now < turn_.resched_at && --turn_.countdown != 0, 1)) return;
+    preempt();
+  }
+  /// One host thread runs all threads of this world and changes between them at preemption points and when they sleep
+  /// only: what lies between two of those is one step.
+  [[nodiscard]] bool one_host_thread() const { return one_host_thread_; }
   /// A spinlock's slow half: returns when it is worth trying again. `word` is 2 while somebody waits.
   virtual void spin_wait(std::atomic<uint32_t>& word) = 0;
   /// Wakes one waiter of spin_wait. Called by the unlocker when `word` was 2.
@@ -128,7 +135,22 @@ class World {
   FreezerState freezer;
 
  protected:
+  enum class HostThreads : uint8_t { one, many };
+  constexpr explicit World(HostThreads threads) : one_host_thread_(threads == HostThreads::one) {}
   ~World() = default;
+
+  /// A preemption point found the turn over. Not called where host threads are many.
+  virtual void preempt() {}
+
+  /// Virtual: how long whoever runs goes on. All that a preemption point looks at.
+  struct Turn {
+    Nanos now{0};  ///< the running CPU's clock; between runs, the time at which the last run ended
+    Nanos resched_at{~uint64_t{0}};
+    uint64_t countdown = ~uint64_t{0};  ///< preemption points until the seed decides
+  } turn_;
+
+ private:
+  const bool one_host_thread_;
 };
 
 [[nodiscard]] inline Thread& current() { return *engine_thread().thread; }

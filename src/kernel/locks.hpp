@@ -9,6 +9,7 @@
 
 #include "kernel/annotations.hpp"
 #include "kernel/kernel.hpp"
+#include "kernel/world_atomic.hpp"
 
 namespace weir {
 
@@ -43,7 +44,7 @@ inline void lockdep_forget(Thread&) {}
 [[nodiscard]] const char* lock_rank_name(LockRank rank);
 
 /// Held for a few instructions; never across sleeping, I/O, compression or host calls. 4 bytes: it fits into a Page.
-/// 0 free, 1 held, 2 held and somebody waits.
+/// 0 free, 1 held, 2 held and somebody waits. A world of one host thread takes it by a load and a store.
 class WEIR_CAPABILITY("spinlock") SpinLock {
  public:
   constexpr explicit SpinLock(LockRank rank) : rank_(rank) {}
@@ -52,9 +53,17 @@ class WEIR_CAPABILITY("spinlock") SpinLock {
 
   void lock() WEIR_ACQUIRE() {
     lockdep_acquire(this, rank_);
+    World* w = engine_thread().world;
     uint32_t free = 0;
-    if (__builtin_expect(!word_.compare_exchange_strong(free, 1, std::memory_order_acquire), 0)) lock_slow();
-    preempt_after_lock();
+    if (w == nullptr || !w->one_host_thread()) {
+      if (__builtin_expect(!word_.compare_exchange_strong(free, 1, std::memory_order_acquire), 0)) lock_slow();
+      return;
+    }
+    if (__builtin_expect(word_.load(std::memory_order_relaxed) == 0, 1))
+      word_.store(1, std::memory_order_relaxed);
+    else
+      lock_slow();
+    w->preempt_point();
   }
   [[nodiscard]] bool try_lock() WEIR_TRY_ACQUIRE(true) {
     uint32_t free = 0;
@@ -64,8 +73,15 @@ class WEIR_CAPABILITY("spinlock") SpinLock {
   }
   void unlock() WEIR_RELEASE() {
     lockdep_release(this, rank_);
-    if (__builtin_expect(word_.exchange(0, std::memory_order_release) == 2, 0)) unlock_slow();
-    preempt_after_lock();
+    World* w = engine_thread().world;
+    if (w == nullptr || !w->one_host_thread()) {
+      if (__builtin_expect(word_.exchange(0, std::memory_order_release) == 2, 0)) unlock_slow();
+      return;
+    }
+    const bool awaited = word_.load(std::memory_order_relaxed) == 2;
+    word_.store(0, std::memory_order_relaxed);
+    if (__builtin_expect(awaited, 0)) unlock_slow();
+    w->preempt_point();
   }
   [[nodiscard]] bool is_locked() const { return word_.load(std::memory_order_relaxed) != 0; }
   /// In the child of a fork, where only the caller runs: whoever held it is not here. What it guards must be whole.
@@ -74,9 +90,6 @@ class WEIR_CAPABILITY("spinlock") SpinLock {
  private:
   void lock_slow();
   void unlock_slow();
-  static void preempt_after_lock() {
-    if (World* w = engine_thread().world) w->preempt_point();
-  }
   std::atomic<uint32_t> word_{0};
   LockRank rank_;
 };
@@ -142,7 +155,7 @@ class WaitQueue {
   void unlink(Waiter& waiter);
   unsigned wake(const void* key, unsigned at_most);
   SpinLock lock_{LockRank::wait_queue};
-  std::atomic<Waiter*> head_{nullptr};
+  WorldAtomic<Waiter*> head_{nullptr};
   Waiter* tail_ = nullptr;
 };
 
@@ -176,7 +189,7 @@ class WEIR_CAPABILITY("mutex") Mutex {
 
  private:
   void lock_slow();
-  std::atomic<bool> held_{false};
+  WorldAtomic<bool> held_{false};
   LockRank rank_;
   WaitQueue waiters_;
 };
@@ -218,7 +231,7 @@ class WEIR_CAPABILITY("rwsem") RwSem {
   void up_read_slow(uint32_t before);
   bool try_read(uint32_t kept_out_by);
   bool try_write(uint32_t waiting);
-  std::atomic<uint32_t> state_{0};
+  WorldAtomic<uint32_t> state_{0};
   LockRank rank_;
   WaitQueue waiters_;  // writers wait with key &state_, readers with key &rank_
 };

@@ -25,12 +25,29 @@ RadixTreeNode* PageTreeNodes::alloc_node() {
 
 void PageTreeNodes::free_node(RadixTreeNode* node) { slab_.kmem_cache_free(*cache_, node); }
 
+WorldAtomic<RadixTreeNode*>& PageTreeNodes::this_cpu_spares() const {
+  const Thread* thread = engine_thread().thread;
+  return spares_[thread != nullptr ? thread->cpu.v % MAX_CPUS : 0];
+}
+
+RadixNodeSource::Chain PageTreeNodes::take_spares() {
+  RadixTreeNode* first = this_cpu_spares().exchange(nullptr, std::memory_order_acquire);
+  return {first, first != nullptr ? static_cast<unsigned>(first->exceptional) : 0};
+}
+
+// Somebody else's may have come in the meantime: one chain is enough.
+bool PageTreeNodes::keep_spares(Chain spares) {
+  spares.first->exceptional = spares.count;
+  RadixTreeNode* none = nullptr;
+  return this_cpu_spares().compare_exchange_strong(none, spares.first, std::memory_order_release);
+}
+
 Filemap::Filemap(PageAllocator& pages, Slab& slab, Lru& lru, VmStat& vmstat)
     : pages_(pages),
       slab_(slab),
       lru_(lru),
       vmstat_(vmstat),
-      nowait_nodes_(slab, node_cache_, GFP_NOWAIT | __GFP_POOL | __GFP_NOWARN) {}
+      nowait_nodes_(slab, node_cache_, spare_nodes_, GFP_NOWAIT | __GFP_POOL | __GFP_NOWARN) {}
 
 Result<void> Filemap::init() {
   node_cache_ =
@@ -39,7 +56,7 @@ Result<void> Filemap::init() {
   return {};
 }
 
-PageTreeNodes Filemap::node_source(gfp_t gfp) { return {slab_, node_cache_, gfp & GFP_RECLAIM_MASK}; }
+PageTreeNodes Filemap::node_source(gfp_t gfp) { return {slab_, node_cache_, spare_nodes_, gfp & GFP_RECLAIM_MASK}; }
 
 // ---- Page bits -----------------------------------------------------------------------------------------------------
 

@@ -20,13 +20,21 @@ namespace weir {
 /// Nodes of page trees from one slab cache, allocated as `gfp` says. Made where it is used; small.
 class PageTreeNodes final : public RadixNodeSource {
  public:
-  PageTreeNodes(Slab& slab, KmemCache*& cache, gfp_t gfp) : slab_(slab), cache_(cache), gfp_(gfp) {}
+  /// A chain for each CPU; the first node's `exceptional` says how many there are.
+  using Spares = WorldAtomic<RadixTreeNode*>[MAX_CPUS];
+
+  PageTreeNodes(Slab& slab, KmemCache*& cache, Spares& spares, gfp_t gfp)
+      : slab_(slab), cache_(cache), spares_(spares), gfp_(gfp) {}
   RadixTreeNode* alloc_node() override;
   void free_node(RadixTreeNode* node) override;
+  Chain take_spares() override;
+  bool keep_spares(Chain spares) override;
 
  private:
+  [[nodiscard]] WorldAtomic<RadixTreeNode*>& this_cpu_spares() const;
   Slab& slab_;
   KmemCache*& cache_;
+  Spares& spares_;
   gfp_t gfp_;
 };
 
@@ -143,6 +151,7 @@ class Filemap {
   Lru& lru_;
   VmStat& vmstat_;
   KmemCache* node_cache_ = nullptr;
+  PageTreeNodes::Spares spare_nodes_ = {};
   PageTreeNodes nowait_nodes_;
   WaitTable waitqueues_;
 };

@@ -27,8 +27,11 @@ struct FlushEntry {
 /// dropped. Lives on the stack of whoever unmaps. When full the filler flushes first (under no spinlock).
 struct FlushBatch {
   static constexpr unsigned CAPACITY = 64;
-  FlushEntry entries[CAPACITY];
+  union {
+    FlushEntry entries[CAPACITY];  ///< the first `count`; the others are not initialised, as most batches stay short
+  };
   unsigned count = 0;
+  FlushBatch() {}
   [[nodiscard]] bool full() const { return count == CAPACITY; }
   void add(Mm& mm, VirtAddr address, Page* page) {
     WEIR_DEBUG_BUG_ON(full());
@@ -54,7 +57,7 @@ class Mmu {
     /// mapped that need no I/O. 1: only what is asked for.
     unsigned fault_around = 1;
   };
-  [[nodiscard]] virtual Caps caps() const = 0;
+  [[nodiscard]] const Caps& caps() const { return caps_; }
   /// Boot: bootmem is up, the allocator is not. What the Mmu needs for every frame (tags, hashes) it takes from `boot`;
   /// `tables` it may walk from now on. Errors: ENOMEM.
   virtual Result<void> attach(MemMap& mem, PageTables& tables, Bootmem& boot) = 0;
@@ -107,7 +110,10 @@ class Mmu {
   virtual void flush_quarantine() = 0;
 
  protected:
+  explicit Mmu(const Caps& caps) : caps_(caps) {}
   ~Mmu() = default;
+
+  Caps caps_;  ///< immutable once the machine is made
 };
 
 /// Why and for whom memory is made.

@@ -80,7 +80,7 @@ struct Mm {
   int64_t total_vm = 0;                    ///< pages; mmap_sem
   int64_t locked_vm = 0;                   // mmap_sem
   uint64_t def_flags = 0;                  ///< what new VMAs get too: VM_LOCKED (mlockall); mmap_sem
-  std::atomic<int64_t> rss_stat[static_cast<unsigned>(RssKind::count)] = {};
+  WorldAtomic<int64_t> rss_stat[static_cast<unsigned>(RssKind::count)] = {};
   std::atomic<int64_t> hiwater_rss{0};
   std::atomic<int64_t> nr_table_pages{0};  ///< page-table pages of all levels
   std::atomic<int64_t> nr_ptes{0};         ///< of the lowest level

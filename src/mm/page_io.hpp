@@ -109,7 +109,7 @@ class PageIo {
   SpinLock pool_lock_{LockRank::leaf};
   PageBio* free_bios_ WEIR_GUARDED_BY(pool_lock_) = nullptr;
   WaitQueue pool_wait_;
-  std::atomic<unsigned> in_flight_{0};
+  WorldAtomic<unsigned> in_flight_{0};
 };
 
 }  // namespace weir

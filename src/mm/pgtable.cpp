@@ -132,6 +132,7 @@ Result<void> PageTables::pte_alloc(Mm& mm, VirtAddr address) {
 Pte* PageTables::entry_at(const Mm& mm, VirtAddr address, unsigned level) const {
   if (mm.pgd == nullptr) return nullptr;
   Pte* table = reinterpret_cast<Pte*>(mm.pgd);
+#pragma GCC unroll 3
   for (unsigned at = PGD_LEVEL; at > level; --at) {
     const Pte entry = load(table + index_at(address, at));
     if (pte_none(entry)) return nullptr;

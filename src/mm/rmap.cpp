@@ -79,6 +79,9 @@ AnonVma* Rmap::anon_vma_alloc() {
 }
 
 void Rmap::put_anon_vma(AnonVma& anon_vma) {
+  // Only the last reference must not go while page_get_anon_vma looks.
+  for (int32_t refs = anon_vma.refcount.load(std::memory_order_relaxed); refs > 1;)
+    if (anon_vma.refcount.compare_exchange_weak(refs, refs - 1, std::memory_order_release)) return;
   AnonVma* dead = &anon_vma;
   while (dead != nullptr) {
     {

@@ -56,7 +56,7 @@ using AnonVmaHead =
 struct AnonVma {
   AnonVma* root = nullptr;           ///< whose lock guards the whole family; immutable
   RwSem rwsem{LockRank::anon_vma};   ///< used on the root only
-  std::atomic<int32_t> refcount{1};  ///< linked VMAs (as one), walks; a root also one a family below it
+  WorldAtomic<int32_t> refcount{1};  ///< linked VMAs (as one), walks; a root also one a family below it
   AnonVma* parent = nullptr;         ///< a root's is itself
   /// Children + VMAs whose anon_vma is this; a root counts as a child of its own. Below 2 and without VMAs, it may be
   /// given to a forked VMA instead of a new one: or a chain of forks whose parents exit would grow without end. Root's

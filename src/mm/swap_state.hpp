@@ -96,7 +96,7 @@ class SwapCache {
   /// Pages in the cache. Linux: total_swapcache_pages.
   [[nodiscard]] PageCount total_swapcache_pages() const;
   struct Stats {
-    std::atomic<uint64_t> add_total{0}, del_total{0}, find_success{0}, find_total{0};
+    WorldAtomic<uint64_t> add_total{0}, del_total{0}, find_success{0}, find_total{0};
   };
   [[nodiscard]] const Stats& stats() const { return stats_; }
   [[nodiscard]] Filemap& filemap() const { return filemap_; }
@@ -167,7 +167,7 @@ class SwapCache {
   AddressSpace* swapper_spaces_[MAX_SWAPFILES] = {};
   unsigned nr_swapper_spaces_[MAX_SWAPFILES] = {};
   // Readahead, of all areas together as in Linux: a hint, raced on without harm.
-  std::atomic<unsigned> swapin_readahead_hits_{4};
+  WorldAtomic<unsigned> swapin_readahead_hits_{4};
   std::atomic<unsigned> last_readahead_pages_{0};
   std::atomic<uint64_t> prev_offset_{0};
 };

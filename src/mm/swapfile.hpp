@@ -318,7 +318,7 @@ class SwapFiles : private FrontswapMaps {
   Vmalloc& vmalloc_;
   VmStat& vmstat_;
   unsigned cpus_;
-  std::atomic<int64_t> nr_swap_pages_{0}, total_swap_pages_{0};
+  WorldAtomic<int64_t> nr_swap_pages_{0}, total_swap_pages_{0};
   bool copies_cost_memory_ = false;                       // set when the machine is wired
   std::atomic<SwapInfo*> swap_info_[MAX_SWAPFILES] = {};  // set once each, under swap_lock_
 

@@ -18,6 +18,7 @@
 #include "base/flow.hpp"
 #include "base/result.hpp"
 #include "base/units.hpp"
+#include "kernel/world_atomic.hpp"
 
 namespace weir {
 
@@ -76,13 +77,13 @@ using ListHook = boost::intrusive::list_member_hook<boost::intrusive::link_mode<
 /// _refcount >= (_mapcount + 1) + (in a tree ? 1 : 0) + isolated/held.
 /// _refcount = 0 iff buddy, pcp, inside a buddy block, or a pcp page. lru set iff on exactly one LRU list.
 struct Page {
-  std::atomic<uint64_t> flags{0};
+  WorldAtomic<uint64_t> flags{0};
   ListHook lru;  ///< LRU list (lru lock), buddy list (zone lock), pcp list (pcp lock), or its owner's
   std::atomic<uintptr_t> mapping{0};  ///< AddressSpace*, or AnonVma* | 1; slab: KmemCache*. Page lock.
   uint64_t index = 0;                 ///< offset in mapping in pages; linear page offset if anonymous. Slab: its own.
   uint64_t private_ = 0;              ///< buddy: order. swapcache: SwpEntry. Slab, table: their own
-  std::atomic<int32_t> _mapcount{0};  ///< mappings - 1 while owned
-  std::atomic<int32_t> _refcount{0};
+  WorldAtomic<int32_t> _mapcount{0};  ///< mappings - 1 while owned
+  WorldAtomic<int32_t> _refcount{0};
   uint32_t arch = 0;  ///< the Mmu's own (uffd: where the host page is); 0 = nothing to give back. Page lock
   uint32_t spare = 0;
 

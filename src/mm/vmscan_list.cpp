@@ -1,6 +1,7 @@
 // src/mm/vmscan_list.cpp: what a scan does with the pages of a list: isolates, ages, unmaps, writes, frees or keeps
 // them. See vmscan.hpp
 #include <algorithm>
+#include <iterator>
 
 #include "mm/vmscan_era.hpp"
 
@@ -31,6 +32,8 @@ int64_t Vmscan::isolate_lru_pages(int64_t nr_to_scan, LruVec& lruvec, PageList& 
   nr_scanned = 0;
   while (nr_scanned < nr_to_scan && !from.empty()) {
     Page& page = from.back();
+    // Pages lie about in an order of their own: the next one is fetched while this one is looked at.
+    if (&page != &from.front()) __builtin_prefetch(&*std::prev(PageList::s_iterator_to(page)), 1);
     if (some_too_high && pages_.page_zone(page).type > sc.reclaim_idx) {
       skipped.splice(skipped.begin(), from, PageList::s_iterator_to(page));
       continue;

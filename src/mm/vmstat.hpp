@@ -30,8 +30,8 @@ class VmStat {
   }
 
  private:
-  std::atomic<int64_t> gauges_[static_cast<unsigned>(NodeStat::count)] = {};
-  std::atomic<uint64_t> events_[static_cast<unsigned>(VmEvent::count)] = {};
+  WorldAtomic<int64_t> gauges_[static_cast<unsigned>(NodeStat::count)] = {};
+  WorldAtomic<uint64_t> events_[static_cast<unsigned>(VmEvent::count)] = {};
 };
 
 [[nodiscard]] const char* stat_name(NodeStat s);

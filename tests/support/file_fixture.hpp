@@ -59,8 +59,7 @@ class FlowLog final : public FlowSink {
 /// Frames whose content is a number each.
 class TagMmu final : public Mmu {
  public:
-  TagMmu(MemMap& mem, PageCount frames) : mem_(mem), tags_(static_cast<size_t>(frames.v), 0x7a6d) {}
-  [[nodiscard]] Caps caps() const override { return {}; }
+  TagMmu(MemMap& mem, PageCount frames) : Mmu({}), mem_(mem), tags_(static_cast<size_t>(frames.v), 0x7a6d) {}
   Result<void> attach(MemMap&, PageTables&, Bootmem&) override { return {}; }
   Result<void> update_mmu_cache(Mm&, VirtAddr, Pte, Page*) override { return {}; }
   void flush_batch(FlushBatch& batch) override { batch.count = 0; }

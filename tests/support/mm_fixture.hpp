@@ -28,15 +28,14 @@ namespace weir::test {
 /// back.
 class FakeMmu final : public Mmu {
  public:
-  explicit FakeMmu(MemMap& mem) : mem_(mem) {}
-  Caps capabilities;
+  explicit FakeMmu(MemMap& mem) : Mmu({}), mem_(mem) {}
+  Caps& capabilities = caps_;
   bool hold_back = false;  ///< arch_free_page answers false
   std::vector<Page*> quarantine;
   PageAllocator* pages = nullptr;  ///< who gets the quarantine back
   unsigned flush_quarantine_calls = 0;
   uint64_t arch_allocs = 0, arch_frees = 0, cleared = 0;
 
-  [[nodiscard]] Caps caps() const override { return capabilities; }
   Result<void> attach(MemMap&, PageTables&, Bootmem&) override { return {}; }
   Result<void> update_mmu_cache(Mm&, VirtAddr, Pte, Page*) override { return {}; }
   void flush_batch(FlushBatch& batch) override { batch.count = 0; }

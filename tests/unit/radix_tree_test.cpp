@@ -12,6 +12,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/flow.hpp"
@@ -337,6 +338,52 @@ TEST(RadixPreload, GivesBackWhatNobodyEnded) {
     ASSERT_TRUE(radix_tree_maybe_preload(preload).ok());
     EXPECT_EQ(nodes.live(), 2 * RADIX_TREE_MAX_PATH - 1) << "what is held already counts";
   }
+  EXPECT_EQ(nodes.live(), 0U);
+}
+
+/// Keeps what preloads leave.
+class ThriftyNodes final : public RadixNodeSource {
+ public:
+  RadixTreeNode* alloc_node() override { return ++allocs, below_.alloc_node(); }
+  void free_node(RadixTreeNode* node) override { below_.free_node(node); }
+  Chain take_spares() override { return std::exchange(kept, {}); }
+  bool keep_spares(Chain spares) override {
+    if (kept.count != 0) return false;
+    kept = spares;
+    return true;
+  }
+  [[nodiscard]] size_t live() const { return below_.live(); }
+  Chain kept;
+  unsigned allocs = 0;
+
+ private:
+  TestNodes below_;
+};
+
+TEST(RadixPreload, TakesWhatAnEarlierOneDidNotNeed) {
+  ThriftyNodes nodes;
+  RadixTree tree;
+  constexpr unsigned WORST = 2 * RADIX_TREE_MAX_PATH - 1;
+  for (uint64_t index : {1, 70}) {  // a leaf; then a root and a second leaf
+    const unsigned kept = nodes.kept.count, allocs = nodes.allocs;
+    RadixPreload preload(nodes);
+    ASSERT_TRUE(radix_tree_maybe_preload(preload).ok());
+    EXPECT_EQ(nodes.allocs - allocs, WORST - kept);
+    EXPECT_EQ(preload.held(), WORST);
+    ASSERT_TRUE(tree.radix_tree_insert(index, item(index), preload).ok());
+    RadixPreload second(nodes, 63);
+    ASSERT_TRUE(radix_tree_maybe_preload(second).ok());
+    EXPECT_EQ(second.held(), 1U) << "nothing is kept while the first has it";
+    radix_tree_preload_end(preload);
+    EXPECT_EQ(preload.held(), 0U);
+    EXPECT_EQ(nodes.kept.count, WORST - (index == 1 ? 1 : 2));
+    radix_tree_preload_end(second);
+    EXPECT_EQ(second.held(), 0U) << "one chain is kept, the other goes back";
+    EXPECT_EQ(nodes.live(), nodes.kept.count + (index == 1 ? 1 : 3));
+  }
+  tree.destroy(nodes);
+  for (RadixNodeSource::Chain rest = nodes.take_spares(); rest.count != 0; --rest.count)
+    nodes.free_node(std::exchange(rest.first, rest.first->parent));
   EXPECT_EQ(nodes.live(), 0U);
 }
 

@@ -30,6 +30,7 @@ using testing::HasSubstr;
 // A world with a clock and nothing else: each look takes 1 ns.
 class Clock final : public World {
  public:
+  Clock() : World(HostThreads::one) { turn_.resched_at = Nanos(0); }
   mutable uint64_t time = 0;
   [[nodiscard]] Nanos now() const override { return Nanos(++time); }
   void spend(Nanos) override {}
@@ -37,7 +38,6 @@ class Clock final : public World {
   bool schedule_timeout(Nanos) override { return false; }
   void wake(Thread&) override {}
   void cond_resched() override {}
-  void preempt_point() override { ADD_FAILURE() << "recording switched threads"; }
   void spin_wait(std::atomic<uint32_t>&) override {}
   void spin_wake(std::atomic<uint32_t>&) override {}
   Thread* kthread_create(void (*)(void*), void*, const char*) override { return nullptr; }
@@ -47,6 +47,9 @@ class Clock final : public World {
   [[nodiscard]] unsigned nr_cpus() const override { return 1; }
   uint64_t random() override { return 4; }
   void printk(const char*) override {}
+
+ protected:
+  void preempt() override { ADD_FAILURE() << "recording switched threads"; }
 };
 
 // Memory that reads as zero and is aligned.

@@ -17,8 +17,8 @@ bool set_bits(Pte* ptep, Pte seen, uint64_t bits, VirtAddr address) {
 
 }  // namespace
 
-Mmu::Caps SoftMmu::caps() const {
-  if (!is_uffd()) return {};
+Mmu::Caps SoftMmu::caps_of(Model model) {
+  if (model != Model::uffd) return {};
   return {.has_accessed = false,
           .has_dirty = false,
           .has_write_protect = false,

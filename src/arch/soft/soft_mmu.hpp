@@ -46,7 +46,9 @@ class SoftMmu final : public Mmu {
   enum class Access : uint8_t { read = 0, write = 1 };
   using FaultHandler = FaultResult (*)(void* arg, Task& task, VirtAddr address, uint32_t error_code);
 
-  explicit SoftMmu(const Options& options) : options_(options) { uffd_.set_failures(options.failures); }
+  explicit SoftMmu(const Options& options) : Mmu(caps_of(options.model)), options_(options) {
+    uffd_.set_failures(options.failures);
+  }
   SoftMmu(const SoftMmu&) = delete;
   SoftMmu& operator=(const SoftMmu&) = delete;
 
@@ -109,7 +111,6 @@ class SoftMmu final : public Mmu {
   [[nodiscard]] UffdModel& uffd() { return uffd_; }
 
   // ---- Mmu
-  [[nodiscard]] Caps caps() const override;
   Result<void> attach(MemMap& mem, PageTables& tables, Bootmem& boot) override;
   Result<void> update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* page) override;
   void flush_batch(FlushBatch& batch) override;
@@ -155,6 +156,7 @@ class SoftMmu final : public Mmu {
 
   std::byte* access_slow(Task& task, VirtAddr address, Access kind, FaultResult& result);
   std::byte* access_uffd(Task& task, VirtAddr address, Access kind, FaultResult& result);
+  static Caps caps_of(Model model);
   [[nodiscard]] bool is_uffd() const { return options_.model == Model::uffd; }
   Entry* walk(const Mm& mm, VirtAddr address, Access kind, uint32_t& error_code);
   [[nodiscard]] std::byte* place_of(Pfn pfn) const {

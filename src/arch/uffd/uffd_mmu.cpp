@@ -15,16 +15,6 @@ namespace weir {
 
 using host::madvise;
 
-Mmu::Caps UffdMmu::caps() const {
-  return {.has_accessed = false,
-          .has_dirty = false,
-          .has_write_protect = false,
-          .has_zero_page = false,
-          .has_alias = false,
-          .tracks_host_pages = true,
-          .fault_around = FAULT_AROUND};
-}
-
 Result<void> UffdMmu::attach(MemMap& mem, PageTables& tables, Bootmem& boot) {
   mem_ = &mem;
   tables_ = &tables;

@@ -83,7 +83,15 @@ class UffdMmu final : public Mmu {
   /// Slots that may be left behind by a COPY before they are given back, and frames kept back for them.
   static constexpr uint32_t SLACK = 128;
 
-  explicit UffdMmu(const Options& options) : options_(options) {}
+  explicit UffdMmu(const Options& options)
+      : Mmu({.has_accessed = false,
+             .has_dirty = false,
+             .has_write_protect = false,
+             .has_zero_page = false,
+             .has_alias = false,
+             .tracks_host_pages = true,
+             .fault_around = FAULT_AROUND}),
+        options_(options) {}
   UffdMmu(const UffdMmu&) = delete;
   UffdMmu& operator=(const UffdMmu&) = delete;
 
@@ -113,7 +121,6 @@ class UffdMmu final : public Mmu {
   /// Host pages resident now in the arena, the managed range and staging together.
   [[nodiscard]] uint64_t resident_pages() const;
 
-  [[nodiscard]] Caps caps() const override;
   Result<void> attach(MemMap& mem, PageTables& tables, Bootmem& boot) override;
   Result<void> update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* page) override;
   void flush_batch(FlushBatch& batch) override;

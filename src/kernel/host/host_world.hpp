@@ -42,7 +42,7 @@ class HostWorld final : public World {
   };
 
   constexpr HostWorld() : HostWorld(Options{}) {}
-  constexpr explicit HostWorld(Options options) : options_(options) {}
+  constexpr explicit HostWorld(Options options) : World(HostThreads::many), options_(options) {}
   ~HostWorld() { stop(); }
   HostWorld(const HostWorld&) = delete;
   HostWorld& operator=(const HostWorld&) = delete;
@@ -79,7 +79,6 @@ class HostWorld final : public World {
   bool schedule_timeout(Nanos delay) override;
   void wake(Thread& thread) override;
   void cond_resched() override { might_sleep(); }
-  void preempt_point() override {}
   void spin_wait(std::atomic<uint32_t>& word) override;
   void spin_wake(std::atomic<uint32_t>& word) override;
   Thread* kthread_create(void (*fn)(void*), void* data, const char* name) override;

@@ -19,6 +19,7 @@ struct VirtualWorld::VThread : Thread {
   Nanos ready_at{0};
   Nanos spent{0};
   EventKey sleep{};  // id 0: no event
+  size_t sleep_place = 0;
   const std::atomic<uint32_t>* spins_on = nullptr;
   VThread* stopper = nullptr;  // waits in kthread_stop for it
   VThread* next = nullptr;     // in its CPU's queue
@@ -69,7 +70,7 @@ struct VirtualWorld::Cpu {
 VirtualWorld::VirtualWorld() : VirtualWorld(Options{}) {}
 
 VirtualWorld::VirtualWorld(Options options)
-    : options_(std::move(options)), dice_{options_.seed}, random_{~options_.seed} {
+    : World(HostThreads::one), options_(std::move(options)), dice_{options_.seed}, random_{~options_.seed} {
   WEIR_BUG_ON(options_.cpus == 0);
   cpus_.resize(options_.cpus);
   throw_dice();
@@ -116,7 +117,7 @@ Thread* VirtualWorld::spawn(const char* comm, std::function<void()> fn, Task* ta
   VThread& t = new_thread(comm, 0, task);
   t.body = std::move(fn);
   ++live_users_;
-  make_runnable(t, now_);
+  make_runnable(t, turn_.now);
   return &t;
 }
 
@@ -125,7 +126,7 @@ Thread* VirtualWorld::spawn(const char* comm, void (*fn)(void*), void* arg, Task
   t.function = fn;
   t.argument = arg;
   ++live_users_;
-  make_runnable(t, now_);
+  make_runnable(t, turn_.now);
   return &t;
 }
 
@@ -133,7 +134,7 @@ Thread* VirtualWorld::kthread_create(void (*fn)(void*), void* data, const char* 
   VThread& t = new_thread(name, PF_KTHREAD, nullptr);
   t.function = fn;
   t.argument = data;
-  make_runnable(t, now_);
+  make_runnable(t, turn_.now);
   return &t;
 }
 
@@ -155,17 +156,17 @@ void VirtualWorld::thread_end(VThread& t) {
   t.state = VThread::State::ended;
   cpus_[t.cpu.v].curr = nullptr;
   if ((t.flags & PF_KTHREAD) == 0) --live_users_;
-  if (t.stopper != nullptr && t.stopper->state == VThread::State::parked) make_runnable(*t.stopper, now_);
+  if (t.stopper != nullptr && t.stopper->state == VThread::State::parked) make_runnable(*t.stopper, turn_.now);
   dead_ = &t;
   VThread* next = pick_next();
   running_ = nullptr;
   if (next == nullptr) {
-    resched_at_ = NEVER;
+    turn_.resched_at = NEVER;
     Fiber::end_in(*t.fiber, main_);
   }
   ++switches_;
   running_ = next;
-  now_ = cpus_[next->cpu.v].clock;
+  turn_.now = cpus_[next->cpu.v].clock;
   set_resched(OrderRule::strict);
   Fiber::end_in(*t.fiber, *next->fiber);
 }
@@ -232,7 +233,7 @@ Nanos VirtualWorld::busy_time(CpuId cpu) const { return cpus_[cpu.v].busy; }
 // ---- The scheduler -------------------------------------------------------------------------------------------------
 
 void VirtualWorld::save_clock() {
-  if (running_ != nullptr) cpus_[running_->cpu.v].clock = now_;
+  if (running_ != nullptr) cpus_[running_->cpu.v].clock = turn_.now;
 }
 
 /// When `cpu`, which has something to run, would go on.
@@ -254,9 +255,9 @@ void VirtualWorld::make_runnable(VThread& t, Nanos at) {
   cpu.push_back(t);
   if (running_ == nullptr) return;
   if (cpu.curr == running_) {
-    resched_at_ = std::min(resched_at_, cpu.slice_end);
+    turn_.resched_at = std::min(turn_.resched_at, cpu.slice_end);
   } else if (cpu.curr == nullptr) {
-    resched_at_ = std::min(resched_at_, start_of(cpu) + options_.skew + Nanos(1));
+    turn_.resched_at = std::min(turn_.resched_at, start_of(cpu) + options_.skew + Nanos(1));
   }
 }
 
@@ -308,12 +309,12 @@ VirtualWorld::VThread* VirtualWorld::pick_next() {
         start = its_start;
       }
     }
-    Events* events = events_.empty() || events_.begin()->first.time > start ? nullptr : &events_;
+    Events* events = events_.empty() || events_.front().key.time > start ? nullptr : &events_;
     // A deferrable timer waits until a CPU is awake.
-    if (first != nullptr && !deferrable_.empty() && deferrable_.begin()->first.time <= start &&
-        (events == nullptr || deferrable_.begin()->first < events->begin()->first))
+    if (first != nullptr && !deferrable_.empty() && deferrable_.front().key.time <= start &&
+        (events == nullptr || deferrable_.front().key < events->front().key))
       events = &deferrable_;
-    const Nanos when = events != nullptr ? events->begin()->first.time : start;
+    const Nanos when = events != nullptr ? events->front().key.time : start;
     if (events == nullptr && first == nullptr) {
       stop_reason_ = StopReason::idle;
       return nullptr;
@@ -332,8 +333,8 @@ VirtualWorld::VThread* VirtualWorld::pick_next() {
 }
 
 void VirtualWorld::fire(Events& events, Nanos at) {
-  const Event event = events.begin()->second;
-  events.erase(events.begin());
+  const Events::Event event = events.front();
+  events.pop_front();
   if (event.thread != nullptr) {
     event.thread->sleep = {};
     event.thread->timed_out = true;
@@ -349,8 +350,8 @@ void VirtualWorld::fire(Events& events, Nanos at) {
 
 /// The seed's choice: one of all others that could run now without passing an event; null when there is none.
 VirtualWorld::VThread* VirtualWorld::draw() {
-  Nanos latest = std::min(limit_, now_ + options_.slice);
-  if (!events_.empty()) latest = std::min(latest, events_.begin()->first.time);
+  Nanos latest = std::min(limit_, turn_.now + options_.slice);
+  if (!events_.empty()) latest = std::min(latest, events_.front().key.time);
   auto each = [&](auto visit) {
     for (Cpu& cpu : cpus_) {
       if (cpu.curr != nullptr && cpu.curr != running_ && cpu.clock <= latest) visit(cpu, *cpu.curr);
@@ -378,21 +379,21 @@ VirtualWorld::VThread* VirtualWorld::draw() {
 
 void VirtualWorld::throw_dice() {
   const uint64_t n = options_.preempt_one_in;
-  countdown_ = n == 0 ? ~uint64_t{0} : 1 + dice_.below(2 * n - 1);
+  turn_.countdown = n == 0 ? ~uint64_t{0} : 1 + dice_.below(2 * n - 1);
 }
 
 /// Until when a preemption point has nothing to decide.
 void VirtualWorld::set_resched(OrderRule rule) {
   Nanos at = limit_ == NEVER ? NEVER : limit_ + Nanos(1);
-  if (!events_.empty()) at = std::min(at, events_.begin()->first.time);
-  if (!deferrable_.empty()) at = std::min(at, deferrable_.begin()->first.time);
+  if (!events_.empty()) at = std::min(at, events_.front().key.time);
+  if (!deferrable_.empty()) at = std::min(at, deferrable_.front().key.time);
   const Cpu& own = cpus_[running_->cpu.v];
   if (own.queued > 0) at = std::min(at, own.slice_end);
   if (rule == OrderRule::strict) {
     for (const Cpu& cpu : cpus_)
       if (&cpu != &own && cpu.load() > 0) at = std::min(at, start_of(cpu) + options_.skew + Nanos(1));
   }
-  resched_at_ = at;
+  turn_.resched_at = at;
 }
 
 /// Goes on in `next` (null: in run()). Returns when the caller's own turn comes again.
@@ -400,12 +401,12 @@ void VirtualWorld::dispatch(VThread* next, OrderRule rule) {
   VThread* previous = running_;
   running_ = next;
   if (next != nullptr) {
-    now_ = cpus_[next->cpu.v].clock;
+    turn_.now = cpus_[next->cpu.v].clock;
     set_resched(rule);
     if (next == previous) return;
     ++switches_;
   } else {
-    resched_at_ = NEVER;
+    turn_.resched_at = NEVER;
   }
   Fiber::switch_to(previous != nullptr ? *previous->fiber : main_, next != nullptr ? *next->fiber : main_);
   reap();
@@ -419,7 +420,7 @@ void VirtualWorld::switch_away() {
 }
 
 void VirtualWorld::preempt() {
-  const bool dice_fell = countdown_ == 0;
+  const bool dice_fell = turn_.countdown == 0;
   if (dice_fell) throw_dice();
   if (running_ == nullptr) return;
   save_clock();
@@ -430,8 +431,8 @@ void VirtualWorld::preempt() {
     }
   }
   Cpu& cpu = cpus_[running_->cpu.v];
-  if (now_ >= cpu.slice_end) {
-    cpu.slice_end = now_ + options_.slice;
+  if (turn_.now >= cpu.slice_end) {
+    cpu.slice_end = turn_.now + options_.slice;
     if (cpu.queued > 0) {
       cpu.push_back(*running_);
       cpu.curr = nullptr;
@@ -462,7 +463,7 @@ VirtualWorld::RunState VirtualWorld::run() {
 VirtualWorld::RunState VirtualWorld::run_until(Nanos time) {
   drive(time, [] { return false; });
   if (stop_reason_ == StopReason::halted) return RunState::halted;
-  now_ = std::max(now_, time);
+  turn_.now = std::max(turn_.now, time);
   if (live_users_ == 0) return RunState::finished;
   if (stop_reason_ == StopReason::limit) return RunState::time_reached;
   describe_waiters();
@@ -479,8 +480,8 @@ void VirtualWorld::halt() {
 
 void VirtualWorld::describe_waiters() {
   char line[128];
-  std::snprintf(line, sizeof line, "at %llu.%06llu ms nothing can run and no event is pending", now_.v / 1000000ull,
-                now_.v % 1000000ull);
+  std::snprintf(line, sizeof line, "at %llu.%06llu ms nothing can run and no event is pending",
+                turn_.now.v / 1000000ull, turn_.now.v % 1000000ull);
   report_ = line;
   for (auto& t : threads_) {
     const bool spins = t->state == VThread::State::spinning;
@@ -499,7 +500,7 @@ void VirtualWorld::describe_waiters() {
 
 void VirtualWorld::spend(Nanos cpu_time) {
   if (running_ == nullptr) return;
-  now_ += cpu_time;
+  turn_.now += cpu_time;
   running_->spent += cpu_time;
   cpus_[running_->cpu.v].busy += cpu_time;
 }
@@ -521,9 +522,9 @@ bool VirtualWorld::schedule_timeout(Nanos delay) {
   VThread& t = *running_;
   t.timed_out = false;
   if (!t.wake_pending) {
-    const Nanos end = delay > NEVER - now_ ? NEVER : now_ + delay;
+    const Nanos end = delay > NEVER - turn_.now ? NEVER : turn_.now + delay;
     t.sleep = {end, next_event_id_++};
-    events_.emplace(t.sleep, Event{&t, nullptr});
+    events_.push({.key = t.sleep, .thread = &t, .place = &t.sleep_place});
     t.state = VThread::State::parked;
     switch_away();
   }
@@ -534,7 +535,7 @@ bool VirtualWorld::schedule_timeout(Nanos delay) {
 
 void VirtualWorld::cancel_sleep(VThread& t) {
   if (t.sleep.id == 0) return;
-  events_.erase(t.sleep);
+  events_.erase(t.sleep_place);
   t.sleep = {};
 }
 
@@ -542,7 +543,7 @@ void VirtualWorld::wake(Thread& thread) {
   auto& t = static_cast<VThread&>(thread);
   if (t.state == VThread::State::parked) {
     cancel_sleep(t);
-    make_runnable(t, now_);
+    make_runnable(t, turn_.now);
   } else if (t.state != VThread::State::ended) {
     t.wake_pending = true;
   }
@@ -570,25 +571,26 @@ void VirtualWorld::spin_wake(std::atomic<uint32_t>& word) {
   spinning_.erase(it);
   t.spins_on = nullptr;
   // It never left its CPU, and goes first there.
-  t.ready_at = now_;
+  t.ready_at = turn_.now;
   Cpu& cpu = cpus_[t.cpu.v];
   cpu.push_front(t);
   if (running_ != nullptr && cpu.curr == nullptr)
-    resched_at_ = std::min(resched_at_, start_of(cpu) + options_.skew + Nanos(1));
+    turn_.resched_at = std::min(turn_.resched_at, start_of(cpu) + options_.skew + Nanos(1));
 }
 
 // ---- Timers --------------------------------------------------------------------------------------------------------
 
 void VirtualWorld::timer_arm(Timer& timer, Nanos delay) {
   if (timer.armed) {
-    (timer.deferrable ? deferrable_ : events_).erase(EventKey{timer.expires, timer.id});
+    if (timer.id != 0) (timer.deferrable ? deferrable_ : events_).erase(timer.place);  // else it is due
     unqueue_due(timer);
   }
   timer.armed = true;
-  timer.expires = delay > NEVER - now_ ? NEVER : now_ + delay;
+  timer.expires = delay > NEVER - turn_.now ? NEVER : turn_.now + delay;
   timer.id = next_event_id_++;
-  (timer.deferrable ? deferrable_ : events_).emplace(EventKey{timer.expires, timer.id}, Event{nullptr, &timer});
-  if (running_ != nullptr) resched_at_ = std::min(resched_at_, timer.expires);
+  (timer.deferrable ? deferrable_ : events_)
+      .push({.key = {timer.expires, timer.id}, .timer = &timer, .place = &timer.place});
+  if (running_ != nullptr) turn_.resched_at = std::min(turn_.resched_at, timer.expires);
 }
 
 void VirtualWorld::unqueue_due(Timer& timer) {
@@ -604,7 +606,7 @@ void VirtualWorld::unqueue_due(Timer& timer) {
 
 void VirtualWorld::timer_cancel(Timer& timer) {
   if (timer.armed) {
-    (timer.deferrable ? deferrable_ : events_).erase(EventKey{timer.expires, timer.id});
+    if (timer.id != 0) (timer.deferrable ? deferrable_ : events_).erase(timer.place);  // else it is due
     unqueue_due(timer);
     timer.armed = false;
   }
@@ -635,9 +637,9 @@ void VirtualWorld::softirq(void* arg) {
 
 void VirtualWorld::printk(const char* text) {
   if (options_.log) {
-    options_.log(now_, text);
+    options_.log(turn_.now, text);
   } else {
-    std::fprintf(stderr, "[%5llu.%06llu] %s\n", now_.v / 1000000000ull, now_.v / 1000ull % 1000000ull, text);
+    std::fprintf(stderr, "[%5llu.%06llu] %s\n", turn_.now.v / 1000000000ull, turn_.now.v / 1000ull % 1000000ull, text);
   }
 }
 

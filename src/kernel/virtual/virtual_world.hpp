@@ -18,12 +18,12 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "kernel/kernel.hpp"
+#include "kernel/virtual/event_queue.hpp"
 #include "kernel/virtual/fiber.hpp"
 
 namespace weir {
@@ -81,16 +81,12 @@ class VirtualWorld final : public World {
   [[nodiscard]] uint64_t switches() const { return switches_; }
   [[nodiscard]] const Options& options() const { return options_; }
 
-  [[nodiscard]] Nanos now() const override { return now_; }
+  [[nodiscard]] Nanos now() const override { return turn_.now; }
   void spend(Nanos cpu_time) override;
   void schedule() override;
   bool schedule_timeout(Nanos delay) override;
   void wake(Thread& thread) override;
   void cond_resched() override;
-  void preempt_point() override {
-    if (__builtin_expect(now_ < resched_at_ && --countdown_ != 0, 1)) return;
-    preempt();
-  }
   void spin_wait(std::atomic<uint32_t>& word) override;
   void spin_wake(std::atomic<uint32_t>& word) override;
   Thread* kthread_create(void (*fn)(void*), void* data, const char* name) override;
@@ -104,16 +100,7 @@ class VirtualWorld final : public World {
  private:
   struct VThread;
   struct Cpu;
-  struct Event {
-    VThread* thread = nullptr;  // one of the two
-    Timer* timer = nullptr;
-  };
-  struct EventKey {
-    Nanos time;
-    uint64_t id;  // order of arming
-    auto operator<=>(const EventKey&) const = default;
-  };
-  using Events = std::map<EventKey, Event>;
+  using Events = EventQueue<VThread>;
   struct SplitMix {
     uint64_t state;
     uint64_t next() {
@@ -147,7 +134,7 @@ class VirtualWorld final : public World {
   void set_resched(OrderRule rule);
   void save_clock();
   void switch_away();
-  void preempt();
+  void preempt() override;
   void throw_dice();
   void cancel_sleep(VThread& thread);
   void unqueue_due(Timer& timer);
@@ -169,11 +156,6 @@ class VirtualWorld final : public World {
   uint64_t live_users_ = 0;
   uint64_t switches_ = 0;
   FlowSink* sink_ = nullptr;
-
-  // Hot: what a preemption point looks at.
-  Nanos now_{0};  // the running CPU's clock; between runs, the time at which the last run ended
-  Nanos resched_at_ = NEVER;
-  uint64_t countdown_ = ~uint64_t{0};
 
   VThread* running_ = nullptr;
   VThread* dead_ = nullptr;  // ended, its stack still under the fiber that ended it
