@@ -288,9 +288,10 @@ bool LiveMachine::boot(LiveError& error) {
   o.threads = MachineOptions::Threads::kswapd;  // no files: no flusher
   bool disk = false;
   for (const SwapSpec& spec : options_.swap) disk = disk || spec.kind == SwapSpec::Kind::file;
-  // Where a fault is dear, pages in a row come together from zram too. Else, where reading ahead saves no seek, it
-  // costs a decompression.
-  o.page_cluster = options_.delivery == Delivery::thread ? 4 : disk ? 3 : 0;
+  // Where a fault is dear, pages in a row come together from zram too; in a small machine fewer, as what is read for
+  // nothing pushes out what is needed. Else, where reading ahead saves no seek, it costs a decompression.
+  const unsigned dear = options_.ram < 32_MiB ? 4 : 5;
+  o.page_cluster = options_.delivery == Delivery::thread ? dear : disk ? 3 : 0;
   Result<Machine*> machine =
       Machine::create(p.machine_place, *p.world, *p.mmu, reinterpret_cast<std::byte*>(p.arena), o);
   if (!machine) {

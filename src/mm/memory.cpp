@@ -340,7 +340,8 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   VmArea& vma = ctx.vma;
   const SwpEntry entry = pte_to_swp_entry(ctx.orig_pte);
   uint32_t ret = VM_FAULT_OK;
-  Page* page = cache_.lookup_swap_cache(entry);
+  bool read_ahead = false;
+  Page* page = cache_.lookup_swap_cache(entry, &read_ahead);
   if (page == nullptr) {
     page = cache_.swapin_readahead(entry, GFP_HIGHUSER_MOVABLE);
     if (page == nullptr) {
@@ -415,7 +416,10 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   if (!copy_next) {
     ret |= make_known(ctx, pte, *page);
     unlock_put(*page);
-    if (caps_.fault_around > 1) swap_around(ctx);
+    if (caps_.fault_around > 1) {
+      if (read_ahead) cache_.read_on(entry);
+      swap_around(ctx);
+    }
     return ret;
   }
   unlock_put(*page);

@@ -86,11 +86,16 @@ void PageIo::submit_bio(BlockDevice& device, PageBio& bio) {
   device.submit_bio(bio.bio);
 }
 
-void PageIo::submit(ReadList& list) {
+void PageIo::submit(ReadList& list, Waits waits) {
   if (list.first == nullptr) return;
-  Bio* const first = list.first;
+  Bio* first = list.first;
   list.first = list.last = nullptr;
-  list.device->submit_bios(first);
+  if (waits == Waits::yes) return list.device->submit_bios(first);
+  while (first != nullptr) {
+    Bio& bio = *first;
+    first = bio.next;
+    list.device->submit_bio(bio);
+  }
 }
 
 void PageIo::submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& page, void (*done)(Page&, Errno, void*),

@@ -46,7 +46,9 @@ class PageIo {
   };
   /// The read may only have been put into `list`.
   Result<void> swap_readpage(Page& page, ReadList* list);
-  void submit(ReadList& list);
+  /// Waits::no: nobody is going to wait for these, so no thread is kept with them.
+  enum class Waits : uint8_t { no, yes };
+  void submit(ReadList& list, Waits waits = Waits::yes);
   /// A swap-cache page is newer than its slot. True if it was clean before. Without tags: nobody looks for dirty swap
   /// pages by tree.
   bool swap_set_page_dirty(Page& page);

@@ -197,7 +197,7 @@ void SwapCache::delete_from_swap_cache(Page& page) {
   filemap_.lru().put_page(page);
 }
 
-Page* SwapCache::lookup_swap_cache(SwpEntry entry) {
+Page* SwapCache::lookup_swap_cache(SwpEntry entry, bool* read_ahead) {
   WEIR_FLOW(entry);
   stats_.find_total.fetch_add(1, std::memory_order_relaxed);
   Page* page = find_get_swap_page(entry);
@@ -210,6 +210,7 @@ Page* SwapCache::lookup_swap_cache(SwpEntry entry) {
     const unsigned stands_for =
         mmu_.caps().fault_around > 1 ? std::max(last_readahead_pages_.load(std::memory_order_relaxed), 1u) : 1;
     swapin_readahead_hits_.fetch_add(stands_for, std::memory_order_relaxed);
+    if (read_ahead != nullptr) *read_ahead = true;
   }
   return page;
 }
@@ -294,6 +295,41 @@ unsigned SwapCache::swapin_nr_pages(uint64_t offset) {
   if (hits == 0) prev_offset_.store(offset, std::memory_order_relaxed);
   last_readahead_pages_.store(pages, std::memory_order_relaxed);
   return pages;
+}
+
+void SwapCache::read_on(SwpEntry entry) {
+  const uint64_t pages = uint64_t{1} << page_cluster();
+  if (pages < 4 || last_readahead_pages_.load(std::memory_order_relaxed) < pages) return;
+  const uint64_t window = (uint64_t{swp_type(entry)} << 56) + swp_offset(entry) / pages;
+  auto* const row = std::find_if(std::begin(rows_), std::end(rows_), [&](const std::atomic<uint64_t>& r) {
+    const uint64_t last = r.load(std::memory_order_relaxed);
+    return last != 0 && window - last <= 1;
+  });
+  if (row == std::end(rows_)) {
+    rows_[next_row_.fetch_add(1, std::memory_order_relaxed) % std::size(rows_)].store(window,
+                                                                                      std::memory_order_relaxed);
+    return;
+  }
+  row->store(window, std::memory_order_relaxed);
+  const SwapInfo* si = swap_.swap_info(swp_type(entry));
+  if (si == nullptr) return;
+  const uint64_t first = (swp_offset(entry) | (pages - 1)) + 1;
+  const uint64_t end = std::min(first + (si->bdev->synchronous() ? 1 : 2) * pages, si->max);
+  // Only from memory that is free now.
+  const gfp_t gfp = (GFP_HIGHUSER_MOVABLE & ~__GFP_DIRECT_RECLAIM) | __GFP_NOWARN | __GFP_NORETRY | __GFP_NOMEMALLOC;
+  PageIo::ReadList list;
+  for (uint64_t at = first; at < end; ++at) {
+    bool fresh = false;
+    Page* page = find_or_make(swp_entry(si->type, at), gfp, fresh);
+    if (page == nullptr) continue;
+    if (fresh) {
+      page->set(PageFlag::reclaim);  // PG_readahead
+      vmstat_.count_vm_event(VmEvent::swap_ra);
+      (void)io_.swap_readpage(*page, &list);
+    }
+    filemap_.lru().put_page(*page);
+  }
+  io_.submit(list, PageIo::Waits::no);
 }
 
 // ---- Giving slots back ----------------------------------------------------------------------------------------------

@@ -67,14 +67,18 @@ class SwapCache {
   void delete_from_swap_cache(Page& page);
   /// tree_lock held, page frozen or locked; the caller drops slot (swapcache_free) and page.
   void __delete_from_swap_cache(Page& page);
-  /// With a reference, or null. Counts the hit, and a hit on a page that was read ahead.
-  [[nodiscard]] Page* lookup_swap_cache(SwpEntry entry);
+  /// With a reference, or null. Counts the hit, and a hit on a page that was read ahead (`read_ahead` says so).
+  [[nodiscard]] Page* lookup_swap_cache(SwpEntry entry, bool* read_ahead = nullptr);
   /// With a reference, or null; counts nothing.
   [[nodiscard]] Page* find_swap_cache(SwpEntry entry);
   /// The page of entry, being read or there; with a reference. Null: no memory, or the slot is free by now. Sleeps.
   [[nodiscard]] Page* read_swap_cache_async(SwpEntry entry, gfp_t gfp);
   /// The same with an aligned window of neighbours (page_cluster; 0 = none), adapted to hits.
   [[nodiscard]] Page* swapin_readahead(SwpEntry entry, gfp_t gfp);
+  /// Where neighbours are mapped together: entry's page was read ahead and left out of its row, and is asked for now. If
+  /// it continues a row of such pages, the next window is read, and where reading takes time the one behind it too:
+  /// nobody waits for that one.
+  void read_on(SwpEntry entry);
   /// Page locked: the slot is given up if nobody but the cache holds it; the page is then dirty. True if given up.
   bool try_to_free_swap(Page& page);
   /// May this page be written in place by its only mapper? Page locked. Drops an unshared slot (the page is then
@@ -170,6 +174,9 @@ class SwapCache {
   WorldAtomic<unsigned> swapin_readahead_hits_{4};
   std::atomic<unsigned> last_readahead_pages_{0};
   std::atomic<uint64_t> prev_offset_{0};
+  /// read_on(): the windows in which rows were asked for last, 0: none.
+  std::atomic<uint64_t> rows_[8] = {};
+  std::atomic<unsigned> next_row_{0};
 };
 
 // ---- Eras

@@ -130,6 +130,42 @@ TEST(UffdModel, PagesThatWereReadAheadComeWithTheFault) {
   });
 }
 
+TEST(UffdModel, InARowOfWindowsTheNextIsReadBeforeItIsAskedFor) {
+  run_vm(uffd({.page_cluster = 3}), [](Vm& vm) {
+    Task& task = vm.task();
+    constexpr uint64_t PAGES = 256;
+    const VirtAddr at = vm.map(task, PAGES);
+    for (uint64_t i = 0; i < PAGES; ++i) vm.write(task, Vm::page_at(at, i), i + 1);
+    for (uint64_t i = 0; i < PAGES; ++i) ASSERT_TRUE(vm.swap_out(task, Vm::page_at(at, i)));
+    const auto read = [&](uint64_t i) {
+      EXPECT_EQ(vm.read(task, Vm::page_at(at, i)), i + 1);
+      vm.world.schedule_timeout(100_ms);  // the disk is done with what was asked for
+    };
+    for (uint64_t i = 0; i < 64; ++i) read(i);
+    const uint64_t major = task.maj_flt, minor = task.min_flt;
+    for (uint64_t i = 64; i < PAGES; ++i) read(i);
+    EXPECT_EQ(task.maj_flt, major) << "nobody waits for the disk any more";
+    EXPECT_LE(task.min_flt - minor, (PAGES - 64) / 6) << "rows of eight are mapped but for their last";
+    EXPECT_EQ(task.mm->rss(RssKind::swapents), 0);
+  });
+}
+
+TEST(UffdModel, WhatIsReadHereAndThereIsNotReadOn) {
+  run_vm(uffd({.page_cluster = 3}), [](Vm& vm) {
+    Task& task = vm.task();
+    constexpr uint64_t PAGES = 512;
+    const VirtAddr at = vm.map(task, PAGES);
+    for (uint64_t i = 0; i < PAGES; ++i) vm.write(task, Vm::page_at(at, i), i + 1);
+    for (uint64_t i = 0; i < PAGES; ++i) ASSERT_TRUE(vm.swap_out(task, Vm::page_at(at, i)));
+    // The first fault reads a window, and its last page is asked for: a row of one.
+    for (const uint64_t i : {8ul, 15ul, 200ul, 207ul, 100ul, 107ul, 400ul, 407ul}) {
+      EXPECT_EQ(vm.read(task, Vm::page_at(at, i)), i + 1);
+      vm.world.schedule_timeout(100_ms);
+    }
+    EXPECT_LE(vm.event(VmEvent::pswpin), 4 * 8u);
+  });
+}
+
 TEST(UffdModel, DirtyIsWhatDiffersFromTheSlot) {
   run_vm(uffd(), [](Vm& vm) {
     Task& task = vm.task();

@@ -71,7 +71,7 @@ class UffdMmu final : public Mmu {
   static constexpr unsigned NR_WINDOW_LOCKS = 256;
   static constexpr unsigned QUARANTINE_BATCH = 32;
   /// A fault costs 5 to 50 us, a page mapped with it 1.5.
-  static constexpr unsigned FAULT_AROUND = 16;
+  static constexpr unsigned FAULT_AROUND = 32;
 
   struct Options {
     std::byte* staging = nullptr;  ///< address space of `staging_slots` pages, registered with UffdDescriptors::staging
