@@ -1,18 +1,19 @@
 #!/bin/bash
 # Installs what weir is built and tested with, only what is missing, without a question.
-#   scripts/setup.sh [lint]     with "lint" also clang-format and clang-tidy
+#   scripts/setup.sh [lint]     with "lint" also clang-format, clang-tidy and the TypeScript compiler
 # Without root and with something missing: prints the one line to run and exits 2.
 set -euo pipefail
 
 packages=(
   g++ cmake ninja-build make ccache python3
   libboost-context-dev libboost-dev libfmt-dev libcli11-dev libtomlplusplus-dev nlohmann-json3-dev
-  libxxhash-dev liblz4-dev libzstd-dev liburing-dev libjemalloc-dev
+  libxxhash-dev zlib1g-dev liblz4-dev libzstd-dev liburing-dev libjemalloc-dev
   libgtest-dev libgmock-dev libbenchmark-dev
+  esbuild chromium chromium-driver python3-selenium
   sqlite3 stress-ng
 )
 if [[ "${1:-}" == lint ]]; then
-  packages+=(clang-format clang-tidy)
+  packages+=(clang-format clang-tidy node-typescript)
 fi
 
 if ! command -v dpkg-query >/dev/null; then

@@ -35,6 +35,10 @@ namespace weir {
   X(page_alloced)      /* pfn; 0, order */                                                       \
   X(page_freed)        /* pfn; order, free pages of the zone after */                            \
   X(nr_free)           /* zone id; before, after */                                              \
+  X(free_area)         /* zone id << 8 | order; free blocks before, after */                     \
+  X(pcp_count)         /* zone id << 16 | CPU; pages on its lists before, after */               \
+  X(zone_span)         /* zone id; first pfn, pages */                                           \
+  X(zone_mark)         /* zone id << 8 | mark (0 min 1 low 2 high); before, after */             \
   X(kmem_cache_select) /* object size of the class; bytes asked, 0 */                            \
   X(slab_empty)        /* cache object size; 0, 0 */                                             \
   X(slab_new)          /* pfn; objects, colour */                                                \
@@ -50,12 +54,16 @@ namespace weir {
   X(fault_anonymous) /* address; 0, flags */                                                     \
   X(fault_file)      /* address; 0, flags */                                                     \
   X(fault_return)    /* address; 0, VM_FAULT bits */                                             \
-  X(pte)             /* address; old PTE, new PTE */                                             \
+  X(pte)             /* mm id << 48 | address; old PTE, new PTE */                               \
   X(mapcount)        /* pfn; old, new (mappings) */                                              \
   X(page_count)      /* pfn; old, new */                                                         \
+  X(page_mapping)    /* pfn; index, kind (0 none 1 file 2 anonymous 4 merged) */                 \
   X(rss)             /* mm id; old, new */                                                       \
+  X(mm_task)         /* mm id; pid before, pid after (0: none): whose address space it is */     \
+  X(task_comm)       /* pid; the 16 bytes of its name */                                         \
   /* lru, reclaim */                                                                             \
   X(lru)           /* pfn; old list, new list (NR_LRU_LISTS = none) */                           \
+  X(lru_tail)      /* pfn; list, 0: it lies at the old end of the list */                        \
   X(page_flags)    /* pfn; old, new */                                                           \
   X(reclaim_start) /* reason (0 direct 1 kswapd 2 limit); priority, nr to reclaim */             \
   X(scan_lru)      /* list; nr to scan, taken */                                                 \
@@ -82,7 +90,7 @@ namespace weir {
   X(file_request)      /* inode; kind (0 read 1 write 2 fault), index */                         \
   X(page_cache_find)   /* inode; index, pfn + 1 or 0 */                                          \
   X(page_cache_read)   /* inode; index, pfn: read from disk */                                   \
-  X(page_cache)        /* index; old pfn + 1 or 0, new pfn + 1 or 0 */                           \
+  X(page_cache)        /* inode << 48 | index; old pfn + 1 or 0, new pfn + 1 or 0 */             \
   X(page_cache_return) /* inode; index, pfn */                                                   \
   X(page_dirtied)      /* pfn; index, 0 */                                                       \
   X(dirty_count)       /* 0; old, new NR_FILE_DIRTY */                                           \
@@ -126,6 +134,10 @@ class FlowSink {
   virtual void enter(const FlowSite& site, uint64_t a, uint64_t b, uint64_t c) = 0;
   virtual void leave(const FlowSite& site) = 0;
   virtual void state(const FlowSite& site, State what, uint64_t subject, uint64_t before, uint64_t after) = 0;
+
+  /// The first of the machine's Pages, so that a page finds its number itself; bootmem says it. Null: what a page says
+  /// of itself (flags, count) is not recorded.
+  const void* mem_map = nullptr;
 
  protected:
   ~FlowSink() = default;

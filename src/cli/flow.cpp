@@ -17,10 +17,9 @@
 #include <string>
 #include <vector>
 
+#include "cli/temporary_file.hpp"
 #include "cli/verbs.hpp"
-#include "mm/pgtable_types.hpp"
-#include "mm/swapops.hpp"
-#include "mm/types.hpp"
+#include "explore/styles.hpp"
 #include "record/flow_diff.hpp"
 #include "record/flow_json.hpp"
 #include "record/flow_tree.hpp"
@@ -29,62 +28,6 @@
 namespace weir::cli {
 
 namespace {
-
-std::string entry_text(uint64_t value) {
-  const SwpEntry entry{value};
-  return fmt::format("({},{})", swp_type(entry), swp_offset(entry));
-}
-
-std::string pte_text(uint64_t value) {
-  const Pte pte{value};
-  if (pte_none(pte)) return "none";
-  if (is_swap_pte(pte)) return "swap" + entry_text(decode_swap_pte(pte).val);
-  std::string text = fmt::format("pfn {} {}", pte_pfn(pte).v, pte_write(pte) ? "rw" : "ro");
-  if (pte_dirty(pte)) text += " dirty";
-  if (pte_young(pte)) text += " young";
-  if (pte_special(pte)) text += " special";
-  return text;
-}
-
-std::string lru_text(uint64_t list) { return list < NR_LRU_LISTS ? lru_name(static_cast<LruList>(list)) : "none"; }
-
-template <size_t N>
-std::string bits_text(uint64_t value, const char* const (&names)[N], const char* none) {
-  std::string text;
-  for (unsigned bit = 0; value != 0; ++bit, value >>= 1) {
-    if ((value & 1) == 0) continue;
-    if (!text.empty()) text += '|';
-    text += bit < N && names[bit] != nullptr ? std::string(names[bit]) : fmt::format("bit{}", bit);
-  }
-  return text.empty() ? none : text;
-}
-
-std::string page_flags_text(uint64_t flags) {
-  static constexpr const char* NAMES[] = {
-      "locked",  "referenced", "uptodate", "dirty",      "lru",          "active",  "slab",      "reserved",
-      "private", "writeback",  "reclaim",  "swapbacked", "unevictable",  "mlocked", "swapcache", "buddy",
-      "pcp",     "table",      "error",    "aged",       "kernel_place", "vmalloc", "zram",      "balloon"};
-  static_assert(std::size(NAMES) == NR_PAGE_FLAGS, "mm/types.hpp has another flag");
-  return bits_text(flags, NAMES, "none");
-}
-
-std::string fault_text(uint64_t result) {
-  static constexpr const char* NAMES[] = {"OOM",      "SIGBUS", "MAJOR",  nullptr,  nullptr, nullptr,
-                                          "SIGSEGV",  nullptr,  "NOPAGE", "LOCKED", "RETRY", nullptr,
-                                          "DONE_COW", nullptr,  nullptr,  nullptr,  "KILLED"};
-  static_assert(VM_FAULT_KILLED == 1u << (std::size(NAMES) - 1), "mm/types.hpp has moved a bit");
-  return bits_text(result, NAMES, "ok");
-}
-
-FlowStyles mm_styles() {
-  FlowStyles styles;
-  styles.pte = pte_text;
-  styles.swap_entry = entry_text;
-  styles.lru_list = lru_text;
-  styles.page_flags = page_flags_text;
-  styles.fault_result = fault_text;
-  return styles;
-}
 
 void print_facts(const Recording& recording) {
   for (const Recording::Fact& fact : recording.facts) fmt::print("{}: {}\n", fact.key, fact.value);
@@ -115,14 +58,6 @@ std::string flow_ids() {
   return fmt::format("{}", fmt::join(ids, ", "));
 }
 
-std::string temporary_file() {
-  std::string name = (std::filesystem::temp_directory_path() / "weir-flow-XXXXXX").string();
-  const int fd = mkstemp(name.data());
-  if (fd < 0) throw sim::ScenarioError("no file can be made in " + std::filesystem::temp_directory_path().string());
-  close(fd);
-  return name;
-}
-
 /// Runs the flow's scenario with a recording. What is not asked for otherwise: the calls of the function that the
 /// scenario names.
 void run_flow(const std::string& id, std::optional<uint64_t> seed, const std::string& kernel, const std::string& file,
@@ -151,15 +86,9 @@ int diff_kernels(const std::string& id, std::optional<uint64_t> seed, const std:
   std::string text[2], title[2];
   const std::string kernels[2] = {kernel, other};
   for (int i = 0; i < 2; ++i) {
-    const std::string file = temporary_file();
-    try {
-      run_flow(id, seed, kernels[i], file, how);
-    } catch (...) {
-      std::remove(file.c_str());
-      throw;
-    }
-    const Recording recording = read_recording(file);
-    std::remove(file.c_str());
+    const TemporaryFile file;
+    run_flow(id, seed, kernels[i], file.path(), how);
+    const Recording recording = read_recording(file.path());
     if (recording.status == Recording::Status::refused) throw sim::ScenarioError(recording.problem);
     text[i] = print_flow(recording, how);
     for (const Recording::Fact& fact : recording.facts)
@@ -188,7 +117,7 @@ int cmd_flow(int argc, char** argv) {
   std::string from;
   FlowPrint how;
   uint32_t around = 0;
-  bool no_states = false, arguments = false, times = false, json = false, facts = false;
+  bool no_states = false, all_states = false, arguments = false, times = false, json = false, facts = false;
   std::string id, record, kernel, diff;
   uint64_t seed = 0;
   auto* id_option =
@@ -213,7 +142,9 @@ int cmd_flow(int argc, char** argv) {
   app.add_option("--radius", how.radius, "how near: so many events before and after")
       ->needs(around_option)
       ->capture_default_str();
-  app.add_flag("--no-states", no_states, "calls only, not what changed");
+  auto* no_states_flag = app.add_flag("--no-states", no_states, "calls only, not what changed");
+  app.add_flag("--all-states", all_states, "also the bookkeeping: page flags and counts, free lists, per-CPU lists")
+      ->excludes(no_states_flag);
   app.add_flag("--arguments", arguments, "with the calls' arguments");
   app.add_flag("--times", times, "with times, in nanoseconds of the machine's clock");
   auto* facts_flag = app.add_flag(
@@ -227,9 +158,10 @@ int cmd_flow(int argc, char** argv) {
   }
   if (around_option->count() != 0) how.around = around;
   how.states = no_states ? Shown::no : Shown::yes;
+  how.bookkeeping = all_states ? Shown::yes : Shown::no;
   how.arguments = arguments ? Shown::yes : Shown::no;
   how.times = times ? Shown::yes : Shown::no;
-  how.styles = mm_styles();
+  how.styles = explore::mm_styles();
 
   if (id_option->count() == 0 && from_option->count() == 0) {
     fmt::print(stderr, "weir flow: wants a flow's ID or --from FILE; there are: {}\n", flow_ids());
@@ -244,19 +176,18 @@ int cmd_flow(int argc, char** argv) {
       return 2;
     }
   }
-  std::string temporary;
+  std::optional<TemporaryFile> temporary;
   if (id_option->count() != 0) {
     try {
-      from = record.empty() ? temporary = temporary_file() : record;
+      from = record.empty() ? temporary.emplace().path() : record;
       run_flow(id, seed_option->count() != 0 ? std::optional<uint64_t>(seed) : std::nullopt, kernel, from, how);
     } catch (const std::exception& e) {
       fmt::print(stderr, "weir flow: {}\n", e.what());
-      if (!temporary.empty()) std::remove(temporary.c_str());
       return 2;
     }
   }
   const Recording recording = read_recording(from);
-  if (!temporary.empty()) std::remove(temporary.c_str());
+  temporary.reset();
   if (recording.status == Recording::Status::refused) {
     fmt::print(stderr, "weir flow: {}\n", recording.problem);
     return 2;

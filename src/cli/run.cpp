@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "base/parse.hpp"
+#include "cli/temporary_file.hpp"
 #include "cli/verbs.hpp"
 #include "live/cgroup.hpp"
 #include "live/elf_check.hpp"
@@ -50,7 +51,7 @@ struct RunOptions {
   Bytes ram{0};
   std::string ram_from;  ///< where the limit came from, for the report
   std::vector<std::string> swaps;
-  std::string stats, record;
+  std::string stats, record, page;
   uint64_t record_events = 0;
   bool quiet = false, allow_unmanaged = false;
   std::vector<std::string> program;
@@ -111,6 +112,7 @@ RunOptions parse(int argc, char** argv, int& exit_code) {
       "  weir run --ram 256M --swap zram -- python3 train.py\n"
       "  weir run --ram 1G --swap zram:zstd --swap file:/var/tmp/swap:8G -- ./solve big.in\n"
       "  weir run -- sort huge.txt                      (in a container: its limit, no swap needed)\n"
+      "  weir run --ram 64M --explore page.html -- ./prog\n"
       "  weir run --ram 64M --stats s.json --record r.weir -- ./prog && weir flow --from r.weir --function "
       "do_swap_page\n\n"
       "Exit status: the program's, or 128 + the signal that ended it (137 when the budget and all swap were full); 2 "
@@ -121,7 +123,8 @@ RunOptions parse(int argc, char** argv, int& exit_code) {
   app.add_option("--ram", ram, "memory for the program's heap and mappings");
   app.add_option("--swap", o.swaps, "where pages go that do not fit")->allow_extra_args(false);
   app.add_option("--stats", o.stats, "writes counters as JSON at the end");
-  app.add_option("--record", o.record, "writes the last events of the run, for weir flow");
+  app.add_option("--record", o.record, "writes the last events of the run, for weir flow and weir explore");
+  app.add_option("--explore", o.page, "writes them as a page to step through")->type_name("PAGE.html");
   app.add_option("--record-events", events, "how many events the recording keeps (default 64K)");
   app.add_flag("--quiet", o.quiet, "no report at the end");
   app.add_flag("--allow-unmanaged", o.allow_unmanaged, "if this host or program cannot be managed, run it as it is");
@@ -156,7 +159,7 @@ RunOptions parse(int argc, char** argv, int& exit_code) {
   const std::optional<Bytes> n = parse_size(events);
   if (!n || n->v < 1024 || n->v > (uint64_t{1} << 26))
     throw RunError(fmt::format("--record-events {}: wants 1K to 64M", events));
-  if (!o.record.empty()) o.record_events = n->v;
+  if (!o.record.empty() || !o.page.empty()) o.record_events = n->v;
   if (o.swaps.empty()) o.swaps = default_swaps();
   if (o.swaps.size() > live::MAX_SWAP_SPECS)
     throw RunError(fmt::format("--swap: at most {} areas", live::MAX_SWAP_SPECS));
@@ -403,8 +406,10 @@ void report(const RunOptions& o, SharedRun& run, int status) {
 int cmd_run(int argc, char** argv) {
   try {
     int exit_code = -1;
-    const RunOptions o = parse(argc, argv, exit_code);
+    RunOptions o = parse(argc, argv, exit_code);
     if (exit_code >= 0) return exit_code;
+    std::optional<TemporaryFile> temporary;
+    if (!o.page.empty() && o.record.empty()) o.record = temporary.emplace().path();
     const live::ProgramCheck check = live::check_program(o.program[0]);
     if (check.path.empty()) {
       fmt::print(stderr, "weir run: {}\n", check.problem);
@@ -423,8 +428,9 @@ int cmd_run(int argc, char** argv) {
     }
     if (!o.stats.empty()) write_stats(o, run, status);
     if (!o.quiet) report(o, run, status);
+    if (!o.page.empty()) explore_recording(o.record, o.page);
     return status;
-  } catch (const RunError& e) {
+  } catch (const std::runtime_error& e) {
     fmt::print(stderr, "weir run: {}\n", e.what());
     return 2;
   }

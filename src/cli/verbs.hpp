@@ -15,6 +15,11 @@ namespace weir::cli {
 int cmd_run(int argc, char** argv);
 int cmd_sim(int argc, char** argv);
 int cmd_flow(int argc, char** argv);
+int cmd_explore(int argc, char** argv);
+
+/// --explore of the verbs that record: the page of what was recorded just now, or of the part that is usually looked
+/// for. Says what it left out on standard error. Throws std::runtime_error.
+void explore_recording(const std::string& recording_file, const std::string& page);
 
 /// --kernel of the verbs that run a machine, or another option that takes a profile.
 inline CLI::Option* add_kernel_option(CLI::App& app, std::string& kernel, const std::string& meaning,

@@ -57,6 +57,7 @@ enum class EvenCows : uint8_t { no, yes };
 
 struct AddressSpace {
   Inode* host = nullptr;             ///< null: swap
+  uint64_t host_ino = 0;             ///< by which a recording names it: the host's number; a memory file's with bit 15
   AddressSpaceOps* a_ops = nullptr;  // immutable
   SpinLock tree_lock{LockRank::tree};
   RadixTree page_tree;         // tree_lock
@@ -72,6 +73,11 @@ struct AddressSpace {
   std::atomic<Errno> wb_err{Errno::ok};  ///< last write error
   std::atomic<uint32_t> wb_err_seq{0};   ///< errors so far: each open file reports each once, by fsync
 };
+
+/// Which page of which file: how `page_cache` names it in a recording.
+[[nodiscard]] inline uint64_t cache_subject(const AddressSpace& mapping, uint64_t index) {
+  return mapping.host_ino << 48 | (index & ((uint64_t{1} << 48) - 1));
+}
 
 /// The file a page belongs to, null for anonymous pages (in the swap cache or not) and for none. Stable under the page
 /// lock.

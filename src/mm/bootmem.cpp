@@ -35,6 +35,7 @@ Result<void> Bootmem::init(Bootmem& boot, MemMap& mem, std::byte* arena, const Z
   mem.arena = arena;
   mem.frames = frames;
   mem.mem_map = reinterpret_cast<Page*>(mem.address(home->start + bitmap));  // all-zero already: unpopulated memory
+  if (FlowSink* sink = engine_thread().sink) sink->mem_map = mem.mem_map;
   boot.mem_ = &mem;
   boot.bitmap_ = reinterpret_cast<uint8_t*>(mem.address(home->start));
   boot.bitmap_start_ = home->start;

@@ -26,7 +26,10 @@ void Exit::exit_mm(Task& task) {
     mm = task.mm;
     task.mm = nullptr;
   }
-  if (mm != nullptr) spaces_.mmput(*mm);
+  if (mm != nullptr) {
+    WEIR_STATE(mm_task, *mm, task.pid, 0);
+    spaces_.mmput(*mm);
+  }
   // What it needed the reserves for is done.
   Thread* thread = engine_thread().thread;
   if (thread != nullptr && thread->task == &task) thread->memdie.store(false, std::memory_order_release);

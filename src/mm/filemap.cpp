@@ -213,14 +213,15 @@ Result<void> Filemap::page_cache_tree_insert(AddressSpace& mapping, Page& page, 
     WEIR_TRY_VOID(mapping.page_tree.radix_tree_insert(index, &page, preload));
   }
   ++mapping.nrpages;
+  page.index = index;
+  page.set_mapping(reinterpret_cast<uintptr_t>(&mapping), index);
+  WEIR_STATE(page_cache, cache_subject(mapping, index), 0, pages_.mem().pfn(page).v + 1);
   return {};
 }
 
 Result<void> Filemap::__add_to_page_cache_locked(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp) {
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || PageSwapCache(page) || index > mapping.max_index);
   PageAllocator::get_page(page);
-  page.index = index;
-  page.mapping.store(reinterpret_cast<uintptr_t>(&mapping), std::memory_order_release);
 
   // 63 inserts of 64 need no node, so nothing is reserved beforehand: only when the free lists have none at once does
   // the insert come back with a reserve, for which it may sleep, and then cannot fail for want of one.
@@ -241,13 +242,11 @@ Result<void> Filemap::__add_to_page_cache_locked(Page& page, AddressSpace& mappi
     }
   }
   if (!done) {
-    page.mapping.store(0, std::memory_order_release);
     const bool last = PageAllocator::put_page_testzero(page);
     WEIR_BUG_ON(last);  // the caller has one
     return done;
   }
   vmstat_.inc_node_page_state(NodeStat::nr_file_pages);
-  WEIR_STATE(page_cache, index, 0, pages_.mem().pfn(page).v + 1);
   return {};
 }
 
@@ -279,13 +278,13 @@ void Filemap::__delete_from_page_cache(Page& page) {
   const void* was = mapping->page_tree.erase(page.index, nowait_nodes_);
   WEIR_BUG_ON(was != &page);
   --mapping->nrpages;
-  page.mapping.store(0, std::memory_order_release);  // index stays, for whoever looks at a page just gone
+  page.set_mapping(0, page.index);  // index stays, for whoever looks at a page just gone
+  WEIR_STATE(page_cache, cache_subject(*mapping, page.index), pages_.mem().pfn(page).v + 1, 0);
   vmstat_.dec_node_page_state(NodeStat::nr_file_pages);
   if (PageSwapBacked(page)) vmstat_.dec_node_page_state(NodeStat::nr_shmem);
   // Its bytes are given up with it.
   if (page.test_and_clear(PageFlag::dirty) && !mapping->no_writeback_tags)
     vmstat_.dec_node_page_state(NodeStat::nr_dirty);
-  WEIR_STATE(page_cache, page.index, pages_.mem().pfn(page).v + 1, 0);
 }
 
 void Filemap::delete_from_page_cache(Page& page) {

@@ -144,7 +144,7 @@ class Filemap {
   void wake_up_page(WaitQueue& queue, Page& page);
   void wait_on_page_bit(Page& page, PageFlag bit, const void* key);
   Result<void> __add_to_page_cache_locked(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp);
-  static Result<void> page_cache_tree_insert(AddressSpace& mapping, Page& page, uint64_t index, RadixPreload& preload);
+  Result<void> page_cache_tree_insert(AddressSpace& mapping, Page& page, uint64_t index, RadixPreload& preload);
 
   PageAllocator& pages_;
   Slab& slab_;

@@ -49,6 +49,7 @@ Result<Inode*> FilemapIo::create_inode(const char* name, BlockDevice& device, ui
   inode->i_size.store(size.v, std::memory_order_relaxed);
   inode->valid_pages.store(i_size_pages(*inode), std::memory_order_relaxed);
   inode->i_data.host = inode;
+  inode->i_data.host_ino = inode->ino;
   inode->i_data.a_ops = this;
   inode->i_data.max_index = max_pages - 1;
   ScopedLock guard(inodes_lock_);

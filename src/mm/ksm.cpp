@@ -279,7 +279,7 @@ KsmStableNode* Ksm::stable_tree_insert(Page& kpage, uint64_t hash) {
   node->hash = hash;
   node->pfn = pages().mem().pfn(kpage);
   stable_.insert(*node);
-  kpage.mapping.store(mapping_of(*node), std::memory_order_release);
+  kpage.set_mapping(mapping_of(*node), kpage.index);
   return node;
 }
 
@@ -432,7 +432,7 @@ bool Ksm::try_to_merge_one_page(VmArea& vma, VirtAddr address, Page& page, Page*
       if (kpage == nullptr) {
         if (page_mapcount(page) == 1) {
           // Whoever writes from now on copies.
-          page.mapping.store(PAGE_MAPPING_KSM, std::memory_order_release);
+          page.set_mapping(PAGE_MAPPING_KSM, page.index);
           filemap_.lru().mark_page_accessed(page);
           page.set(PageFlag::dirty);
           merged = true;

@@ -117,8 +117,9 @@ Result<Task*> Machine::task_create(const char* comm, Task* parent) {
     return mm.error();
   }
   task->pid = next_pid_.fetch_add(1, std::memory_order_relaxed);
-  std::strncpy(task->comm, comm, sizeof task->comm - 1);
+  set_task_comm(*task, comm);
   task->mm = *mm;
+  WEIR_STATE(mm_task, **mm, 0, task->pid);
   task->start_time = world.now();
   task->parent = parent;
   tasks.add(*task);
@@ -134,8 +135,9 @@ Result<Task*> Machine::task_fork(Task& parent) {
     return mm.error();
   }
   task->pid = next_pid_.fetch_add(1, std::memory_order_relaxed);
-  std::memcpy(task->comm, parent.comm, sizeof task->comm);
+  set_task_comm(*task, parent.comm);
   task->mm = *mm;
+  WEIR_STATE(mm_task, **mm, 0, task->pid);
   task->start_time = world.now();
   task->parent = &parent;
   task->oom_score_adj.store(parent.oom_score_adj.load(std::memory_order_relaxed), std::memory_order_relaxed);

@@ -104,7 +104,7 @@ void AddressSpaces::madvise_free_pte_range(VmArea& vma, VirtAddr start, VirtAddr
         // Others may still need its content; and what a slot keeps is not free yet.
         if (!memory_.filemap().trylock_page(*page)) continue;
         const bool ours = page_mapcount(*page) == 1 && (!PageSwapCache(*page) || cache.try_to_free_swap(*page));
-        if (ours) lru.clear_page_flag(*page, PageFlag::dirty);
+        if (ours) page->clear(PageFlag::dirty);
         memory_.filemap().unlock_page(*page);
         if (!ours) continue;
       }
@@ -152,7 +152,7 @@ void AddressSpaces::madvise_cold_or_pageout(VmArea& vma, VirtAddr start, VirtAdd
           if (page == nullptr || page_mapcount(*page) != 1) continue;
           // Where old means absent in hardware, reclaim makes it so when it comes to the page.
           if (has_accessed) (void)tables_.ptep_test_and_clear_young(mm, a, ptep);
-          lru.clear_page_flag(*page, PageFlag::referenced);
+          page->clear(PageFlag::referenced);
           if (advice == Advice::cold)
             lru.deactivate_page(*page);
           else if (!page->test(PageFlag::unevictable) && lru.isolate_lru_page(*page))

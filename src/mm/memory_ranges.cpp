@@ -299,7 +299,7 @@ void Memory::change_protection(VmArea& vma, VirtAddr start, VirtAddr end) {
   ChangingRange changing(*vma.vm_mm, start, end);
   tables_.for_each_pte(*vma.vm_mm, start, end, [&](VirtAddr address, Pte* ptep) {
     if (!pte_present(Pte{__atomic_load_n(&ptep->v, __ATOMIC_RELAXED)})) return;
-    tables_.ptep_modify(address, ptep, [&](Pte pte) {
+    tables_.ptep_modify(*vma.vm_mm, address, ptep, [&](Pte pte) {
       pte = accessible ? pte_mkuser(pte) : pte_mkinaccessible(pte);
       // What may be written again is found out by the next write fault; without write protection there is none.
       if (!writable) return pte_wrprotect(pte);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <boost/intrusive/set.hpp>
+#include <cstring>
 
 #include "base/interval_tree.hpp"
 #include "kernel/locks.hpp"
@@ -130,6 +131,11 @@ struct Mm {
 [[nodiscard]] inline uint64_t flow_value_of(const Mm& mm) { return mm.id; }
 [[nodiscard]] inline uint64_t flow_value_of(const VmArea& vma) { return vma.vm_start.v; }
 
+/// Which PTE: how `pte` names it in a recording.
+[[nodiscard]] inline uint64_t pte_subject(const Mm& mm, VirtAddr address) {
+  return mm.id << 48 | (address.v & ((uint64_t{1} << 48) - 1));
+}
+
 /// What the OOM reaper has before it.
 using MmReapList = boost::intrusive::list<Mm, boost::intrusive::member_hook<Mm, ListHook, &Mm::reaped_next>,
                                           boost::intrusive::constant_time_size<false>>;
@@ -165,6 +171,15 @@ struct Task {
 };
 using TaskListT = boost::intrusive::list<Task, boost::intrusive::member_hook<Task, ListHook, &Task::tasks>,
                                          boost::intrusive::constant_time_size<false>>;
+
+/// Names a task; what does not fit is cut off.
+inline void set_task_comm(Task& task, const char* comm) {
+  std::memset(task.comm, 0, sizeof task.comm);
+  std::memcpy(task.comm, comm, strnlen(comm, sizeof task.comm - 1));
+  uint64_t words[2];
+  std::memcpy(words, task.comm, sizeof words);
+  WEIR_STATE(task_comm, task.pid, words[0], words[1]);
+}
 
 /// Bits of Task::cap_effective. Values of Linux.
 enum Capability : uint32_t { CAP_SYS_RAWIO = 1u << 17, CAP_SYS_ADMIN = 1u << 21, CAP_SYS_RESOURCE = 1u << 24 };

@@ -82,12 +82,25 @@ void PageAllocator::__count_zid_vm_events(const Zone& zone, Order order) {
   vmstat_.count_vm_events(event, uint64_t{1} << order.v);
 }
 
+void PageAllocator::count_blocks(Zone& zone, unsigned order, int by) {
+  FreeArea& area = zone.free_area[order];
+  const uint64_t before = area.nr_free, after = before + static_cast<uint64_t>(int64_t{by});
+  __atomic_store_n(&area.nr_free, after, __ATOMIC_RELAXED);
+  WEIR_STATE(free_area, uint64_t{flow_value_of(zone)} << 8 | order, before, after);
+}
+
+void PageAllocator::count_pcp(const Zone& zone, PerCpuPages& pcp, int32_t by) {
+  const int32_t before = pcp.count;
+  pcp.count += by;
+  WEIR_STATE(pcp_count, flow_value_of(zone) << 16 | static_cast<uint64_t>(&pcp - zone.pcp), before, pcp.count);
+}
+
 void PageAllocator::add_to_free_list(Zone& zone, Page& page, unsigned order, MigrateType type) {
   page.private_ = order;
-  page.flags.store(flag_bit(PageFlag::buddy), std::memory_order_relaxed);
+  page.set_flags(flag_bit(PageFlag::buddy));
   FreeArea& area = zone.free_area[order];
   list_of(area, type).push_front(page);
-  __atomic_store_n(&area.nr_free, area.nr_free + 1, __ATOMIC_RELAXED);
+  count_blocks(zone, order, 1);
 }
 
 void PageAllocator::del_from_free_list(Zone& zone, Page& page, unsigned order) {
@@ -95,8 +108,8 @@ void PageAllocator::del_from_free_list(Zone& zone, Page& page, unsigned order) {
   // Which list it is on does not matter: the lists keep no length.
   area.free_list[0].erase(PageList::s_iterator_to(page));
   page.private_ = 0;
-  page.flags.store(0, std::memory_order_relaxed);
-  __atomic_store_n(&area.nr_free, area.nr_free - 1, __ATOMIC_RELAXED);
+  page.set_flags(0);
+  count_blocks(zone, order, -1);
 }
 
 /// The list of free blocks of this order and type. Empty only if there are none: the next untouched block is put on it
@@ -114,7 +127,7 @@ void PageAllocator::list_untouched(Zone& zone, const MemMap& mem) {
   Page& page = mem.page(run.start + PageCount(static_cast<int64_t>(--run.blocks << (MAX_ORDER - 1))));
   if (run.blocks == 0) --zone.nr_untouched;
   page.private_ = MAX_ORDER - 1;
-  page.flags.store(flag_bit(PageFlag::buddy), std::memory_order_relaxed);
+  page.set_flags(flag_bit(PageFlag::buddy));
   list_of(zone.free_area[MAX_ORDER - 1], MT::movable).push_back(page);
 }
 
@@ -127,7 +140,7 @@ bool PageAllocator::keep_untouched(Zone& zone, Pfn start) {
     *run = {start, 0};
   }
   ++run->blocks;
-  __atomic_store_n(&zone.free_area[MAX_ORDER - 1].nr_free, zone.free_area[MAX_ORDER - 1].nr_free + 1, __ATOMIC_RELAXED);
+  count_blocks(zone, MAX_ORDER - 1, 1);
   return true;
 }
 
@@ -286,13 +299,13 @@ Page* PageAllocator::__rmqueue_pcplist(Zone& zone, PerCpuPages& pcp, gfp_t gfp, 
   const bool hit = !list.empty();
   if (!hit) {
     WEIR_STATE(pcp_miss, zone, 0, 0);
-    pcp.count += rmqueue_bulk(zone, Order(0), pcp.batch, list, type, temperature);
+    count_pcp(zone, pcp, rmqueue_bulk(zone, Order(0), pcp.batch, list, type, temperature));
     if (list.empty()) return nullptr;
   }
   Page& page = temperature == Temperature::cold ? list.back() : list.front();
   list_del(list, page);
-  --pcp.count;
-  page.flags.store(0, std::memory_order_relaxed);
+  count_pcp(zone, pcp, -1);
+  page.set_flags(0);
   if (hit) WEIR_STATE(pcp_hit, mem_.pfn(page), pcp.count + 1, pcp.count);
   return &page;
 }
@@ -306,7 +319,7 @@ int32_t PageAllocator::rmqueue_bulk(Zone& zone, Order order, int32_t count, Page
     Page* page = __rmqueue(zone, order, type);
     if (page == nullptr) break;
     WEIR_BUG_ON(check_pcp_refill(*page));
-    page->flags.store(flag_bit(PageFlag::pcp), std::memory_order_relaxed);
+    page->set_flags(flag_bit(PageFlag::pcp));
     // Whichever end they are taken from, they come in the order of their frames: neighbours are merged by who reads
     // them.
     if (temperature == Temperature::cold)
@@ -449,9 +462,10 @@ bool PageAllocator::written_while_free(const Page& page) {
 void PageAllocator::prep_new_page(Page& page, Order order, gfp_t gfp) {
   WEIR_FLOW(mem_.pfn(page), order, gfp);
   const bool user = gfp.has(__GFP_HIGHMEM);
-  page.flags.store(user ? uint64_t{0} : flag_bit(PageFlag::kernel_place), std::memory_order_relaxed);
+  page.set_flags(user ? uint64_t{0} : flag_bit(PageFlag::kernel_place));
   page._mapcount.store(-1, std::memory_order_relaxed);
   page._refcount.store(1, std::memory_order_release);
+  count_changed(page, 0, 1);
   if (tracks_host_pages_) mmu_.arch_alloc_page(page, order, gfp);
   if (!gfp.has(__GFP_ZERO)) return;
   if (user) {
@@ -464,7 +478,10 @@ void PageAllocator::prep_new_page(Page& page, Order order, gfp_t gfp) {
 bool PageAllocator::get_page_unless_zero(Page& page) {
   int32_t count = page._refcount.load(std::memory_order_relaxed);
   while (count != 0)
-    if (page._refcount.compare_exchange_weak(count, count + 1, std::memory_order_acq_rel)) return true;
+    if (page._refcount.compare_exchange_weak(count, count + 1, std::memory_order_acq_rel)) {
+      count_changed(page, count, 1);
+      return true;
+    }
   return false;
 }
 
@@ -492,7 +509,7 @@ bool PageAllocator::free_pages_prepare(Page& page, Order order) {
   for (size_t i = 1; i < size_t{1} << order.v; ++i) WEIR_BUG_ON(check_new_page(*(&page + i)));
 #endif
   vmstat_.count_vm_events(VmEvent::pgfree, uint64_t{1} << order.v);
-  page.mapping.store(0, std::memory_order_relaxed);
+  if (page.mapping.load(std::memory_order_relaxed) != 0) page.set_mapping(0, 0);
   page._mapcount.store(0, std::memory_order_relaxed);
   if (tracks_host_pages_) {
     // Before the arch sees it: it may hand it back from another thread at once.
@@ -504,7 +521,7 @@ bool PageAllocator::free_pages_prepare(Page& page, Order order) {
   }
   page.index = 0;
   page.private_ = 0;
-  page.flags.store(0, std::memory_order_relaxed);
+  page.set_flags(0);
   return true;
 }
 
@@ -539,12 +556,13 @@ void PageAllocator::free_pcp(Page& page, Temperature temperature) {
   const MigrateType type = zone.block_type(pfn);
   PerCpuPages& pcp = this_cpu_pcp(zone, temperature);
   ScopedLock guard(pcp.lock);
-  page.flags.store(flag_bit(PageFlag::pcp), std::memory_order_relaxed);
+  page.set_flags(flag_bit(PageFlag::pcp));
   if (temperature == Temperature::cold && zone.nr_pcp == cpus_)
     list_of(pcp, type).push_back(page);
   else
     list_of(pcp, type).push_front(page);
-  if (++pcp.count >= pcp.high) free_pcppages_bulk(zone, pcp.batch, pcp);
+  count_pcp(zone, pcp, 1);
+  if (pcp.count >= pcp.high) free_pcppages_bulk(zone, pcp.batch, pcp);
   WEIR_STATE(page_freed, pfn, 0, zone.nr_free.load(std::memory_order_relaxed));
 }
 
@@ -552,7 +570,7 @@ void PageAllocator::free_pcp(Page& page, Temperature temperature) {
 void PageAllocator::free_pcppages_bulk(Zone& zone, int32_t count, PerCpuPages& pcp) {
   if (count > pcp.count) count = pcp.count;
   if (count == 0) return;
-  pcp.count -= count;
+  count_pcp(zone, pcp, -count);
   ScopedLock guard(zone.lock);
   reclaim_may_hope(zone);
   __mod_zone_page_state(zone, count);
@@ -592,7 +610,7 @@ void PageAllocator::free_one_page(Zone& zone, Page& page, Pfn pfn, Order order, 
 
 void PageAllocator::__free_one_page(Page& page, Pfn pfn, Zone& zone, Order order_freed, MigrateType type) {
   WEIR_FLOW(pfn, zone, order_freed);
-  page.flags.store(0, std::memory_order_relaxed);
+  page.set_flags(0);
   unsigned order = order_freed.v;
   for (; order < MAX_ORDER - 1; ++order) {
     const Pfn buddy{pfn.v ^ (uint64_t{1} << order)};
@@ -622,7 +640,7 @@ void PageAllocator::free_quarantined(Page& page) {
   vmstat_.mod_node_page_state(NodeStat::nr_quarantined, -(int64_t{1} << order.v));
   page.index = 0;
   page.private_ = 0;
-  page.flags.store(0, std::memory_order_relaxed);
+  page.set_flags(0);
   if (order.v == 0) {
     free_pcp(page, Temperature::cold);
   } else {

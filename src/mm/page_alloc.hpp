@@ -23,6 +23,7 @@
 #include "mm/gfp.hpp"
 #include "mm/interfaces.hpp"
 #include "mm/mmzone.hpp"
+#include "mm/page_ref.hpp"
 #include "mm/profile.hpp"
 #include "mm/vmstat.hpp"
 
@@ -78,12 +79,14 @@ class PageAllocator {
   }
 
   // ---- references
-  static void get_page(Page& page) { page._refcount.fetch_add(1, std::memory_order_acq_rel); }
+  static void get_page(Page& page) { count_changed(page, page._refcount.fetch_add(1, std::memory_order_acq_rel), 1); }
   /// False if the count was 0 (the page is free or being freed).
   [[nodiscard]] static bool get_page_unless_zero(Page& page);
   /// True if this was the last reference; the caller then frees the page (Lru::put_page does both).
   [[nodiscard]] static bool put_page_testzero(Page& page) {
-    return page._refcount.fetch_sub(1, std::memory_order_acq_rel) == 1;
+    const int32_t before = page._refcount.fetch_sub(1, std::memory_order_acq_rel);
+    count_changed(page, before, -1);
+    return before == 1;
   }
 
   // ---- watermarks
@@ -210,6 +213,8 @@ class PageAllocator {
       WEIR_REQUIRES(zone.lock);
   static void list_untouched(Zone& zone, const MemMap& mem) WEIR_REQUIRES(zone.lock);
   [[nodiscard]] static bool keep_untouched(Zone& zone, Pfn start) WEIR_REQUIRES(zone.lock);
+  static void count_blocks(Zone& zone, unsigned order, int by);
+  static void count_pcp(const Zone& zone, PerCpuPages& pcp, int32_t by);
   void add_to_free_list(Zone& zone, Page& page, unsigned order, MigrateType type) WEIR_REQUIRES(zone.lock);
   void del_from_free_list(Zone& zone, Page& page, unsigned order) WEIR_REQUIRES(zone.lock);
   void __mod_zone_page_state(Zone& zone, int64_t delta) WEIR_REQUIRES(zone.lock);

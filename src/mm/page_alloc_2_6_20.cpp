@@ -91,14 +91,14 @@ Page* PageAllocator::OldEra::buffered_rmqueue(Zone& zone, Order order, gfp_t gfp
     const bool hit = !list.empty();
     if (!hit) {
       WEIR_STATE(pcp_miss, zone, 0, 0);
-      pcp.count += rmqueue_bulk(zone, Order(0), pcp.batch, list, type);
+      self.count_pcp(zone, pcp, rmqueue_bulk(zone, Order(0), pcp.batch, list, type));
       if (list.empty()) return nullptr;
     }
     // The cold end, where hot and cold pages are on one list.
     page = gfp.has(__GFP_COLD) && !self.cold_lists_ ? &list.back() : &list.front();
     list.erase(PageList::s_iterator_to(*page));
-    --pcp.count;
-    page->flags.store(0, std::memory_order_relaxed);
+    self.count_pcp(zone, pcp, -1);
+    page->set_flags(0);
     if (hit) WEIR_STATE(pcp_hit, self.mem_.pfn(*page), pcp.count + 1, pcp.count);
   } else {
     WEIR_STATE(pcp_miss, zone, 0, order);
@@ -121,7 +121,7 @@ int32_t PageAllocator::OldEra::rmqueue_bulk(Zone& zone, Order order, int32_t cou
     Page* page = take_block(zone, order, type);
     if (page == nullptr) break;
     WEIR_BUG_ON(written_while_free(*page));
-    page->flags.store(flag_bit(PageFlag::pcp), std::memory_order_relaxed);
+    page->set_flags(flag_bit(PageFlag::pcp));
     list.push_back(*page);
   }
   self.__mod_zone_page_state(zone, -(int64_t{taken} << order.v));

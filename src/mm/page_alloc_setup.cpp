@@ -88,6 +88,7 @@ void PageAllocator::init_zone(Bootmem& boot, Zone& zone, const ZoneLayout& layou
   if (!zone.populated()) return;
   zone.zone_start_pfn = first;
   zone.spanned_pages = last - first;
+  WEIR_STATE(zone_span, zone, first, zone.spanned_pages);
 
   // Boot cannot go on without these, as the kernel panics.
   const uint64_t blocks = ((last.v - 1) >> pageblock_order) - (first.v >> pageblock_order) + 1;
@@ -130,9 +131,10 @@ void PageAllocator::setup_per_zone_wmarks() {
     const int64_t min = pages_min * managed / lowmem;
     const int64_t step = std::max(min / 4, managed * static_cast<int64_t>(watermark_scale_factor_) / 10000);
     ScopedLock guard(zone.lock);
-    zone.watermark[static_cast<unsigned>(Watermark::min)] = min;
-    zone.watermark[static_cast<unsigned>(Watermark::low)] = min + step;
-    zone.watermark[static_cast<unsigned>(Watermark::high)] = min + 2 * step;
+    for (unsigned mark = 0; mark < static_cast<unsigned>(Watermark::count); ++mark) {
+      const int64_t before = zone.watermark[mark].exchange(min + mark * step);
+      WEIR_STATE(zone_mark, flow_value_of(zone) << 8 | mark, before, min + mark * step);
+    }
   }
 }
 
@@ -234,7 +236,7 @@ PageCount PageAllocator::balloon_inflate(PageCount n) {
           zone.managed_pages.fetch_sub(int64_t{1} << order, std::memory_order_relaxed);
         }
         ScopedLock guard(balloon_lock_);
-        page->flags.store(flag_bit(PageFlag::balloon), std::memory_order_relaxed);
+        page->set_flags(flag_bit(PageFlag::balloon));
         page->private_ = order;
         balloon_[order].push_back(*page);
         balloon_pages_ += int64_t{1} << order;
@@ -266,7 +268,7 @@ PageCount PageAllocator::balloon_deflate(PageCount n) {
         balloon_[order].pop_front();
         while (order > fits) {
           Page& upper = *(&block + (size_t{1} << --order));
-          upper.flags.store(flag_bit(PageFlag::balloon), std::memory_order_relaxed);
+          upper.set_flags(flag_bit(PageFlag::balloon));
           upper.private_ = order;
           balloon_[order].push_back(upper);
         }
@@ -275,7 +277,7 @@ PageCount PageAllocator::balloon_deflate(PageCount n) {
       page = &balloon_[order].front();
       balloon_[order].pop_front();
       balloon_pages_ -= int64_t{1} << order;
-      page->flags.store(0, std::memory_order_relaxed);
+      page->set_flags(0);
       page->private_ = 0;
     }
     Zone& zone = page_zone(*page);

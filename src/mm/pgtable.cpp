@@ -215,22 +215,20 @@ void PageTables::free_pgtables(Mm& mm, VirtAddr start, VirtAddr end, VirtAddr fl
 
 // ---- Accessors ------------------------------------------------------------------------------------------------------
 
-void PageTables::stored(VirtAddr address, Pte old_pte, Pte new_pte) {
-  WEIR_STATE(pte, address, old_pte, new_pte);
+void PageTables::stored(const Mm& mm, VirtAddr address, Pte old_pte, Pte new_pte) {
+  WEIR_STATE(pte, pte_subject(mm, address), old_pte, new_pte);
   if (World* w = engine_thread().world) w->preempt_point();
 }
 
 void PageTables::set_pte_at(Mm& mm, VirtAddr address, Pte* ptep, Pte pte) {
   WEIR_FLOW(address, pte);
-  (void)mm;
-  stored(address, Pte{__atomic_exchange_n(&ptep->v, pte.v, __ATOMIC_ACQ_REL)}, pte);
+  stored(mm, address, Pte{__atomic_exchange_n(&ptep->v, pte.v, __ATOMIC_ACQ_REL)}, pte);
 }
 
 Pte PageTables::ptep_get_and_clear(Mm& mm, VirtAddr address, Pte* ptep) {
   WEIR_FLOW(address);
-  (void)mm;
   const Pte old{__atomic_exchange_n(&ptep->v, 0, __ATOMIC_ACQ_REL)};
-  stored(address, old, Pte{});
+  stored(mm, address, old, Pte{});
   return old;
 }
 
@@ -241,28 +239,25 @@ Pte PageTables::ptep_clear_flush(Mm& mm, VirtAddr address, Pte* ptep) {
 
 void PageTables::ptep_set_wrprotect(Mm& mm, VirtAddr address, Pte* ptep) {
   WEIR_FLOW(address);
-  (void)mm;
   const Pte old{__atomic_fetch_and(&ptep->v, ~_PAGE_RW, __ATOMIC_ACQ_REL)};
-  stored(address, old, pte_wrprotect(old));
+  stored(mm, address, old, pte_wrprotect(old));
 }
 
 bool PageTables::ptep_test_and_clear_young(Mm& mm, VirtAddr address, Pte* ptep) {
   WEIR_FLOW(address);
-  (void)mm;
   const Pte old{__atomic_fetch_and(&ptep->v, ~_PAGE_ACCESSED, __ATOMIC_ACQ_REL)};
   if (!pte_young(old)) return false;
-  stored(address, old, pte_mkold(old));
+  stored(mm, address, old, pte_mkold(old));
   return true;
 }
 
 bool PageTables::ptep_set_access_flags(Mm& mm, VirtAddr address, Pte* ptep, Pte entry) {
   WEIR_FLOW(address, entry);
-  (void)mm;
   const uint64_t bits = entry.v & (_PAGE_ACCESSED | _PAGE_DIRTY | _PAGE_SOFT_DIRTY | _PAGE_RW);
   const uint64_t wanted = pte_dirty(entry) ? bits : bits & _PAGE_ACCESSED;
   const Pte old{__atomic_fetch_or(&ptep->v, wanted, __ATOMIC_ACQ_REL)};
   if ((old.v & wanted) == wanted) return false;
-  stored(address, old, Pte{old.v | wanted});
+  stored(mm, address, old, Pte{old.v | wanted});
   return true;
 }
 

@@ -123,14 +123,14 @@ class PageTables {
   /// Changes a present entry's rights; `change` maps the old value to the new one and may be called again if hardware's
   /// bits came between.
   template <class Change>
-  Pte ptep_modify(VirtAddr address, Pte* ptep, Change change) {
+  Pte ptep_modify(const Mm& mm, VirtAddr address, Pte* ptep, Change change) {
     uint64_t old = __atomic_load_n(&ptep->v, __ATOMIC_RELAXED);
     Pte now;
     do {
       now = change(Pte{old});
       if (now.v == old) return now;
     } while (!__atomic_compare_exchange_n(&ptep->v, &old, now.v, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
-    stored(address, Pte{old}, now);
+    stored(mm, address, Pte{old}, now);
     return now;
   }
 
@@ -175,7 +175,7 @@ class PageTables {
   SpinLock& pte_lockptr(const Pte* pte) const {
     return *std::launder(reinterpret_cast<SpinLock*>(&pages_.mem().virt_to_page(pte).private_));
   }
-  void stored(VirtAddr address, Pte old_pte, Pte new_pte);
+  void stored(const Mm& mm, VirtAddr address, Pte old_pte, Pte new_pte);
 
   PageAllocator& pages_;
   VmStat& vmstat_;

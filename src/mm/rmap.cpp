@@ -203,7 +203,7 @@ void Rmap::page_set_anon_rmap(Page& page, VmArea& vma, VirtAddr address, Exclusi
   if (PageAnon(page) && page_mapped(page)) return;
   const AnonVma* anon_vma = era_->anchor(vma, exclusive);
   page.index = linear_page_index(vma, address);
-  page.mapping.store(reinterpret_cast<uintptr_t>(anon_vma) | PAGE_MAPPING_ANON, std::memory_order_release);
+  page.set_mapping(reinterpret_cast<uintptr_t>(anon_vma) | PAGE_MAPPING_ANON, page.index);
 }
 
 void Rmap::page_add_new_anon_rmap(Page& page, VmArea& vma, VirtAddr address) {
@@ -264,7 +264,7 @@ void Rmap::page_remove_rmap(Page& page) {
 void Rmap::page_move_anon_rmap(Page& page, VmArea& vma) {
   WEIR_FLOW(tables_.pages().mem().pfn(page));
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || vma.anon_vma == nullptr);
-  page.mapping.store(reinterpret_cast<uintptr_t>(vma.anon_vma) | PAGE_MAPPING_ANON, std::memory_order_release);
+  page.set_mapping(reinterpret_cast<uintptr_t>(vma.anon_vma) | PAGE_MAPPING_ANON, page.index);
 }
 
 void Rmap::set_page_dirty(Page& page) {
@@ -418,7 +418,7 @@ bool RmapEra::unmap_pte(Page& page, VmArea& vma, VirtAddr address, PteLock pte, 
     if (page.test(PageFlag::dirty)) {
       // Written since it was given up: wanted again.
       tables().set_pte_at(mm, address, pte.get(), was);
-      lru().set_page_flag(page, PageFlag::swapbacked);
+      page.set(PageFlag::swapbacked);
       walk.failed = true;
       return false;
     }

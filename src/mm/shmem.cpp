@@ -51,6 +51,7 @@ Result<ShmemInode*> Shmem::shmem_get_inode(const char* name, Bytes size, bool li
   info->limited = limited;
   info->i_size.store(size.v, std::memory_order_relaxed);
   info->i_data.host = info;
+  info->i_data.host_ino = 0x8000 | info->ino;
   info->i_data.a_ops = this;
   info->i_data.max_index = MAX_INDEX;
   info->i_data.no_writeback_tags = true;
@@ -137,7 +138,7 @@ void Shmem::shmem_recalc_inode(ShmemInode& info, int64_t swapped_delta) {
 
 bool Shmem::__set_page_dirty_no_writeback(Page& page) {
   if (page.test(PageFlag::dirty)) return false;
-  lru_.set_page_flag(page, PageFlag::dirty);
+  page.set(PageFlag::dirty);
   return true;
 }
 
@@ -158,10 +159,10 @@ Result<void> Shmem::shmem_add_to_page_cache(Page& page, AddressSpace& mapping, u
   ++mapping.nrpages;
   PageAllocator::get_page(page);
   page.index = index;
-  page.mapping.store(reinterpret_cast<uintptr_t>(&mapping), std::memory_order_release);
+  page.set_mapping(reinterpret_cast<uintptr_t>(&mapping), index);
+  WEIR_STATE(page_cache, cache_subject(mapping, index), 0, filemap_.pages().mem().pfn(page).v + 1);
   vmstat_.inc_node_page_state(NodeStat::nr_file_pages);
   vmstat_.inc_node_page_state(NodeStat::nr_shmem);
-  WEIR_STATE(page_cache, index, 0, filemap_.pages().mem().pfn(page).v + 1);
   return {};
 }
 
@@ -175,10 +176,10 @@ void Shmem::shmem_delete_from_page_cache(Page& page, SwpEntry entry) {
     const void* was = mapping.page_tree.replace(page.index, swp_to_radix_entry(entry));
     WEIR_BUG_ON(was != &page);
     --mapping.nrpages;
-    page.mapping.store(0, std::memory_order_release);
+    page.set_mapping(0, page.index);
+    WEIR_STATE(page_cache, cache_subject(mapping, page.index), pfn.v + 1, 0);
     vmstat_.dec_node_page_state(NodeStat::nr_file_pages);
     vmstat_.dec_node_page_state(NodeStat::nr_shmem);
-    WEIR_STATE(page_cache, page.index, pfn.v + 1, 0);
   }
   lru_.put_page(page);
 }

@@ -100,6 +100,7 @@ void Lru::add_page_to_lru_list(Page& page, LruList list) {
 void Lru::add_page_to_lru_list_tail(Page& page, LruList list) {
   link(page, list, End::tail);
   WEIR_STATE(lru, pages_.mem().pfn(page), LruList::count, list);
+  WEIR_STATE(lru_tail, pages_.mem().pfn(page), list, 0);
 }
 
 void Lru::del_page_from_lru_list(Page& page, LruList list) {
@@ -111,16 +112,7 @@ void Lru::move_page(Page& page, LruList from, LruList to, End end) {
   unlink(page, from);
   link(page, to, end);
   WEIR_STATE(lru, pages_.mem().pfn(page), from, to);
-}
-
-void Lru::set_page_flag(Page& page, PageFlag flag) {
-  const uint64_t old = page.flags.fetch_or(flag_bit(flag), std::memory_order_acq_rel);
-  if ((old & flag_bit(flag)) == 0) WEIR_STATE(page_flags, pages_.mem().pfn(page), old, old | flag_bit(flag));
-}
-
-void Lru::clear_page_flag(Page& page, PageFlag flag) {
-  const uint64_t old = page.flags.fetch_and(~flag_bit(flag), std::memory_order_acq_rel);
-  if ((old & flag_bit(flag)) != 0) WEIR_STATE(page_flags, pages_.mem().pfn(page), old, old & ~flag_bit(flag));
+  if (end == End::tail) WEIR_STATE(lru_tail, pages_.mem().pfn(page), to, 0);
 }
 
 void Lru::update_page_reclaim_stat(const Page& page, unsigned file, bool rotated) {
@@ -148,7 +140,7 @@ void Lru::move_fn(Batch batch, Page& page) {
     case Batch::activate: {
       if (!page.test(PageFlag::lru) || page.test(PageFlag::active) || page.test(PageFlag::unevictable)) return;
       const LruList from = page_lru(page);
-      set_page_flag(page, PageFlag::active);
+      page.set(PageFlag::active);
       // Where old pages were made absent ahead of the inactive tail, an active page starts over.
       clear_page_aged(page);
       move_page(page, from, page_lru(page), End::head);
@@ -159,7 +151,7 @@ void Lru::move_fn(Batch batch, Page& page) {
     case Batch::rotate: {
       if (!page.test(PageFlag::lru) || page.test(PageFlag::unevictable)) return;
       const LruList from = page_lru(page);
-      clear_page_flag(page, PageFlag::active);
+      page.clear(PageFlag::active);
       move_page(page, from, page_lru(page), End::tail);
       vmstat_.count_vm_event(VmEvent::pgrotated);
       return;
@@ -167,8 +159,8 @@ void Lru::move_fn(Batch batch, Page& page) {
     case Batch::deactivate: {
       if (!page.test(PageFlag::lru) || !page.test(PageFlag::active) || page.test(PageFlag::unevictable)) return;
       const LruList from = page_lru(page);
-      clear_page_flag(page, PageFlag::active);
-      clear_page_flag(page, PageFlag::referenced);
+      page.clear(PageFlag::active);
+      page.clear(PageFlag::referenced);
       move_page(page, from, page_lru(page), End::head);
       vmstat_.count_vm_event(VmEvent::pgdeactivate);
       update_page_reclaim_stat(page, page_is_file_cache(page), false);
@@ -177,10 +169,10 @@ void Lru::move_fn(Batch batch, Page& page) {
     case Batch::lazyfree: {
       if (!page.test(PageFlag::lru) || page.test(PageFlag::unevictable) || !lazyfree_candidate(page)) return;
       const LruList from = page_lru(page);
-      clear_page_flag(page, PageFlag::active);
-      clear_page_flag(page, PageFlag::referenced);
+      page.clear(PageFlag::active);
+      page.clear(PageFlag::referenced);
       clear_page_aged(page);
-      clear_page_flag(page, PageFlag::swapbacked);
+      page.clear(PageFlag::swapbacked);
       move_page(page, from, page_lru(page), End::head);
       vmstat_.count_vm_event(VmEvent::pglazyfree);
       update_page_reclaim_stat(page, 1, false);
@@ -277,21 +269,21 @@ void Lru::lru_cache_add_file(Page& page) {
 void Lru::lru_cache_add_active(Page& page) {
   WEIR_FLOW(pages_.mem().pfn(page));
   clear_page_aged(page);
-  set_page_flag(page, PageFlag::active);
+  page.set(PageFlag::active);
   pagevec_add(Batch::add, page);
 }
 
 void Lru::lru_cache_add_lru(Page& page, LruList list) {
   WEIR_FLOW(pages_.mem().pfn(page), list);
   clear_page_aged(page);
-  if (is_active_lru(list)) set_page_flag(page, PageFlag::active);
+  if (is_active_lru(list)) page.set(PageFlag::active);
   pagevec_add(Batch::add, page);
 }
 
 void Lru::lru_cache_add_active_or_unevictable(Page& page, const VmArea& vma) {
   WEIR_FLOW(pages_.mem().pfn(page), vma.vm_start);
   if ((vma.vm_flags & VM_LOCKED) == 0) {
-    set_page_flag(page, PageFlag::active);
+    page.set(PageFlag::active);
     lru_cache_add(page);
     return;
   }
@@ -311,7 +303,7 @@ void Lru::add_page_to_unevictable_list(Page& page) {
   clear_page_aged(page);
   ScopedLock guard(node().lru_lock);
   page.clear(PageFlag::active);
-  set_page_flag(page, PageFlag::unevictable);
+  page.set(PageFlag::unevictable);
   page.set(PageFlag::lru);
   add_page_to_lru_list(page, LruList::unevictable);
 }
@@ -347,7 +339,7 @@ bool Lru::__lru_cache_activate_page(Page& page) {
   const Pagevec& vec = cpu.vec[static_cast<unsigned>(Batch::add)];
   for (unsigned i = vec.nr; i-- > 0;) {
     if (vec.pages[i] != &page) continue;
-    set_page_flag(page, PageFlag::active);
+    page.set(PageFlag::active);
     return true;
   }
   return false;
@@ -356,7 +348,7 @@ bool Lru::__lru_cache_activate_page(Page& page) {
 void Lru::mark_page_accessed(Page& page) {
   WEIR_FLOW(pages_.mem().pfn(page));
   if (!page.test(PageFlag::referenced)) {
-    set_page_flag(page, PageFlag::referenced);
+    page.set(PageFlag::referenced);
     return;
   }
   if (page.test(PageFlag::active) || page.test(PageFlag::unevictable)) return;
@@ -364,7 +356,7 @@ void Lru::mark_page_accessed(Page& page) {
     activate_page(page);
   else
     __lru_cache_activate_page(page);
-  clear_page_flag(page, PageFlag::referenced);
+  page.clear(PageFlag::referenced);
 }
 
 void Lru::rotate_reclaimable_page(Page& page) {
@@ -464,7 +456,7 @@ void Lru::putback_lru_page(Page& page) {
   for (;;) {
     evictable = page_evictable(page);
     if (evictable) {
-      clear_page_flag(page, PageFlag::unevictable);
+      page.clear(PageFlag::unevictable);
       lru_cache_add(page);
       break;
     }

@@ -139,8 +139,6 @@ class Lru {
   [[nodiscard]] PageCount nr_aged() const { return PageCount(nr_aged_.load(std::memory_order_relaxed)); }
 
   // ---- flags whose change the documents show; both record it
-  void set_page_flag(Page& page, PageFlag flag);
-  void clear_page_flag(Page& page, PageFlag flag);
 
   [[nodiscard]] PageCount lru_size(LruList list) const;
   [[nodiscard]] Node& node() const { return pages_.node(); }

@@ -122,7 +122,7 @@ bool SwapCache::reuse_swap_page(Page& page) { return era_->reuse_swap_page(page)
 void SwapCacheEra::mark_unwritten(Page& page) {
   // What an Mmu without dirty bits remembers of the slot is its last user's.
   if (!cache_.mmu_.caps().has_dirty) page.set(PageFlag::error);
-  filemap().lru().set_page_flag(page, PageFlag::dirty);
+  page.set(PageFlag::dirty);
 }
 
 Result<void> SwapCacheEra::preload_and_insert(Page& page, SwpEntry entry, gfp_t gfp) {
@@ -146,15 +146,14 @@ Result<void> SwapCache::insert(Page& page, SwpEntry entry, RadixPreload& preload
   Result<void> added;
   {
     ScopedLock guard(space.tree_lock);
-    page.set(PageFlag::swapcache);
     added = space.page_tree.radix_tree_insert(index_of(entry), &page, preload);
     if (added) {
+      page.set(PageFlag::swapcache);
+      WEIR_STATE(swap_cache, entry, 0, pfn.v + 1);
       ++space.nrpages;
       vmstat_.inc_node_page_state(NodeStat::nr_file_pages);
       vmstat_.inc_node_page_state(NodeStat::nr_swapcached);
-      WEIR_STATE(swap_cache, entry, 0, pfn.v + 1);
     } else {
-      page.clear(PageFlag::swapcache);
       page.private_ = 0;
     }
   }
@@ -176,13 +175,13 @@ void SwapCache::__delete_from_swap_cache(Page& page) {
   WEIR_BUG_ON(was != &page);
   page.private_ = 0;
   page.clear(PageFlag::swapcache);
+  WEIR_STATE(swap_cache, entry, pfn.v + 1, 0);
   // Its doubts were about the slot.
   page.clear(PageFlag::error);
   --space.nrpages;
   vmstat_.dec_node_page_state(NodeStat::nr_file_pages);
   vmstat_.dec_node_page_state(NodeStat::nr_swapcached);
   stats_.del_total.fetch_add(1, std::memory_order_relaxed);
-  WEIR_STATE(swap_cache, entry, pfn.v + 1, 0);
 }
 
 void SwapCache::delete_from_swap_cache(Page& page) {
@@ -336,7 +335,7 @@ void SwapCache::read_on(SwpEntry entry) {
 
 /// Out of the cache; the page is the only copy from here on.
 void SwapCache::give_up(Page& page) {
-  filemap_.lru().set_page_flag(page, PageFlag::dirty);
+  page.set(PageFlag::dirty);
   delete_from_swap_cache(page);
 }
 

@@ -398,7 +398,7 @@ Result<void> SwapOn::unuse_slot(SwpEntry entry, Mm*& start_mm) {
     }
     if (PageSwapCache(*page) && page->private_ == entry.val && cache_.page_swapcount(*page) == 0) {
       filemap.wait_on_page_writeback(*page);
-      filemap.lru().set_page_flag(*page, PageFlag::dirty);
+      page->set(PageFlag::dirty);
       cache_.delete_from_swap_cache(*page);
     }
   }

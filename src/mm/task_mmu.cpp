@@ -28,7 +28,7 @@ void AddressSpaces::clear_soft_dirty(VmArea& vma) {
   tables_.for_each_pte(*vma.vm_mm, vma.vm_start, vma.vm_end, [&](VirtAddr address, Pte* ptep) {
     const Pte pte{__atomic_load_n(&ptep->v, __ATOMIC_RELAXED)};
     if (pte_none(pte)) return;
-    tables_.ptep_modify(address, ptep, [](Pte now) {
+    tables_.ptep_modify(*vma.vm_mm, address, ptep, [](Pte now) {
       now = without_soft_dirty(now);
       return pte_present(now) ? pte_wrprotect(now) : now;
     });

@@ -3,6 +3,13 @@
 
 namespace weir {
 
+void record_page(const Page& page, State what, uint64_t before, uint64_t after) {
+  FlowSink* sink = engine_thread().sink;
+  if (sink == nullptr || sink->mem_map == nullptr) return;
+  static constinit const FlowSite site{__func__, "types.cpp", ""};
+  sink->state(site, what, static_cast<uint64_t>(&page - static_cast<const Page*>(sink->mem_map)), before, after);
+}
+
 const char* lru_name(LruList list) {
   switch (list) {
     case LruList::inactive_anon: return "LRU_INACTIVE_ANON";

@@ -65,6 +65,13 @@ inline constexpr unsigned NR_PAGE_FLAGS = 24;
 
 using ListHook = boost::intrusive::list_member_hook<boost::intrusive::link_mode<boost::intrusive::normal_link>>;
 
+struct Page;
+/// A page says what became of it: page_flags, page_count, page_mapping.
+void record_page(const Page& page, State what, uint64_t before, uint64_t after);
+[[nodiscard]] [[gnu::always_inline]] inline bool recording_pages() {
+  return __builtin_expect(engine_thread().sink != nullptr, 0);
+}
+
 /// One frame's metadata. All-zero means "free, inside a buddy block (not its head)", so that boot touches one a block.
 ///
 /// Life:  buddy --rmqueue--> owned (count 1, mapcount -1) --put_page, count 0--> pcp / buddy
@@ -88,11 +95,33 @@ struct Page {
   uint32_t spare = 0;
 
   [[nodiscard]] bool test(PageFlag f) const { return (flags.load(std::memory_order_acquire) & flag_bit(f)) != 0; }
-  void set(PageFlag f) { flags.fetch_or(flag_bit(f), std::memory_order_acq_rel); }
-  void clear(PageFlag f) { flags.fetch_and(~flag_bit(f), std::memory_order_acq_rel); }
-  bool test_and_set(PageFlag f) { return (flags.fetch_or(flag_bit(f), std::memory_order_acq_rel) & flag_bit(f)) != 0; }
+  void set(PageFlag f) { test_and_set(f); }
+  void clear(PageFlag f) { test_and_clear(f); }
+  bool test_and_set(PageFlag f) {
+    const uint64_t old = flags.fetch_or(flag_bit(f), std::memory_order_acq_rel);
+    if (recording_pages()) flags_changed(old, old | flag_bit(f));
+    return (old & flag_bit(f)) != 0;
+  }
   bool test_and_clear(PageFlag f) {
-    return (flags.fetch_and(~flag_bit(f), std::memory_order_acq_rel) & flag_bit(f)) != 0;
+    const uint64_t old = flags.fetch_and(~flag_bit(f), std::memory_order_acq_rel);
+    if (recording_pages()) flags_changed(old, old & ~flag_bit(f));
+    return (old & flag_bit(f)) != 0;
+  }
+  /// All of them at once, where nobody else has the page.
+  void set_flags(uint64_t bits) {
+    const uint64_t old = flags.load(std::memory_order_relaxed);
+    flags.store(bits, std::memory_order_relaxed);
+    if (recording_pages()) flags_changed(old, bits);
+  }
+  /// `at` (index in the mapping) is for the record.
+  void set_mapping(uintptr_t to, uint64_t at) {
+    mapping.store(to, std::memory_order_release);
+    if (recording_pages()) record_page(*this, State::page_mapping, at, to == 0 ? 0 : 1 + (to & 3));
+  }
+
+ private:
+  void flags_changed(uint64_t before, uint64_t after) const {
+    if (before != after) record_page(*this, State::page_flags, before, after);
   }
 };
 static_assert(sizeof(Page) <= 64);

@@ -326,7 +326,7 @@ PageCount Vmscan::reclaim_pages(PageList& pages) {
   ScanControl sc;
   sc.ignore_references = true;
   // Some come from an active list; what is freed may not say so any more.
-  for (Page& page : pages) lru_.clear_page_flag(page, PageFlag::active);
+  for (Page& page : pages) page.clear(PageFlag::active);
   Stat stat;
   const int64_t reclaimed = shrink_page_list(pages, sc, stat);
   while (!pages.empty()) {

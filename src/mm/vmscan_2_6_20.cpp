@@ -113,7 +113,7 @@ Vmscan::References Vmscan::Era_2_6_20::references(Page& page, FlushBatch& aged) 
   uint64_t vm_flags = 0;
   int referenced = self.rmap_.page_referenced(page, &vm_flags, aged);
   if (page.test(PageFlag::referenced)) {
-    self.lru_.clear_page_flag(page, PageFlag::referenced);
+    page.clear(PageFlag::referenced);
     ++referenced;
   }
   if (unaged) return References::aging;
@@ -152,7 +152,7 @@ void Vmscan::Era_2_6_20::shrink_active_list(int64_t nr_pages, Zone& zone, ScanCo
     uint64_t vm_flags = 0;
     const bool stays = page_mapped(page) && (!take_mapped || (PageAnon(page) && self.swap_.total_swap_pages() == 0) ||
                                              (ask && self.page_referenced(page, &vm_flags) > 0));
-    if (!stays) self.lru_.clear_page_flag(page, PageFlag::active);
+    if (!stays) page.clear(PageFlag::active);
     (stays ? active : inactive).push_front(page);
   }
   {

@@ -171,7 +171,7 @@ void Vmscan::shrink_active_list(int64_t nr_to_scan, LruVec& lruvec, ScanControl&
         continue;
       }
     }
-    lru_.clear_page_flag(page, PageFlag::active);
+    page.clear(PageFlag::active);
     inactive.push_front(page);
   }
   {
@@ -242,7 +242,7 @@ void Vmscan::keep_locked(Page& page, PageKeep reason) {
 void Vmscan::activate_locked(Page& page, PageKeep reason) {
   era_->activated(page);
   if (!page.test(PageFlag::mlocked)) {
-    lru_.set_page_flag(page, PageFlag::active);
+    page.set(PageFlag::active);
     lru_.clear_page_aged(page);
     vmstat_.count_vm_event(VmEvent::pgactivate);
   }
@@ -255,7 +255,7 @@ Vmscan::References Vmscan::page_check_references(Page& page, FlushBatch& aged) {
   uint64_t vm_flags = 0;
   const int ptes = rmap_.page_referenced(page, &vm_flags, aged);
   const bool referenced = page.test(PageFlag::referenced);
-  if (referenced) lru_.clear_page_flag(page, PageFlag::referenced);
+  if (referenced) page.clear(PageFlag::referenced);
   const References result =
       references_of({.ptes = ptes,
                      .vm_flags = vm_flags,
@@ -263,8 +263,7 @@ Vmscan::References Vmscan::page_check_references(Page& page, FlushBatch& aged) {
                      .swapbacked = PageSwapBacked(page),
                      .unaged = !mmu_.caps().has_accessed && PageAnon(page) && page_mapped(page) && !staged});
   // A file page used once gets one more round: to tell a stream from a working set.
-  if (ptes > 0 && !PageSwapBacked(page) && result != References::reclaim)
-    lru_.set_page_flag(page, PageFlag::referenced);
+  if (ptes > 0 && !PageSwapBacked(page) && result != References::reclaim) page.set(PageFlag::referenced);
   return result;
 }
 
@@ -385,14 +384,14 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
   const uint64_t index = page.index;
   if (PageSwapCache(page) && !mmu_.captured(page)) {
     // Its task still writes there, or a device reads: the bytes can be neither compared nor written out.
-    lru_.set_page_flag(page, PageFlag::dirty);
+    page.set(PageFlag::dirty);
     return activate_locked(page, PageKeep::pinned), false;
   }
   if (!mmu_.caps().has_dirty && PageAnon(page) && PageSwapCache(page)) {
     if (!PageIo::page_may_be_clean(page) || mmu_.test_dirty(page))
-      lru_.set_page_flag(page, PageFlag::dirty);
+      page.set(PageFlag::dirty);
     else
-      lru_.clear_page_flag(page, PageFlag::dirty);
+      page.clear(PageFlag::dirty);
   }
   AddressSpace* mapping = cache_.page_mapping(page);
   const bool was_dirty = page.test(PageFlag::dirty);

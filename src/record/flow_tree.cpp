@@ -106,11 +106,16 @@ std::vector<TaskFlow> flow_forest(const Recording& recording) {
 
 namespace {
 
+/// Bookkeeping: what the kernel notes beside the steps that the documents name.
+enum class Kind : uint8_t { step, bookkeeping };
+
 // {s}, {b}, {a} stand for subject, old and new value, decimal. After a colon: x hexadecimal; p a frame number plus one,
-// 0 for none; pte, entry, lru, flags, vmf by FlowStyles; or =word,word,... names for 0, 1, ...
+// 0 for none; c eight characters; pte, entry, lru, flags, vmf by FlowStyles; or =word,word,... names for 0, 1, ...
+// hiN, loN: what stands above and in the lowest N bits; perhaps followed by a colon and one of these.
 struct StateText {
   std::string_view name;
   std::string_view text;
+  Kind kind = Kind::step;
 };
 
 constexpr StateText STATE_TEXTS[] = {
@@ -126,6 +131,10 @@ constexpr StateText STATE_TEXTS[] = {
     {"page_alloced", "pfn {s}, order {a}"},
     {"page_freed", "pfn {s}, order {b}: {a} free in the zone"},
     {"nr_free", "zone {s}: {b} -> {a}"},
+    {"free_area", "zone {s:hi8}, order {s:lo8}: {b} -> {a} free blocks", Kind::bookkeeping},
+    {"pcp_count", "zone {s:hi16}, list {s:lo16}: {b} -> {a} pages", Kind::bookkeeping},
+    {"zone_span", "zone {s}: from pfn {b}, {a} pages", Kind::bookkeeping},
+    {"zone_mark", "zone {s:hi8}, {s:lo8:=min,low,high}: {b} -> {a}", Kind::bookkeeping},
     {"kmem_cache_select", "{b} bytes: class of {s}"},
     {"slab_empty", "class of {s}"},
     {"slab_new", "pfn {s}: {b} objects, colour {a}"},
@@ -140,12 +149,16 @@ constexpr StateText STATE_TEXTS[] = {
     {"fault_anonymous", "{s:x}"},
     {"fault_file", "{s:x}"},
     {"fault_return", "{s:x}: {a:vmf}"},
-    {"pte", "{s:x}: {b:pte} -> {a:pte}"},
+    {"pte", "{s:lo48:x} of mm {s:hi48}: {b:pte} -> {a:pte}"},
     {"mapcount", "pfn {s}: {b} -> {a}"},
-    {"page_count", "pfn {s}: {b} -> {a}"},
+    {"page_count", "pfn {s}: {b} -> {a}", Kind::bookkeeping},
+    {"page_mapping", "pfn {s}: {a:=none,file,anonymous,,merged}, index {b}", Kind::bookkeeping},
     {"rss", "mm {s}: {b} -> {a}"},
+    {"mm_task", "mm {s}: pid {b} -> {a}", Kind::bookkeeping},
+    {"task_comm", "pid {s}: {b:c}{a:c}", Kind::bookkeeping},
     {"lru", "pfn {s}: {b:lru} -> {a:lru}"},
-    {"page_flags", "pfn {s}: {b:flags} -> {a:flags}"},
+    {"lru_tail", "pfn {s}: to the old end of {b:lru}", Kind::bookkeeping},
+    {"page_flags", "pfn {s}: {b:flags} -> {a:flags}", Kind::bookkeeping},
     {"reclaim_start", "{s:=direct,kswapd,limit}: priority {b}, {a} pages wanted"},
     {"scan_lru", "{s:lru}: {b} to scan, {a} taken"},
     {"drop_clean", "pfn {s}, index {b}"},
@@ -162,7 +175,7 @@ constexpr StateText STATE_TEXTS[] = {
     {"file_request", "inode {s}: {b:=read,write,fault} of index {a}"},
     {"page_cache_find", "inode {s}, index {b}: {a:p}"},
     {"page_cache_read", "inode {s}, index {b} -> pfn {a}"},
-    {"page_cache", "index {s}: {b:p} -> {a:p}"},
+    {"page_cache", "inode {s:hi48}, index {s:lo48}: {b:p} -> {a:p}"},
     {"page_cache_return", "inode {s}, index {b}: pfn {a}"},
     {"page_dirtied", "pfn {s}, index {b}"},
     {"dirty_count", "{b} -> {a}"},
@@ -185,6 +198,15 @@ void put_value(std::string& out, std::string_view style, uint64_t value, const F
     out += fmt::format("{}", value);
   } else if (style == "x") {
     out += fmt::format("{:#x}", value);
+  } else if (style.starts_with("hi") || style.starts_with("lo")) {
+    const size_t colon = std::min(style.find(':'), style.size());
+    unsigned bits = 0;
+    for (const char digit : style.substr(2, colon - 2)) bits = 10 * bits + static_cast<unsigned>(digit - '0');
+    const uint64_t part = style[0] == 'h' ? value >> bits : value & ((uint64_t{1} << bits) - 1);
+    put_value(out, style.substr(std::min(colon + 1, style.size())), part, styles);
+  } else if (style == "c") {
+    for (; value != 0; value >>= 8)
+      out += (value & 0xff) < ' ' || (value & 0xff) == 0x7f ? '?' : static_cast<char>(value);
   } else if (style == "i") {
     out += fmt::format("{}", static_cast<int64_t>(value));
   } else if (style == "p") {
@@ -211,11 +233,17 @@ void put_value(std::string& out, std::string_view style, uint64_t value, const F
 
 }  // namespace
 
-std::string describe_state(const Recording& recording, const FlowEvent& event, const FlowStyles& styles) {
-  const std::string_view name = recording.state_name(event);
+/// The words for a state; null if it has none.
+static const StateText* state_text(std::string_view name) {
   const auto known =
       std::find_if(std::begin(STATE_TEXTS), std::end(STATE_TEXTS), [&](const StateText& t) { return t.name == name; });
-  std::string_view text = known != std::end(STATE_TEXTS) ? known->text : "{s}: {b} -> {a}";
+  return known != std::end(STATE_TEXTS) ? known : nullptr;
+}
+
+std::string describe_state(const Recording& recording, const FlowEvent& event, const FlowStyles& styles) {
+  const std::string_view name = recording.state_name(event);
+  const StateText* known = state_text(name);
+  std::string_view text = known != nullptr ? known->text : "{s}: {b} -> {a}";
   std::string out(name);
   out += ' ';
   while (!text.empty()) {
@@ -372,6 +400,8 @@ class Printer {
   }
 
   void state(const FlowItem& item, uint32_t depth) {
+    const StateText* known = state_text(recording_.state_name(recording_.events[item.event]));
+    if (known != nullptr && known->kind == Kind::bookkeeping && how_.bookkeeping == Shown::no) return;
     out_.append(depth, '\t');
     out_ += "|   ";
     out_ += describe_state(recording_, recording_.events[item.event], how_.styles);

@@ -68,6 +68,7 @@ struct FlowPrint {
   std::optional<uint32_t> around = {};  ///< only events within `radius` of this one, and the calls they are in
   uint32_t radius = 20;
   Shown states = Shown::yes;
+  Shown bookkeeping = Shown::no;  ///< with states: flags, counts, free lists too
   Shown arguments = Shown::no;
   Shown times = Shown::no;
   FlowStyles styles = {};

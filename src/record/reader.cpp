@@ -203,11 +203,13 @@ class Parser {
     if (ending == Ending::whole && block.left() % sizeof(FlowEvent) != 0) return "a block of events holds part of one";
     if (first < next_ || first > UINT64_MAX - count) return "events are out of turn";
     if (result_.events.size() + count >= UINT32_MAX) return "more events than a flow tree can number";
-    if (result_.events.empty())
-      result_.first = first;
-    else
-      result_.lost += first - next_;
     const size_t index = result_.events.size();
+    if (index == 0) {
+      result_.first = first;
+    } else if (first > next_) {
+      result_.lost += first - next_;
+      result_.gaps.push_back({index, first - next_});
+    }
     runs_.push_back({first, index});
     result_.events.resize(index + count);
     const auto from = block.take(count * sizeof(FlowEvent));

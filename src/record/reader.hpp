@@ -54,6 +54,11 @@ struct Recording {
   uint64_t first = 0;     ///< number of events[0] since the start: what a ring had overwritten
   uint64_t recorded = 0;  ///< events since the start (0 unless whole)
   uint64_t lost = 0;      ///< missing between the first and the last
+  struct Gap {
+    size_t at = 0;  ///< before events[at]
+    uint64_t missing = 0;
+  };
+  std::vector<Gap> gaps;  ///< where they are missing, in order
 
   [[nodiscard]] const Site& site(const FlowEvent& event) const { return sites[event.site]; }
   /// Empty for a number that has no name.

@@ -47,6 +47,7 @@ void Simulation::boot() {
   mmu_ = std::make_unique<SoftMmu>(mo);
   machine_ = boot_must(Machine::create(machine_place_->data(), *world_, *mmu_, arena_->data(), o),
                        "the machine does not boot");
+  if (options_.booted) options_.booted(*machine_);
   machine_->set_executioner(this);
   for (const char* name : {"vm.panic_on_oom", "vm.oom_kill_allocating_task", "vm.oom_dump_tasks", "ksm.pages_to_scan",
                            "ksm.sleep_millisecs", "ksm.run"})

@@ -7,6 +7,7 @@
 // it. So a lost, stale or mixed-up page shows as a broken "content".
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -14,6 +15,10 @@
 
 #include "record/recorder.hpp"
 #include "sim/scenario.hpp"
+
+namespace weir {
+class Machine;
+}
 
 namespace weir::sim {
 
@@ -58,6 +63,8 @@ struct SimOptions {
   /// The page allocation after so many others fails, counted from when the tasks start.
   std::optional<int64_t> fail_allocation = {};
   FlowSink* sink = nullptr;  ///< who hears every event where there is no file
+  /// Given the machine as soon as it has booted; it stays what it is to the end of the run.
+  std::function<void(Machine&)> booted = {};
 };
 
 /// Runs it to the end. Throws ScenarioError for what cannot be set up (a swap area larger than its disk, say).

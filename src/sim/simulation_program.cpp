@@ -517,7 +517,7 @@ void Simulation::fork(Program& program, const Step& step) {
   copy->areas = program.areas;
   copy->random = program.next();
   copy->outcome = result_.tasks.size();
-  std::strncpy(task->comm, step.name.c_str(), sizeof task->comm - 1);
+  set_task_comm(*task, step.name.c_str());
   result_.tasks.push_back({.name = step.name, .pid = task->pid, .message = {}});
   alive_.push_back(task);
   program.children.push_back(copy->outcome);

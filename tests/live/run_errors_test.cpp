@@ -100,6 +100,23 @@ TEST(RunErrors, AKilledProcessLeavesItsLastCountersAndAWholeRecording) {
   }
 }
 
+TEST(RunErrors, ARecordingIsThereWhateverSignalEndsTheProgram) {
+  WEIR_NEEDS_LIVE();
+  Folder folder;
+  const std::string record = folder / "r.weir";
+  for (const char* signal : {"SIGSEGV", "SIGTERM", "SIGABRT"}) {
+    const WeirOutcome o = weir_run(
+        "24M",
+        {"/usr/bin/python3", "-c",
+         std::string("import os, signal; d = bytearray(8000000); os.kill(os.getpid(), signal.") + signal + ")"},
+        {}, {"--quiet", "--record", record, "--record-events", "16K"});
+    EXPECT_GT(o.status, 128) << signal << ": " << o.err;
+    const Outcome page = run({weir_command(), "explore", record, "-o", folder / "r.html"});
+    EXPECT_EQ(page.status, 0) << signal << ": " << page.err;
+    std::filesystem::remove(record);
+  }
+}
+
 TEST(RunErrors, WithoutSwapItIsKilledAtItsBudget) {
   WEIR_NEEDS_LIVE();
   const WeirOutcome o = weir_run("12M", {program("first_touch"), "64", "1"}, {}, {"--swap", "none"});

@@ -50,7 +50,7 @@ TEST(FlowTree, PrintsTheDocumentsNotation) {
             "\t|-->handle_mm_fault //(handle_mm_fault.cpp)\n"
             "\t\t|-->do_swap_page //(do_swap_page.cpp)\n"
             "\t\t\t|-->lookup_swap_cache //(lookup_swap_cache.cpp)\n"
-            "\t\t\t|   pte 0x7f0000001000: swap -> pfn 17\n"
+            "\t\t\t|   pte 0x7f0000001000 of mm 0: swap -> pfn 17\n"
             "\t\t\t|-->swap_free //(swap_free.cpp)\n"
             "\t\t\t\t|   swap_map (0,42): 2 -> 1\n"
             "\t|   fault_return 0x7f0000001000: 0x4\n");

@@ -26,7 +26,7 @@ TEST(SoftMmu, AReadSetsAccessedAWriteSetsDirty) {
     EXPECT_TRUE(pte_young(vm.pte(b, at)));
     vm.exit(a);
     Pte* pte = vm.machine->tables.pte_offset(*b.mm, at);
-    vm.machine->tables.ptep_modify(at, pte, [](Pte p) { return pte_mkwrite(pte_mkclean(p)); });
+    vm.machine->tables.ptep_modify(*b.mm, at, pte, [](Pte p) { return pte_mkwrite(pte_mkclean(p)); });
     vm.mmu->flush_range(*b.mm, at, at + PAGE_SIZE);
     vm.read(b, at);
     EXPECT_FALSE(pte_dirty(vm.pte(b, at)));

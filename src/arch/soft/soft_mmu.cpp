@@ -6,12 +6,12 @@ namespace weir {
 namespace {
 
 /// Sets bits in a present entry as hardware does: in one step, and only if the entry is still what was looked at.
-bool set_bits(Pte* ptep, Pte seen, uint64_t bits, VirtAddr address) {
+bool set_bits(const Mm& mm, VirtAddr address, Pte* ptep, Pte seen, uint64_t bits) {
   if ((seen.v & bits) == bits) return true;
   uint64_t expected = seen.v;
   if (!__atomic_compare_exchange_n(&ptep->v, &expected, seen.v | bits, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED))
     return false;
-  WEIR_STATE(pte, address, seen, Pte{seen.v | bits});
+  WEIR_STATE(pte, pte_subject(mm, address.page()), seen, Pte{seen.v | bits});
   return true;
 }
 
@@ -53,7 +53,7 @@ std::byte* SoftMmu::access_slow(Task& task, VirtAddr address, Access kind, Fault
     if (!pte_present(now) || place_of(pte_pfn(now)) != e.place)
       ++stats_.stale_hits;
     else
-      set_bits(ptep, now, _PAGE_ACCESSED, address);
+      set_bits(mm, address, ptep, now, _PAGE_ACCESSED);
     return place_in(e, address);
   }
   for (;;) {
@@ -97,7 +97,7 @@ SoftMmu::Entry* SoftMmu::walk(const Mm& mm, VirtAddr address, Access kind, uint3
       return nullptr;
     }
     const bool writes = kind == Access::write;
-    if (!set_bits(ptep, pte, writes ? _PAGE_ACCESSED | _PAGE_DIRTY | _PAGE_SOFT_DIRTY : _PAGE_ACCESSED, address))
+    if (!set_bits(mm, address, ptep, pte, writes ? _PAGE_ACCESSED | _PAGE_DIRTY | _PAGE_SOFT_DIRTY : _PAGE_ACCESSED))
       continue;
     ++stats_.fills;
     Entry& e = tlb_[this_cpu()].entries[slot_of(address)];

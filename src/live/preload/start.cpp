@@ -1,4 +1,5 @@
 // src/live/preload/start.cpp: from the loader to a managed process, and its end.
+#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -133,6 +134,29 @@ void write_recording() {
   sys::call(SYS_close, fd);
 }
 
+/// A signal that ends the process: the recording first. Back from here the signal has its own way: raised it comes
+/// again, and a fault faults again.
+void die_recorded(int signal) {
+  const int error = errno;
+  finish();
+  struct sigaction own {};
+  own.sa_handler = SIG_DFL;
+  sigaction(signal, &own, nullptr);
+  raise(signal);
+  errno = error;
+}
+
+/// For signals that the program leaves to the system. Not those of the terminal: interpreters look whether somebody has
+/// them.
+void record_deaths() {
+  for (const int signal : {SIGHUP, SIGTERM, SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGXCPU}) {
+    struct sigaction action {};
+    if (sigaction(signal, nullptr, &action) != 0 || action.sa_handler != SIG_DFL) continue;
+    action.sa_handler = die_recorded;
+    sigaction(signal, &action, nullptr);
+  }
+}
+
 // First of all constructors: the library is initfirst, and this is the first of its own. libc's environ is not set yet.
 __attribute__((constructor(101))) void start(int, char**, char** env) {
   const char* place = find_variable(env, RUN_VARIABLE);
@@ -154,6 +178,7 @@ __attribute__((constructor(101))) void start(int, char**, char** env) {
   budget_start();
   slot->state.store(static_cast<uint32_t>(ProcessState::managed));
   start_helper();
+  if (run->record_events != 0) record_deaths();
 }
 
 __attribute__((destructor)) void end() { finish(); }
