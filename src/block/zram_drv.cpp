@@ -169,6 +169,7 @@ Result<void> Zram::zram_bvec_read(uint64_t index, Content content) {
   } else if (found.tagged()) {
     comp_.spend_decompress();
   } else if (found.compressed()) {
+    WEIR_DEBUG_BUG_ON(stream == nullptr);  // got before this look, or after the first
     error = comp_.zcomp_decompress(*stream, found.size(), content.bytes).error();
   }
   if (stream != nullptr) comp_.zcomp_stream_put(*stream);
