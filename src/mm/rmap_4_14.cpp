@@ -157,7 +157,7 @@ class Rmap_4_14 final : public RmapChains {
       era.lru().mlock_vma_page(page);
       return false;
     }
-    const bool deferred = should_defer_flush(*vma.vm_mm);
+    [[maybe_unused]] const bool deferred = should_defer_flush(*vma.vm_mm);
     WEIR_DEBUG_BUG_ON(!deferred);
     return era.unmap_pte(page, vma, address, std::move(pte), walk);
   }
