@@ -60,7 +60,7 @@ std::string serialize(const Part& part) {
     b.put(task.tid);
     b.put(task.pid);
     char comm[16] = {};
-    std::memcpy(comm, task.comm.data(), std::min(task.comm.size(), sizeof comm));
+    std::copy_n(task.comm.data(), std::min(task.comm.size(), sizeof comm), comm);
     b.text({comm, sizeof comm});
     out.block(BLOCK_TASK, b);
   }

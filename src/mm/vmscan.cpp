@@ -101,7 +101,7 @@ ScanCount scan_balance(const ScanBalanceInput& in) {
   const auto size = [&](LruList list) { return in.size[index_of(list)]; };
   const int64_t file_pages = size(LruList::inactive_file) + size(LruList::active_file);
   enum class Balance { equal, proportional, anon, file } balance;
-  if (!in.may_swap)
+  if (!in.may_swap)  // NOLINT(bugprone-branch-clone): a rule each, asked in this order
     balance = Balance::file;
   else if (in.priority == 0 && in.swappiness != 0)
     balance = Balance::equal;  // close to the end: everything, at once

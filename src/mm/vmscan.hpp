@@ -182,8 +182,8 @@ class Vmscan {
   };
   /// A page of a batch between phases 1 and 3: locked, and hardware not told yet.
   struct Candidate {
-    enum class Verdict : uint8_t { go_on, keep, activate } verdict = Verdict::go_on;
     Page* page = nullptr;
+    enum class Verdict : uint8_t { go_on, keep, activate } verdict = Verdict::go_on;
     PageKeep reason = PageKeep::count;  ///< of a verdict that is not go_on
     References references = References::reclaim;
     bool may_enter_fs = false;

@@ -100,7 +100,7 @@ class Table {
   [[nodiscard]] int line() const { return static_cast<int>(table_.source().begin.line); }
 
   std::string text(const std::string& key, std::optional<std::string> fallback) {
-    return get<std::string>(key, fallback, "a string");
+    return get<std::string>(key, std::move(fallback), "a string");
   }
   bool boolean(const std::string& key, bool fallback) { return get<bool>(key, fallback, "true or false"); }
   int64_t integer(const std::string& key, std::optional<int64_t> fallback, int64_t least, int64_t most) {
@@ -143,7 +143,7 @@ class Table {
   }
   template <class Map>
   typename Map::mapped_type choice(const std::string& key, const Map& map, std::optional<std::string> fallback) {
-    const std::string v = text(key, fallback);
+    const std::string v = text(key, std::move(fallback));
     const auto it = map.find(v);
     if (it == map.end()) fail(key, fmt::format("\"{}\" is none of: {}", v, keys_of(map)));
     return it->second;
