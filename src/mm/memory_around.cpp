@@ -12,7 +12,7 @@ namespace weir {
 Page* Memory::cached_at(const FaultContext& ctx, Pte& pte) {
   const Pte* at = tables_.walk(ctx.mm, ctx.address);
   pte = at != nullptr ? Pte{__atomic_load_n(&at->v, __ATOMIC_ACQUIRE)} : Pte{};
-  return is_swap_pte(pte) ? cache_.find_swap_cache(decode_swap_pte(pte)) : nullptr;
+  return is_swap_pte(pte) ? cache_.find_get_swap_page(decode_swap_pte(pte)) : nullptr;
 }
 
 /// Maps the page for ctx.orig_pte if it can be had without waiting. It stays inactive: nobody has asked for it.

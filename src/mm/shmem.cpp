@@ -208,6 +208,17 @@ Page* Shmem::shmem_swapin(SwpEntry entry, gfp_t gfp) {
   return cache_.swapin_readahead(entry, gfp);
 }
 
+/// The copy of `entry`, locked and uptodate, goes from the swap cache into the tree, and the slot loses its user. False:
+/// something else is at `index` by now.
+bool Shmem::take_back(ShmemInode& info, uint64_t index, SwpEntry entry, Page& page) {
+  if (!shmem_add_to_page_cache(page, info.i_data, index, entry)) return false;
+  shmem_recalc_inode(info, -1);
+  cache_.delete_from_swap_cache(page);
+  __set_page_dirty_no_writeback(page);
+  (void)swap_.swap_free(entry);
+  return true;
+}
+
 /// The page of a slot of the tree that holds `entry`: back in the tree, locked, referenced. Errors: EAGAIN (the tree
 /// has changed: look again), EIO, ENOMEM.
 Result<Page*> Shmem::shmem_swapin_page(ShmemInode& info, uint64_t index, SwpEntry entry, uint32_t* fault_type) {
@@ -231,11 +242,7 @@ Result<Page*> Shmem::shmem_swapin_page(ShmemInode& info, uint64_t index, SwpEntr
     return give_up(Errno::again);
   if (!page->test(PageFlag::uptodate)) return give_up(Errno::io);
   filemap_.wait_on_page_writeback(*page);
-  if (!shmem_add_to_page_cache(*page, mapping, index, entry)) return give_up(Errno::again);
-  shmem_recalc_inode(info, -1);
-  cache_.delete_from_swap_cache(*page);
-  __set_page_dirty_no_writeback(*page);
-  (void)swap_.swap_free(entry);
+  if (!take_back(info, index, entry, *page)) return give_up(Errno::again);
   return page;
 }
 
@@ -365,12 +372,7 @@ bool Shmem::shmem_unuse_inode(ShmemInode& info, SwpEntry entry, Page& page) {
     }
     world().cond_resched();
   }
-  if (!shmem_add_to_page_cache(page, mapping, index, entry)) return false;
-  shmem_recalc_inode(info, -1);
-  cache_.delete_from_swap_cache(page);
-  __set_page_dirty_no_writeback(page);
-  (void)swap_.swap_free(entry);
-  return true;
+  return take_back(info, index, entry, page);
 }
 
 bool Shmem::shmem_unuse(SwpEntry entry, Page& page) {

@@ -109,6 +109,7 @@ class Shmem final : public FileOperations, public VmOps, public AddressSpaceOps 
   Result<Page*> shmem_swapin_page(ShmemInode& info, uint64_t index, SwpEntry entry, uint32_t* fault_type);
   Result<Page*> shmem_alloc_page(ShmemInode& info, uint64_t index, SgpType sgp);
   Page* shmem_swapin(SwpEntry entry, gfp_t gfp);
+  bool take_back(ShmemInode& info, uint64_t index, SwpEntry entry, Page& page);
   Result<void> shmem_add_to_page_cache(Page& page, AddressSpace& mapping, uint64_t index, SwpEntry expected);
   void shmem_delete_from_page_cache(Page& page, SwpEntry entry);
   static bool shmem_confirm_swap(AddressSpace& mapping, uint64_t index, SwpEntry entry);

@@ -214,11 +214,6 @@ Page* SwapCache::lookup_swap_cache(SwpEntry entry, bool* read_ahead) {
   return page;
 }
 
-Page* SwapCache::find_swap_cache(SwpEntry entry) {
-  AddressSpace* space = space_of(entry);
-  return space != nullptr ? filemap_.find_get_page(*space, swp_offset(entry)) : nullptr;
-}
-
 // ---- Reading --------------------------------------------------------------------------------------------------------
 
 /// The page of entry, found, or made, locked and in the cache: then `fresh`, to be read by the caller.

@@ -69,8 +69,6 @@ class SwapCache {
   void __delete_from_swap_cache(Page& page);
   /// With a reference, or null. Counts the hit, and a hit on a page that was read ahead (`read_ahead` says so).
   [[nodiscard]] Page* lookup_swap_cache(SwpEntry entry, bool* read_ahead = nullptr);
-  /// With a reference, or null; counts nothing.
-  [[nodiscard]] Page* find_swap_cache(SwpEntry entry);
   /// The page of entry, being read or there; with a reference. Null: no memory, or the slot is free by now. Sleeps.
   [[nodiscard]] Page* read_swap_cache_async(SwpEntry entry, gfp_t gfp);
   /// The same with an aligned window of neighbours (page_cluster; 0 = none), adapted to hits.
