@@ -26,6 +26,8 @@ Result<void> PageIo::init(unsigned pool_size) {
       bio->next_free = free_bios_;
       free_bios_ = bio;
     }
+    nr_free_ += per_page;
+    wake_from_ = nr_free_ / 8;
   }
   return {};
 }
@@ -38,6 +40,7 @@ PageIo::PageBio& PageIo::get_bio(ReadList* list) {
     bio = free_bios_;
     if (bio == nullptr) return false;
     free_bios_ = bio->next_free;
+    --nr_free_;
     return true;
   };
   // Completions need nothing to free theirs, so this ends.
@@ -52,12 +55,15 @@ PageIo::PageBio& PageIo::get_bio(ReadList* list) {
 
 void PageIo::bio_put(PageBio& bio) {
   in_flight_.fetch_sub(1, std::memory_order_relaxed);
+  bool enough;
   {
     ScopedLock guard(pool_lock_);
     bio.next_free = free_bios_;
     free_bios_ = &bio;
+    enough = ++nr_free_ >= wake_from_;
   }
-  pool_wait_.wake_one();
+  // Who waited goes on with several, not with each one that comes back. All come back, so the rest is reached.
+  if (enough) pool_wait_.wake_one();
 }
 
 // Page locked, or under writeback: its bytes stay where kmap finds them until the end.

@@ -110,6 +110,8 @@ class PageIo {
   void* try_arg_ = nullptr;
   SpinLock pool_lock_{LockRank::leaf};
   PageBio* free_bios_ WEIR_GUARDED_BY(pool_lock_) = nullptr;
+  unsigned nr_free_ WEIR_GUARDED_BY(pool_lock_) = 0;
+  unsigned wake_from_ = 0;  ///< so many are free before a waiter is woken: an eighth of the pool
   WaitQueue pool_wait_;
   WorldAtomic<unsigned> in_flight_{0};
 };

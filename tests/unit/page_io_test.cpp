@@ -246,6 +246,42 @@ TEST(PageIo, WritersWaitWhileEveryBioIsUnderWay) {
   }
 }
 
+// One bio that comes back is no reason to wake a writer: it would write one page and wait again.
+TEST(PageIo, AWriterThatWaitedForBiosGoesOnWithSeveral) {
+  constexpr uint64_t PAGES = 640;
+  SwapMachine m;
+  VirtualWorld world({.log = no_log});
+  alignas(SimDisk) std::byte place[sizeof(SimDisk)];
+  SimDisk* disk = nullptr;
+  uint64_t switches = 0;
+  world.spawn("writer", [&] {
+    disk = *SimDisk::create(place, world, {.name = "sda", .capacity = PageCount(1000)});
+    ASSERT_TRUE(m.swapon.mkswap(*disk));
+    ASSERT_TRUE(m.swapon.swapon(*disk, 0).ok());
+    std::vector<Page*> pages;
+    WritebackControl wbc;
+    switches = world.switches();
+    for (uint64_t i = 0; i < PAGES; ++i) {
+      Page& page = m.anon_page(i);
+      ASSERT_TRUE(m.cache.add_to_swap(page));
+      ASSERT_TRUE(m.files.swap_duplicate(SwpEntry{page.private_}));
+      page.clear(PageFlag::dirty);
+      ASSERT_TRUE(m.io.swap_writepage(page, wbc));
+      pages.push_back(&page);
+    }
+    switches = world.switches() - switches;
+    for (Page* page : pages) {
+      m.filemap.wait_on_page_writeback(*page);
+      m.files.swap_free(SwpEntry{page->private_});
+      m.cache.free_page_and_swap_cache(*page);
+    }
+    ASSERT_TRUE(m.swapon.swapoff(0));
+  });
+  ASSERT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report();
+  EXPECT_LT(switches, PAGES) << "it is put to sleep and woken once for several pages";
+  disk->~SimDisk();
+}
+
 TEST(PageIo, ASimulatedDiskHoldsTheBytes) {
   SwapMachine m;
   VirtualWorld world({.log = no_log});
