@@ -286,6 +286,16 @@ nlohmann::ordered_json zram_of(const live::ProcessStats& s) {
           {"same_pages", s.same_pages.load()},         {"huge_pages", s.huge_pages.load()}};
 }
 
+/// What the host's page tables were made to do: pages copied in (of them back from staging), moved in one by one, and
+/// moved out in runs.
+nlohmann::ordered_json uffd_of(const live::ProcessStats& s) {
+  return {{"copies", s.uffd_copies.load()},
+          {"staged_back", s.uffd_staged_back.load()},
+          {"place_moves", s.uffd_place_moves.load()},
+          {"moves", s.uffd_moves.load()},
+          {"moved_pages", s.uffd_moved_pages.load()}};
+}
+
 void write_stats(const RunOptions& o, SharedRun& run, int status) {
   nlohmann::ordered_json j;
   j["program"] = o.program;
@@ -304,6 +314,7 @@ void write_stats(const RunOptions& o, SharedRun& run, int status) {
     p["oom_killed"] = slot.state.load() == static_cast<uint32_t>(ProcessState::oom_killed);
     p["vmstat"] = vmstat_of(slot.stats);
     p["zram"] = zram_of(slot.stats);
+    p["uffd"] = uffd_of(slot.stats);
     p["resident_peak_pages"] = slot.stats.resident_peak.load();
     p["managed_bytes"] = slot.stats.managed_bytes.load();
     p["rss_anon_kb"] = slot.stats.rss_anon_kb.load();

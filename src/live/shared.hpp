@@ -17,7 +17,7 @@
 namespace weir::live {
 
 inline constexpr uint64_t RUN_MAGIC = 0x6e75722d72696577;  // "weir-run"
-inline constexpr uint32_t RUN_VERSION = 2;
+inline constexpr uint32_t RUN_VERSION = 3;
 inline constexpr unsigned MAX_PROCESSES = 256;
 inline constexpr unsigned MAX_SWAP_SPECS = 4;
 inline constexpr unsigned NR_EVENTS = static_cast<unsigned>(VmEvent::count);
@@ -31,6 +31,7 @@ struct ProcessStats {
   std::atomic<uint64_t> nr_free_pages, managed_pages, swap_total_pages, swap_free_pages;
   // zram mm_stat, summed over the process's zram areas
   std::atomic<uint64_t> orig_data_size, compr_data_size, mem_used_total, mem_used_max, same_pages, huge_pages;
+  std::atomic<uint64_t> uffd_copies, uffd_staged_back, uffd_place_moves, uffd_moves, uffd_moved_pages;  ///< UffdStats
   std::atomic<uint64_t> file_swap_bytes;  ///< bytes in file areas now
   std::atomic<uint64_t> managed_bytes;    ///< address space under management
   std::atomic<uint64_t> resident_peak;    ///< most frames in use at once, in pages

@@ -205,6 +205,15 @@ TEST_F(RunReadBack, PagesThatWereOnlyReadLeaveWithoutBeingWritten) {
   EXPECT_LT(managed.event("pswpout"), frames(2 * 48)) << managed.stats["vmstat"];
 }
 
+// A page that is moved to its address costs a TLB shootdown, a copied one does not.
+TEST_F(RunReadBack, WhatReadaheadBringsIsCopiedIn) {
+  ASSERT_NO_FATAL_FAILURE(read_back("in_order", "2", {"--swap", "file:/tmp:256M"}));
+  const nlohmann::json uffd = managed.stats["processes"][0]["uffd"];
+  EXPECT_GE(uffd["copies"], managed.event("pswpin")) << uffd;
+  EXPECT_LT(uffd["place_moves"], managed.event("pswpin") / 4) << uffd;
+  EXPECT_GE(uffd["moved_pages"], managed.event("pswpout")) << uffd;
+}
+
 TEST_F(RunReadBack, CopiesInZramGoFirstWhenItIsFull) {
   ASSERT_NO_FATAL_FAILURE(read_back("in_order", "2", {"--swap", "zram", "--swap", "file:/tmp:256M"}));
   EXPECT_GT(managed.event("swap_clean_drop"), 0) << managed.stats["vmstat"];

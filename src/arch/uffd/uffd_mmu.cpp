@@ -1,6 +1,7 @@
 // src/arch/uffd/uffd_mmu.cpp: where user frames' bytes are; frames changing hands. See uffd_mmu.hpp
 #include "arch/uffd/uffd_mmu.hpp"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -26,14 +27,15 @@ Result<void> UffdMmu::attach(MemMap& mem, PageTables& tables, Bootmem& boot) {
   mapped_at_ = reinterpret_cast<std::atomic<uint64_t>*>(WEIR_TRY(table(frames * sizeof(uint64_t))));
   resident_ = reinterpret_cast<std::atomic<uint64_t>*>(WEIR_TRY(table((frames + 63) / 64 * 8)));
   slot_map_ = reinterpret_cast<uint64_t*>(WEIR_TRY(table((options_.staging_slots + 63) / 64 * 8)));
-  bounce_ = WEIR_TRY(pages(BOUNCE_PAGES));
+  nr_bounce_ = static_cast<uint32_t>(std::clamp<uint64_t>(frames / 64 / 64 * 64, MIN_BOUNCE_PAGES, MAX_BOUNCE_PAGES));
+  bounce_ = WEIR_TRY(pages(nr_bounce_));
   zero_ = WEIR_TRY(pages(1));
   if (options_.reserve != 0) {
     reserve_ = {WEIR_TRY(pages(page_align_up(options_.reserve) >> PAGE_SHIFT)), options_.reserve};
   }
   // Never touched: what a slot left behind costs is paid from here.
   WEIR_TRY(pages(SLACK));
-  bounce_free_.store(~uint64_t{0}, std::memory_order_relaxed);
+  for (uint32_t i = 0; i < nr_bounce_; i += 64) bounce_free_[i / 64].store(~uint64_t{0}, std::memory_order_relaxed);
   uint64_t seed = options_.secret[0];
   for (size_t i = 0; i < sizeof secret_; i += 8) {
     uint64_t z = (seed += 0x9e3779b97f4a7c15ull) ^ options_.secret[1];
@@ -130,17 +132,21 @@ void UffdMmu::drop_place(Page& page) {
   set_resident(n, false);
 }
 
-/// At least `keep` stay free.
-bool UffdMmu::take_bounce(uint32_t& i, uint32_t keep) {
-  uint64_t free = bounce_free_.load(std::memory_order_relaxed);
-  do {
-    if (static_cast<uint32_t>(std::popcount(free)) <= keep) return false;
-    i = static_cast<uint32_t>(std::countr_zero(free));
-  } while (!bounce_free_.compare_exchange_weak(free, free & (free - 1), std::memory_order_acquire));
-  return true;
+/// The lowest: it was in use a moment ago.
+bool UffdMmu::take_bounce(uint32_t& i) {
+  for (uint32_t word = 0; word < nr_bounce_ / 64; ++word) {
+    uint64_t free = bounce_free_[word].load(std::memory_order_relaxed);
+    while (free != 0) {
+      i = word * 64 + static_cast<uint32_t>(std::countr_zero(free));
+      if (bounce_free_[word].compare_exchange_weak(free, free & (free - 1), std::memory_order_acquire)) return true;
+    }
+  }
+  return false;
 }
 
-void UffdMmu::give_bounce(uint32_t i) { bounce_free_.fetch_or(uint64_t{1} << i, std::memory_order_release); }
+void UffdMmu::give_bounce(uint32_t i) {
+  bounce_free_[i / 64].fetch_or(uint64_t{1} << (i % 64), std::memory_order_release);
+}
 
 std::byte* UffdMmu::bytes(Page& page) const {
   switch (kind(page)) {
@@ -157,7 +163,7 @@ Content UffdMmu::kmap(Page& page) {
   WEIR_BUG_ON(kind(page) == Kind::mapped);  // the task may be writing there: who takes bytes asks captured() first
   const bool zero = kind(page) == Kind::zero;
   uint32_t i = 0;
-  if (take_bounce(i, 0)) {
+  if (take_bounce(i)) {
     if (zero) std::memset(bounce_address(i), 0, PAGE_SIZE);
     set(page, Kind::bounce, i);
     return {.bytes = bounce_address(i)};

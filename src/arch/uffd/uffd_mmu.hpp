@@ -12,7 +12,9 @@
 //   mapped           --flush_range: DONTNEED-->                    none
 //
 //   none     content undefined; zero: content is zeros; neither has a host page
-//   bounce   a small pool of pages from bootmem: hot, never unmapped
+//   bounce   a pool of pages from bootmem: hot, never unmapped. What is read into one is mapped by a COPY, which needs
+//            no TLB shootdown; a MOVE does as soon as a second thread of the program runs. So the pool holds what
+//            readahead has under way
 //   place    the frame's place in the arena, as for kernel use; a free frame may have it resident
 //   staged   a slot of the staging mapping: old pages, pages being written out. Never written to again: pipes and
 //            sockets may hold them
@@ -66,7 +68,8 @@ struct UffdDescriptors {
 
 class UffdMmu final : public Mmu {
  public:
-  static constexpr unsigned BOUNCE_PAGES = 64;
+  /// Bounce pages: one frame in 64, at least 64.
+  static constexpr unsigned MIN_BOUNCE_PAGES = 64, MAX_BOUNCE_PAGES = 1024;
   static constexpr unsigned WINDOW_SHIFT = 21;
   static constexpr unsigned NR_WINDOW_LOCKS = 256;
   static constexpr unsigned QUARANTINE_BATCH = 32;
@@ -164,7 +167,7 @@ class UffdMmu final : public Mmu {
 
   // where bytes are
   [[nodiscard]] std::byte* bytes(Page& page) const;  ///< null: none, zero, mapped
-  [[nodiscard]] bool take_bounce(uint32_t& i, uint32_t keep);
+  [[nodiscard]] bool take_bounce(uint32_t& i);
   void give_bounce(uint32_t i);
   [[nodiscard]] bool resident(uint64_t pfn) const;
   void set_resident(uint64_t pfn, bool on);
@@ -205,9 +208,9 @@ class UffdMmu final : public Mmu {
   std::atomic<uint64_t>* mapped_at_ = nullptr;  // where a mapped page is; page lock
   std::atomic<uint64_t>* resident_ = nullptr;   // bitmap: the place has a host page
   std::byte* bounce_ = nullptr;
-  std::byte* zero_ = nullptr;             // a page of zeros
-  std::atomic<uint64_t> bounce_free_{0};  // bitmap
-  static_assert(BOUNCE_PAGES == 64);
+  std::byte* zero_ = nullptr;                                               // a page of zeros
+  uint32_t nr_bounce_ = 0;                                                  // a multiple of 64
+  std::array<std::atomic<uint64_t>, MAX_BOUNCE_PAGES / 64> bounce_free_{};  // bitmap
 
   struct alignas(64) Window {
     Mutex lock{LockRank::window};

@@ -134,6 +134,11 @@ void publish(Counters when) {
   put(out.mem_used_max, used_max);
   put(out.same_pages, same);
   put(out.huge_pages, huge);
+  put(out.uffd_copies, s.arch.copies);
+  put(out.uffd_staged_back, s.arch.staged_back);
+  put(out.uffd_place_moves, s.arch.place_moves);
+  put(out.uffd_moves, s.arch.moves);
+  put(out.uffd_moved_pages, s.arch.moved_pages);
   put(out.file_swap_bytes, file_bytes);
   put(out.managed_bytes, s.mapped_pages * PAGE_SIZE);
   raise(out.resident_peak, in_use);
