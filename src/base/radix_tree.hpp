@@ -213,6 +213,9 @@ class RadixTree {
   /// The highest hole in (index - max_scan, index]. When there is none, index - max_scan; ~0 when the scan ran below 0.
   [[nodiscard]] uint64_t prev_hole(uint64_t index, uint64_t max_scan, RadixHole hole = RadixHole::empty) const;
 
+  /// The leaf that has a slot for `index`; null when there is none, or when the tree has no node.
+  [[nodiscard]] const RadixTreeNode* leaf_of(uint64_t index) const { return find_leaf(index); }
+
   [[nodiscard]] bool empty() const { return root_ == nullptr; }
   /// Nodes the tree holds.
   [[nodiscard]] uint32_t node_count() const { return nodes_; }

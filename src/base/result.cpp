@@ -31,6 +31,7 @@ const char* errno_name(Errno e) {
     case Errno::nospc: return "ENOSPC";
     case Errno::nosys: return "ENOSYS";
     case Errno::overflow: return "EOVERFLOW";
+    case Errno::opnotsupp: return "EOPNOTSUPP";
     case Errno::timedout: return "ETIMEDOUT";
   }
   return "E?";

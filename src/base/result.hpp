@@ -37,6 +37,7 @@ enum class Errno : int32_t {
   nospc = 28,
   nosys = 38,
   overflow = 75,
+  opnotsupp = 95,
   timedout = 110,
 };
 

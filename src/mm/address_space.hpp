@@ -50,6 +50,9 @@ class AddressSpaceOps {
   ~AddressSpaceOps() = default;
 };
 
+/// Linux: AS_EIO, AS_ENOSPC.
+enum MappingFlag : uint32_t { AS_EIO = 1, AS_ENOSPC = 2 };
+
 struct Inode;
 
 /// Do the copies that private mappings have made of a file's pages go with them? Linux: even_cows.
@@ -62,7 +65,10 @@ struct AddressSpace {
   SpinLock tree_lock{LockRank::tree};
   RadixTree page_tree;         // tree_lock
   uint64_t nrpages = 0;        // tree_lock
-  uint64_t nrexceptional = 0;  // tree_lock
+  uint64_t nrexceptional = 0;  ///< swap entries of a memory file, else shadows; tree_lock
+  uint64_t shadow_nodes = 0;   ///< tree nodes that hold shadows only; tree_lock
+  uint64_t shadow_cursor = 0;  ///< where the search for such nodes goes on; tree_lock
+  ListHook shadow_list;        ///< Workingset's, while there are such nodes
   gfp_t gfp_mask = GFP_HIGHUSER_MOVABLE;
   bool no_writeback_tags = false;        ///< swap and memory files: never tagged, nor counted as dirty
   std::atomic<bool> unevictable{false};  ///< SHM_LOCK: reclaim leaves its pages alone. Linux: AS_UNEVICTABLE
@@ -71,7 +77,8 @@ struct AddressSpace {
   VmaFileTree i_mmap;                    ///< the VMAs that map it; i_mmap_rwsem
   uint64_t writeback_index = 0;          ///< where the next cyclic write begins; its writer's
   std::atomic<Errno> wb_err{Errno::ok};  ///< last write error
-  std::atomic<uint32_t> wb_err_seq{0};   ///< errors so far: each open file reports each once, by fsync
+  std::atomic<uint32_t> wb_err_seq{0};   ///< errors so far: each open file reports each once, by fsync (4.13)
+  std::atomic<uint32_t> wb_flags{0};     ///< MappingFlag: what nobody has been told of yet (before 4.13)
 };
 
 /// Which page of which file: how `page_cache` names it in a recording.

@@ -1,6 +1,8 @@
 // src/mm/filemap.cpp: see filemap.hpp
 #include "mm/filemap.hpp"
 
+#include <optional>
+
 namespace weir {
 
 namespace {
@@ -203,11 +205,14 @@ Page* Filemap::find_lock_page(AddressSpace& mapping, uint64_t index) {
   }
 }
 
-/// tree_lock held. A shadow of an evicted page gives way; a swap entry does not: there the page is.
-Result<void> Filemap::page_cache_tree_insert(AddressSpace& mapping, Page& page, uint64_t index, RadixPreload& preload) {
+/// tree_lock held. A shadow of an evicted page gives way, to the caller; a swap entry does not: there the page is.
+Result<void> Filemap::page_cache_tree_insert(AddressSpace& mapping, Page& page, uint64_t index, RadixPreload& preload,
+                                             void*& shadow) {
+  std::optional<Workingset::Update> update;
+  if (has_shadows(mapping)) update.emplace(*workingset_, mapping, index);
   void* there = mapping.page_tree.lookup(index);
   if (there != nullptr && is_exceptional_entry(there) && !mapping.no_writeback_tags) {
-    mapping.page_tree.replace(index, &page);
+    shadow = mapping.page_tree.replace(index, &page);
     --mapping.nrexceptional;
   } else {
     WEIR_TRY_VOID(mapping.page_tree.radix_tree_insert(index, &page, preload));
@@ -219,7 +224,8 @@ Result<void> Filemap::page_cache_tree_insert(AddressSpace& mapping, Page& page, 
   return {};
 }
 
-Result<void> Filemap::__add_to_page_cache_locked(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp) {
+Result<void> Filemap::__add_to_page_cache_locked(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp,
+                                                 void*& shadow) {
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || PageSwapCache(page) || index > mapping.max_index);
   PageAllocator::get_page(page);
 
@@ -230,7 +236,7 @@ Result<void> Filemap::__add_to_page_cache_locked(Page& page, AddressSpace& mappi
   {
     RadixPreload none(nowait, mapping.max_index);
     ScopedLock guard(mapping.tree_lock);
-    done = page_cache_tree_insert(mapping, page, index, none);
+    done = page_cache_tree_insert(mapping, page, index, none, shadow);
   }
   if (done.error() == Errno::nomem && gfp.has(__GFP_DIRECT_RECLAIM)) {
     PageTreeNodes nodes = node_source(gfp);
@@ -238,7 +244,7 @@ Result<void> Filemap::__add_to_page_cache_locked(Page& page, AddressSpace& mappi
     done = radix_tree_maybe_preload(preload);
     if (done) {
       ScopedLock guard(mapping.tree_lock);
-      done = page_cache_tree_insert(mapping, page, index, preload);
+      done = page_cache_tree_insert(mapping, page, index, preload, shadow);
     }
   }
   if (!done) {
@@ -252,32 +258,86 @@ Result<void> Filemap::__add_to_page_cache_locked(Page& page, AddressSpace& mappi
 
 Result<void> Filemap::add_to_page_cache_locked(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp) {
   WEIR_FLOW(pages_.mem().pfn(page), index);
-  return __add_to_page_cache_locked(page, mapping, index, gfp);
+  void* shadow = nullptr;
+  return __add_to_page_cache_locked(page, mapping, index, gfp, shadow);
 }
 
 Result<void> Filemap::add_to_page_cache(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp) {
+  void* shadow = nullptr;
+  return add_to_page_cache(page, mapping, index, gfp, shadow);
+}
+
+Result<void> Filemap::add_to_page_cache(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp, void*& shadow) {
   WEIR_FLOW(pages_.mem().pfn(page), index);
   __set_page_locked(page);
-  Result<void> done = __add_to_page_cache_locked(page, mapping, index, gfp);
+  Result<void> done = __add_to_page_cache_locked(page, mapping, index, gfp, shadow);
   if (!done) unlock_page(page);
   return done;
 }
 
 Result<void> Filemap::add_to_page_cache_lru(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp) {
   WEIR_FLOW(pages_.mem().pfn(page), index);
-  WEIR_TRY_VOID(add_to_page_cache(page, mapping, index, gfp));
+  void* shadow = nullptr;
+  WEIR_TRY_VOID(add_to_page_cache(page, mapping, index, gfp, shadow));
+  // Who overwrites a page does not ask for the old one back.
+  if (workingset_ != nullptr && shadow != nullptr && !gfp.has(__GFP_WRITE) && workingset_->workingset_refault(shadow)) {
+    page.set(PageFlag::active);
+    workingset_->workingset_activation(page);
+  }
   lru_.add_new_cache_page(page);
   return {};
 }
 
-void Filemap::__delete_from_page_cache(Page& page) {
+/// tree_lock held.
+void Filemap::page_cache_tree_delete(AddressSpace& mapping, Page& page, void* shadow) {
+  RadixTree& tree = mapping.page_tree;
+  std::optional<Workingset::Update> update;
+  if (shadow != nullptr || has_shadows(mapping)) update.emplace(*workingset_, mapping, page.index);
+  const void* was;
+  if (shadow != nullptr) {
+    for (const RadixTag tag : {PAGECACHE_TAG_DIRTY, PAGECACHE_TAG_WRITEBACK, PAGECACHE_TAG_TOWRITE})
+      if (tree.tagged(tag)) tree.tag_clear(page.index, tag);
+    was = tree.replace(page.index, shadow);
+    ++mapping.nrexceptional;
+  } else {
+    was = tree.erase(page.index, nowait_nodes_);
+  }
+  WEIR_BUG_ON(was != &page);
+  --mapping.nrpages;
+}
+
+void Filemap::clear_shadows(AddressSpace& mapping, uint64_t start, uint64_t end) {
+  constexpr unsigned CHUNK = 16;
+  void* found[CHUNK];
+  uint64_t indices[CHUNK];
+  for (;;) {
+    ScopedLock guard(mapping.tree_lock);
+    if (!has_shadows(mapping)) return;
+    const unsigned got = mapping.page_tree.gang_lookup(found, indices, start, CHUNK);
+    for (unsigned i = 0; i < got; ++i) {
+      if (indices[i] > end) return;
+      if (!is_exceptional_entry(found[i])) continue;
+      Workingset::Update update(*workingset_, mapping, indices[i]);
+      (void)mapping.page_tree.erase(indices[i], nowait_nodes_);
+      --mapping.nrexceptional;
+    }
+    if (got < CHUNK || indices[got - 1] == ~uint64_t{0}) return;
+    start = indices[got - 1] + 1;
+  }
+}
+
+void Filemap::destroy_tree(AddressSpace& mapping) {
+  if (workingset_ != nullptr) workingset_->forget_mapping(mapping);
+  mapping.page_tree.destroy(nowait_nodes_);
+  mapping.nrexceptional = 0;
+}
+
+void Filemap::__delete_from_page_cache(Page& page, void* shadow) {
   WEIR_FLOW(pages_.mem().pfn(page), page.index);
   AddressSpace* mapping = file_mapping(page);
   WEIR_BUG_ON(mapping == nullptr || PageSwapCache(page));
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || page.test(PageFlag::writeback));
-  const void* was = mapping->page_tree.erase(page.index, nowait_nodes_);
-  WEIR_BUG_ON(was != &page);
-  --mapping->nrpages;
+  page_cache_tree_delete(*mapping, page, shadow);
   page.set_mapping(0, page.index);  // index stays, for whoever looks at a page just gone
   WEIR_STATE(page_cache, cache_subject(*mapping, page.index), pages_.mem().pfn(page).v + 1, 0);
   vmstat_.dec_node_page_state(NodeStat::nr_file_pages);

@@ -14,6 +14,7 @@
 #include "mm/address_space.hpp"
 #include "mm/slab.hpp"
 #include "mm/swap.hpp"
+#include "mm/workingset.hpp"
 
 namespace weir {
 
@@ -110,8 +111,18 @@ class Filemap {
   Result<void> add_to_page_cache(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp);
   /// Page locked; off the tree, reference dropped by the caller afterwards (lru.put_page).
   void delete_from_page_cache(Page& page);
-  /// tree_lock held. Also for a page whose count is frozen at 0.
-  void __delete_from_page_cache(Page& page);
+  /// tree_lock held. Also for a page whose count is frozen at 0. `shadow`: what its slot holds from now on, or null.
+  void __delete_from_page_cache(Page& page, void* shadow = nullptr);
+  /// The shadows of pages [start, end] go.
+  void clear_shadows(AddressSpace& mapping, uint64_t start, uint64_t end);
+  /// tree_lock held, no page in the tree: the shadows go, and the nodes.
+  void destroy_tree(AddressSpace& mapping);
+  /// Where evicted pages leave a shadow (4.14); null elsewhere. Set once, at boot.
+  void set_workingset(Workingset* workingset) {
+    workingset_ = workingset;
+    workingset->set_node_source(nowait_nodes_);
+  }
+  [[nodiscard]] Workingset* workingset() const { return workingset_; }
   /// From `start` on, by ascending index, with references. Returns how many.
   unsigned find_get_pages(AddressSpace& mapping, uint64_t start, unsigned max, Page** pages);
   /// The same of those in [start, end] that have the tag.
@@ -143,13 +154,21 @@ class Filemap {
   void __lock_page(Page& page);
   void wake_up_page(WaitQueue& queue, Page& page);
   void wait_on_page_bit(Page& page, PageFlag bit, const void* key);
-  Result<void> __add_to_page_cache_locked(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp);
-  Result<void> page_cache_tree_insert(AddressSpace& mapping, Page& page, uint64_t index, RadixPreload& preload);
+  Result<void> add_to_page_cache(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp, void*& shadow);
+  Result<void> __add_to_page_cache_locked(Page& page, AddressSpace& mapping, uint64_t index, gfp_t gfp, void*& shadow);
+  Result<void> page_cache_tree_insert(AddressSpace& mapping, Page& page, uint64_t index, RadixPreload& preload,
+                                      void*& shadow);
+  /// tree_lock held.
+  [[nodiscard]] bool has_shadows(const AddressSpace& mapping) const {
+    return workingset_ != nullptr && mapping.nrexceptional != 0 && !mapping.no_writeback_tags;
+  }
+  void page_cache_tree_delete(AddressSpace& mapping, Page& page, void* shadow);
 
   PageAllocator& pages_;
   Slab& slab_;
   Lru& lru_;
   VmStat& vmstat_;
+  Workingset* workingset_ = nullptr;
   KmemCache* node_cache_ = nullptr;
   PageTreeNodes::Spares spare_nodes_ = {};
   PageTreeNodes nowait_nodes_;

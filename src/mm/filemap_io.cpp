@@ -14,13 +14,16 @@ constexpr uint32_t MMAP_LOTSAMISS = 100;
 
 }  // namespace
 
-FilemapIo::FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu)
+FilemapIo::FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu,
+                     KernelEra kernel)
     : filemap_(filemap),
       io_(io),
       writeback_(writeback),
       slab_(slab),
       vmstat_(vmstat),
       mmu_(mmu),
+      check_errors_(profile_of(kernel).errseq ? &FilemapIo::file_check_and_advance_wb_err
+                                              : &FilemapIo::filemap_check_errors),
       readahead_(filemap),
       truncate_(filemap, writeback, mmu) {}
 
@@ -68,8 +71,7 @@ void FilemapIo::iput(Inode& inode) {
   if (writeback_.flusher() != nullptr) writeback_.flusher()->forget_inode(inode);
   {
     ScopedLock guard(mapping.tree_lock);
-    mapping.page_tree.destroy(filemap_.node_source());  // shadows of evicted pages
-    mapping.nrexceptional = 0;
+    filemap_.destroy_tree(mapping);
   }
   {
     ScopedLock guard(inodes_lock_);

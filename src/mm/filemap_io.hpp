@@ -9,7 +9,9 @@
 //   fault:  as read, the page comes back locked;  first store: page_mkwrite --> dirty
 //   out:    flusher, fsync or reclaim --> writepage: PG_writeback, unlocked, bio --end--> clean
 //                                                                              --error--> PG_error, dirty again; told
-//                                                                                         by fsync
+//                                                                                         by fsync: since 4.13 to
+//                                                                                         each open file, before to
+//                                                                                         who asks first
 //
 // A page that could not be written stays dirty and in memory: it is tried again by the flusher 30 s later, by fsync, by
 // iput. (Linux's file systems leave it clean: the next reclaim loses what the program wrote.) Accepted loss: a device
@@ -33,7 +35,8 @@ enum class FileRequest : uint8_t { read, write, fault };
 
 class FilemapIo final : public FileOperations, public VmOps, public AddressSpaceOps {
  public:
-  FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu);
+  FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu,
+            KernelEra kernel = DEFAULT_KERNEL);
   /// Makes the caches "inode_cache" and "filp". Errors: ENOMEM.
   Result<void> init();
 
@@ -60,6 +63,8 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   Result<void> write_tag(File& file, uint64_t index, uint64_t tag) override;
   Result<void> fsync(File& file) override;
   Result<void> truncate(Inode& inode, Bytes size) override;
+  /// The file's place on the device is its own from the start: a hole that is punched is zeros written there.
+  Result<void> fallocate(Inode& inode, uint32_t mode, uint64_t offset, uint64_t bytes) override;
   /// Drops the file's pages that can be dropped at once. Returns how many.
   uint64_t invalidate(Inode& inode) { return truncate_.invalidate_mapping_pages(inode.i_data, 0, ~uint64_t{0}); }
 
@@ -104,7 +109,11 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   Result<Page*> write_begin(Inode& inode, uint64_t index, uint32_t offset, uint64_t bytes);
   void make_zero(Page& page);
   Result<void> make_valid(Inode& inode, uint64_t pages);
+  Result<void> zero_range(Inode& inode, uint64_t from, uint64_t to);
   Result<void> zero_tail_of_last_page(Inode& inode);
+  static void mapping_set_error(AddressSpace& mapping, Errno error);
+  Result<void> file_check_and_advance_wb_err(File& file);
+  Result<void> filemap_check_errors(File& file);
   static void end_write(Page& page, Errno error, void* self);
 
   // fault
@@ -123,6 +132,7 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   Slab& slab_;
   VmStat& vmstat_;
   Mmu& mmu_;
+  Result<void> (FilemapIo::*const check_errors_)(File& file);  ///< what fsync says, as the kernel does
   Readahead readahead_;
   Truncate truncate_;
   KmemCache* inode_cache_ = nullptr;

@@ -22,9 +22,10 @@ Result<Page*> FilemapIo::grab_cache_page_write_begin(AddressSpace& mapping, uint
     Page* page = filemap_.find_lock_page(mapping, index);
     WEIR_STATE(page_cache_find, mapping.host->ino, index, page != nullptr ? filemap_.pages().mem().pfn(page).v + 1 : 0);
     if (page == nullptr) {
-      page = filemap_.pages().alloc_page(mapping.gfp_mask | __GFP_WRITE);
+      const gfp_t gfp = mapping.gfp_mask | __GFP_WRITE;
+      page = filemap_.pages().alloc_page(gfp);
       if (page == nullptr) return Errno::nomem;
-      const Result<void> added = filemap_.add_to_page_cache_lru(*page, mapping, index, mapping.gfp_mask);
+      const Result<void> added = filemap_.add_to_page_cache_lru(*page, mapping, index, gfp);
       if (!added) {
         filemap_.lru().put_page(*page);
         if (added.error() == Errno::exist) continue;
@@ -92,16 +93,30 @@ Result<void> FilemapIo::make_valid(Inode& inode, uint64_t pages) {
   }
 }
 
+/// Bytes [from, to) become zero, also for who has them mapped. Inode::rwsem held.
+Result<void> FilemapIo::zero_range(Inode& inode, uint64_t from, uint64_t to) {
+  while (from < to) {
+    if (fatal_signal_pending()) return Errno::intr;
+    const uint64_t index = from >> PAGE_SHIFT;
+    if (index >= inode.valid_pages.load(std::memory_order_acquire)) return {};  // it is zero already
+    const auto offset = static_cast<uint32_t>(from % PAGE_SIZE);
+    const uint64_t n = std::min(to - from, PAGE_SIZE - offset);
+    Page* page = WEIR_TRY(write_begin(inode, index, offset, n));
+    zero_page_range(mmu_, *page, offset, n);
+    page->set(PageFlag::uptodate);
+    set_page_dirty(*page);
+    filemap_.unlock_page(*page);
+    filemap_.lru().put_page(*page);
+    writeback_.balance_dirty_pages_ratelimited(inode.i_data);
+    from += n;
+  }
+  return {};
+}
+
 /// The file is about to grow: what lies behind its end in its last page becomes zero. Inode::rwsem held.
 Result<void> FilemapIo::zero_tail_of_last_page(Inode& inode) {
-  const uint64_t size = inode.i_size.load(std::memory_order_acquire), index = size >> PAGE_SHIFT;
-  if (size % PAGE_SIZE == 0 || index >= inode.valid_pages.load(std::memory_order_acquire)) return {};
-  Page* page = WEIR_TRY(write_begin(inode, index, 0, 1));
-  zero_page_tail(mmu_, *page, static_cast<uint32_t>(size % PAGE_SIZE));
-  set_page_dirty(*page);
-  filemap_.unlock_page(*page);
-  filemap_.lru().put_page(*page);
-  return {};
+  const uint64_t size = inode.i_size.load(std::memory_order_acquire);
+  return zero_range(inode, size, page_align_up(size));
 }
 
 Result<uint64_t> FilemapIo::generic_perform_write(Inode& inode, uint64_t pos, const PageSource& source,
@@ -185,6 +200,30 @@ Result<void> FilemapIo::truncate(Inode& inode, Bytes size) {
   return {};
 }
 
+Result<void> FilemapIo::fallocate(Inode& inode, uint32_t mode, uint64_t offset, uint64_t bytes) {
+  WEIR_FLOW(inode.ino, offset, bytes);
+  if (bytes == 0 || offset + bytes < offset) return Errno::inval;
+  const bool keep_size = (mode & FALLOC_KEEP_SIZE) != 0;
+  switch (mode & ~uint32_t{FALLOC_KEEP_SIZE}) {
+    case 0:
+    case FALLOC_ZERO_RANGE: break;
+    case FALLOC_PUNCH_HOLE:
+      if (keep_size) break;
+      [[fallthrough]];
+    default: return Errno::opnotsupp;
+  }
+  const uint64_t end = offset + bytes;
+  if (!keep_size && end > inode.max_pages << PAGE_SHIFT) return Errno::fbig;
+  ScopedLock guard(inode.rwsem);
+  const uint64_t size = inode.i_size.load(std::memory_order_acquire);
+  if ((mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE)) != 0)
+    WEIR_TRY_VOID(zero_range(inode, offset, std::min(end, size)));
+  if (keep_size || end <= size) return {};
+  WEIR_TRY_VOID(zero_tail_of_last_page(inode));
+  truncate_.truncate_setsize(inode, end);
+  return {};
+}
+
 // ---- To the device -------------------------------------------------------------------------------------------------
 
 Result<void> FilemapIo::writepage(Page& page, WritebackControl& wbc) {
@@ -203,6 +242,12 @@ Result<void> FilemapIo::writepage(Page& page, WritebackControl& wbc) {
   return {};
 }
 
+void FilemapIo::mapping_set_error(AddressSpace& mapping, Errno error) {
+  mapping.wb_err.store(error, std::memory_order_release);
+  mapping.wb_err_seq.fetch_add(1, std::memory_order_acq_rel);
+  mapping.wb_flags.fetch_or(error == Errno::nospc ? AS_ENOSPC : AS_EIO, std::memory_order_acq_rel);
+}
+
 void FilemapIo::end_write(Page& page, Errno error, void* self) {
   auto& files = *static_cast<FilemapIo*>(self);
   if (error != Errno::ok) {
@@ -210,8 +255,7 @@ void FilemapIo::end_write(Page& page, Errno error, void* self) {
     // Nobody takes the page or the inode away before the write has ended. Dirty before that: at no moment does the page
     // look as if it could be dropped.
     AddressSpace& mapping = *Filemap::file_mapping(page);
-    mapping.wb_err.store(error, std::memory_order_release);
-    mapping.wb_err_seq.fetch_add(1, std::memory_order_acq_rel);
+    mapping_set_error(mapping, error);
     files.set_page_dirty(page);
   }
   files.filemap_.end_page_writeback(page);
@@ -244,9 +288,24 @@ Result<void> FilemapIo::fsync(File& file) {
   WEIR_FLOW(file.f_inode->ino);
   AddressSpace& mapping = file.f_inode->i_data;
   filemap_write_and_wait_range(mapping, 0, ~uint64_t{0});
+  return (this->*check_errors_)(file);
+}
+
+/// Has a write failed since this file last asked?
+Result<void> FilemapIo::file_check_and_advance_wb_err(File& file) {
+  WEIR_FLOW(file.f_inode->ino);
+  AddressSpace& mapping = file.f_inode->i_data;
   const uint32_t seq = mapping.wb_err_seq.load(std::memory_order_acquire);
   if (file.f_wb_err.exchange(seq, std::memory_order_acq_rel) != seq)
     return mapping.wb_err.load(std::memory_order_acquire);
+  return {};
+}
+
+/// Has a write failed since anybody last asked? In 2.6.20 a part of wait_on_page_writeback_range.
+Result<void> FilemapIo::filemap_check_errors(File& file) {
+  const uint32_t failed = file.f_inode->i_data.wb_flags.exchange(0, std::memory_order_acq_rel);
+  if ((failed & AS_EIO) != 0) return Errno::io;
+  if ((failed & AS_ENOSPC) != 0) return Errno::nospc;
   return {};
 }
 

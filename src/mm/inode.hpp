@@ -18,6 +18,13 @@ namespace weir {
 struct Inode;
 struct File;
 
+/// How fallocate changes a file. Linux: include/uapi/linux/falloc.h, FALLOC_FL_* and their values.
+enum FallocateMode : uint32_t {
+  FALLOC_KEEP_SIZE = 1,    ///< the file does not grow
+  FALLOC_PUNCH_HOLE = 2,   ///< what is inside the file becomes zero; only with KEEP_SIZE
+  FALLOC_ZERO_RANGE = 16,  ///< the same, and the file may grow
+};
+
 /// What can be done with an open file of whatever kind. Linux: struct file_operations, inode_operations.
 class FileOperations {
  public:
@@ -33,10 +40,16 @@ class FileOperations {
   virtual Result<uint64_t> read_tag(File& file, uint64_t index) = 0;
   virtual Result<void> write_tag(File& file, uint64_t index, uint64_t tag) = 0;
   /// What was written before is where it is kept. Errors: EIO or ENOSPC if a write of the file failed since this File
-  /// last reported.
+  /// last reported (before 4.13: since any did).
   virtual Result<void> fsync(File& file) = 0;
   /// The file becomes `size` bytes long; what is new reads as zero. Errors: EFBIG, EIO, ENOMEM, EINTR.
   virtual Result<void> truncate(Inode& inode, Bytes size) = 0;
+  /// Room for bytes [offset, offset + bytes), which makes the file longer; with a FallocateMode, what that says. Errors:
+  /// EINVAL (no bytes), EOPNOTSUPP (such a mode, or such files), EFBIG, EIO, ENOMEM, EINTR.
+  virtual Result<void> fallocate(Inode& inode, uint32_t mode, uint64_t offset, uint64_t bytes) {
+    (void)inode, (void)mode, (void)offset, (void)bytes;
+    return Errno::opnotsupp;
+  }
 
  protected:
   ~FileOperations() = default;

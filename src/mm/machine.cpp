@@ -14,6 +14,7 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       slab(pages, vmstat, options.cpus),
       tables(pages, vmstat),
       vmalloc(pages, slab, tables, vmstat),
+      workingset(node, vmstat),
       lru(pages, vmstat, mmu, options.cpus, options.kernel),
       filemap(pages, slab, lru, vmstat),
       swap_files(pages, slab, vmalloc, vmstat, options.cpus, options.kernel),
@@ -27,7 +28,7 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       fault(memory, vmas, pressure_, options.kernel),
       spaces(memory, fault, vmas, rmap, tables, swap_files, slab, vmstat, mmu, profile),
       writeback(filemap, vmstat),
-      files(filemap, page_io, writeback, slab, vmstat, mmu),
+      files(filemap, page_io, writeback, slab, vmstat, mmu, options.kernel),
       shmem(swap_cache, swap_files, page_io, files, writeback, slab, vmstat, profile),
       flusher(writeback, vmstat, options.kernel),
       vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, vmstat, mmu, options.kernel),
@@ -77,6 +78,11 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   if (!profile.lazyfree) spaces.set_newest_advice(profile.ksm ? Advice::unmergeable : Advice::dontneed);
   task_cache_ = WEIR_TRY(slab.kmem_cache_create("task_struct", sizeof(Task), {}));
 
+  if (profile.workingset) {
+    lru.set_workingset(&workingset);
+    filemap.set_workingset(&workingset);
+    vmscan.register_shrinker(workingset);
+  }
   writeback.set_ratios(options.dirty_background_ratio, options.dirty_ratio);
   writeback.set_flusher(&flusher);
   writeback.set_mapped_pages(this);

@@ -118,6 +118,7 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   Slab slab;
   PageTables tables;
   Vmalloc vmalloc;
+  Workingset workingset;
   Lru lru;
   Filemap filemap;
   SwapFiles swap_files;

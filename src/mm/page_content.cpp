@@ -72,11 +72,11 @@ uint64_t tag_of_page(Mmu& mmu, Page& page) {
   return tag;
 }
 
-void zero_page_tail(Mmu& mmu, Page& page, uint32_t offset) {
+void zero_page_range(Mmu& mmu, Page& page, uint32_t offset, uint64_t n) {
   const Content content = mmu.kmap(page);
   if (!content.tagged()) {
-    std::memset(content.bytes + offset, 0, PAGE_SIZE - offset);
-  } else if (offset == 0) {
+    std::memset(content.bytes + offset, 0, n);
+  } else if (n == PAGE_SIZE) {
     *content.tag = 0;
   }
   mmu.kunmap(page);

@@ -22,7 +22,12 @@ void copy_from_page(Mmu& mmu, Page& page, uint32_t offset, std::byte* to, uint64
 void copy_to_page(Mmu& mmu, Page& page, uint32_t offset, uint64_t n, const PageSource& source, uint64_t done);
 /// The page's tag; where it has bytes, its first word.
 [[nodiscard]] uint64_t tag_of_page(Mmu& mmu, Page& page);
-/// Bytes [offset, 4096) of a page become zero. A tagged page has no bytes: it becomes zero as a whole or not at all.
-void zero_page_tail(Mmu& mmu, Page& page, uint32_t offset);
+/// Bytes [offset, offset + n) of a page become zero. A tagged page has no bytes: it becomes zero as a whole or not at
+/// all.
+void zero_page_range(Mmu& mmu, Page& page, uint32_t offset, uint64_t n);
+/// The same of bytes [offset, 4096).
+inline void zero_page_tail(Mmu& mmu, Page& page, uint32_t offset) {
+  zero_page_range(mmu, page, offset, PAGE_SIZE - offset);
+}
 
 }  // namespace weir

@@ -26,6 +26,9 @@ struct Profile {
   bool lazyfree;         ///< MADV_FREE (4.5)
   bool ksm;              ///< equal pages can be merged (2.6.32)
   bool soft_dirty;       ///< PTEs say what was written since clear_refs (3.11)
+  bool workingset;       ///< evicted file pages leave a shadow that tells how long ago it was (3.15)
+  bool errseq;           ///< each open file is told of a write error (4.13); before, whoever asks first
+  unsigned dirty_ratio;  ///< vm.dirty_ratio: 20 percent since 2.6.30
   bool rw_page;          ///< swap pages go to devices that answer at once without a bio (3.16)
 };
 
@@ -39,6 +42,9 @@ inline constexpr Profile PROFILES[] = {
      .lazyfree = false,
      .ksm = false,
      .soft_dirty = false,
+     .workingset = false,
+     .errseq = false,
+     .dirty_ratio = 40,
      .rw_page = false},
     {.era = KernelEra::linux_3,
      .name = "3.x",
@@ -49,6 +55,9 @@ inline constexpr Profile PROFILES[] = {
      .lazyfree = false,
      .ksm = true,
      .soft_dirty = false,
+     .workingset = false,
+     .errseq = false,
+     .dirty_ratio = 20,
      .rw_page = false},
     {.era = KernelEra::linux_4_14,
      .name = "4.14",
@@ -59,6 +68,9 @@ inline constexpr Profile PROFILES[] = {
      .lazyfree = true,
      .ksm = true,
      .soft_dirty = true,
+     .workingset = true,
+     .errseq = true,
+     .dirty_ratio = 20,
      .rw_page = true},
 };
 

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "mm/mm_types.hpp"
+#include "mm/workingset.hpp"
 
 namespace weir {
 
@@ -357,6 +358,7 @@ void Lru::mark_page_accessed(Page& page) {
   else
     __lru_cache_activate_page(page);
   page.clear(PageFlag::referenced);
+  if (workingset_ != nullptr && page_is_file_cache(page) != 0) workingset_->workingset_activation(page);
 }
 
 void Lru::rotate_reclaimable_page(Page& page) {

@@ -33,6 +33,7 @@ class LockedMappings {
 };
 
 class Lru;
+class Workingset;
 
 /// By which of its entries a kernel puts new pages on the LRU. Without state.
 class LruEra {
@@ -71,6 +72,8 @@ class Lru {
   void add_page_to_unevictable_list(Page& page);
   /// Moves a page on an inactive list to the active one (through a pagevec).
   void activate_page(Page& page);
+  /// Where evicted file pages leave a shadow (4.14): it is told what becomes active. Set once, at boot.
+  void set_workingset(Workingset* workingset) { workingset_ = workingset; }
   /// inactive,unref -> inactive,ref -> active,unref -> active,ref.
   void mark_page_accessed(Page& page);
   /// Moves a page on an active list to the head of the inactive one (through a pagevec): it is not needed soon.
@@ -180,6 +183,7 @@ class Lru {
   const Profile& profile_;
   const LruEra& era_;
   unsigned cpus_;
+  Workingset* workingset_ = nullptr;
   LockedMappings* locked_mappings_ = nullptr;  // set once, before there is a mapping
   PerCpu* percpu_ = nullptr;                   // cpus_ of them, in the machine's own frames
   std::atomic<int64_t> nr_aged_{0};

@@ -45,6 +45,7 @@ void Truncate::truncate_inode_pages(AddressSpace& mapping, uint64_t start) {
     filemap_.lru().release_pages(pages, found);
     world().cond_resched();
   }
+  filemap_.clear_shadows(mapping, first, ~uint64_t{0});
 }
 
 void Truncate::truncate_pagecache(Inode& inode, uint64_t size) {
@@ -80,6 +81,7 @@ bool Truncate::invalidate_complete_page(AddressSpace& mapping, Page& page) {
 
 uint64_t Truncate::invalidate_mapping_pages(AddressSpace& mapping, uint64_t start, uint64_t end) {
   WEIR_FLOW(start, end);
+  const uint64_t first = start;
   uint64_t dropped = 0;
   filemap_.lru().lru_add_drain_all();  // pages in a batch are in use
   Page* pages[PAGEVEC_SIZE];
@@ -102,6 +104,7 @@ uint64_t Truncate::invalidate_mapping_pages(AddressSpace& mapping, uint64_t star
     if (!more || start == 0) break;
     world().cond_resched();
   }
+  filemap_.clear_shadows(mapping, first, end);
   return dropped;
 }
 

@@ -240,6 +240,8 @@ struct LruVec {
   PageList lists[NR_LRU_LISTS];
   PageCount size[NR_LRU_LISTS];
   ZoneReclaimStat reclaim_stat;
+  std::atomic<uint64_t> inactive_age{0};  ///< evictions from and activations on the inactive file list so far
+  std::atomic<uint64_t> refaults{0};      ///< workingset_activate at the end of the last reclaim run
 
   /// Without the lock: perhaps late.
   [[nodiscard]] int64_t size_racy(LruList list) const {
@@ -276,7 +278,8 @@ enum class NodeStat : uint8_t {
   X(unevictable_pgs_mlocked) X(unevictable_pgs_munlocked) X(unevictable_pgs_cleared) X(unevictable_pgs_stranded)       \
   X(pglazyfree) X(pglazyfreed) X(swap_slots_refill) X(swap_slots_cached) X(swap_cluster) X(swap_ra_window)             \
   X(swap_copy_freed) X(swap_clean_drop) X(pgreuse) X(pgcow) X(zero_page_map) X(access_flag_fault) X(window_unmap) X(window_unmap_pages)   \
-  X(swap_write_error) X(swap_read_error) X(balance_dirty_pause) X(flusher_wakeup)
+  X(swap_write_error) X(swap_read_error) X(balance_dirty_pause) X(flusher_wakeup)                              \
+  X(workingset_refault) X(workingset_activate) X(workingset_nodereclaim)
 // clang-format on
 
 enum class VmEvent : uint8_t {

@@ -33,6 +33,7 @@ namespace {
   X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")                   \
   X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")                 \
   X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are")               \
+  X(shadows, "a file's tree holds nrexceptional shadows, untagged; shadow_nodes = nodes that hold nothing else; sums") \
   X(lru_size, "LRU list length = its size = the node's counter")                                                       \
   X(mlocked, "PG_mlocked: a VM_LOCKED VMA maps the page; an unevictable page is PG_mlocked or its file is locked")     \
   X(lru_flags, "a page on an LRU list has PG_lru, the flags of that list, and is of its zone; off them not")           \
@@ -382,10 +383,13 @@ class Scan {
   /// Returns the swap entries in it: a memory file's.
   uint64_t scan_tree(AddressSpace& mapping, unsigned type, bool swap) {
     uint64_t found = 0, entries = 0;
-    mapping.page_tree.walk([&](uint64_t index, void* item, unsigned) {
+    mapping.page_tree.walk([&](uint64_t index, void* item, unsigned tags) {
       if (is_exceptional_entry(item)) {
-        if (!mapping.no_writeback_tags) return;
         ++entries;
+        if (!mapping.no_writeback_tags) {
+          expect(Inv::shadows, tags == 0, index, 0, tags);
+          return;
+        }
         const SwpEntry entry{exceptional_value(item)};
         SlotCount* slot = slot_of(entry);
         expect(Inv::swap_users, slot != nullptr, entry.val, 1, 0);
@@ -421,12 +425,29 @@ class Scan {
     });
     equal(swap ? Inv::swap_cache_page : Inv::page_cache_page, 0, static_cast<int64_t>(found),
           static_cast<int64_t>(mapping.nrpages));
+    if (!swap && !mapping.no_writeback_tags)
+      equal(Inv::shadows, mapping.host_ino, static_cast<int64_t>(entries), static_cast<int64_t>(mapping.nrexceptional));
     return entries;
+  }
+
+  /// The nodes of a file's tree that hold shadows only.
+  int64_t scan_shadow_nodes(const AddressSpace& mapping) {
+    int64_t nodes = 0;
+    mapping.page_tree.walk_nodes([&](const RadixTreeNode& node) {
+      nodes += node.shift == 0 && node.marks[RadixTreeNode::PRESENT] == node.exceptional ? 1 : 0;
+    });
+    equal(Inv::shadows, mapping.host_ino, nodes, static_cast<int64_t>(mapping.shadow_nodes));
+    return nodes;
   }
 
   void scan_trees() {
     m_.swap_cache.for_each_space([&](unsigned type, AddressSpace& space) { scan_tree(space, type, true); });
-    m_.files.for_each_inode([&](Inode& inode) { scan_tree(inode.i_data, 0, false); });
+    int64_t shadow_nodes = 0;
+    m_.files.for_each_inode([&](Inode& inode) {
+      scan_tree(inode.i_data, 0, false);
+      shadow_nodes += scan_shadow_nodes(inode.i_data);
+    });
+    equal(Inv::shadows, 0, shadow_nodes, m_.workingset.shadow_nodes().v);
     int64_t used = 0;
     m_.shmem.for_each_inode([&](ShmemInode& inode) {
       const auto entries = static_cast<int64_t>(scan_tree(inode.i_data, 0, false));

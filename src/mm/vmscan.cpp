@@ -145,13 +145,21 @@ PageReferences references_of(const ReferencesSeen& seen) {
   return seen.referenced && !seen.swapbacked ? PageReferences::reclaim_clean : PageReferences::reclaim;
 }
 
-bool Vmscan::inactive_list_is_low(bool file) const {
+bool Vmscan::inactive_list_is_low(bool file, Asked why) const {
   WEIR_FLOW(file);
   // Without swap nobody ever comes for the inactive anonymous pages.
   if (!file && swap_.total_swap_pages() == 0) return false;
   const int64_t inactive = lru_.lru_size(file ? LruList::inactive_file : LruList::inactive_anon).v;
   const int64_t active = lru_.lru_size(file ? LruList::active_file : LruList::active_anon).v;
+  // Pages come back that were thrown out: what is active is no better than they are, and must compete.
+  if (file && why == Asked::to_demote &&
+      node_.lruvec.refaults.load(std::memory_order_relaxed) != vmstat_.event(VmEvent::workingset_activate))
+    return active > 0;
   return inactive * inactive_ratio(inactive + active) < active;
+}
+
+void Vmscan::snapshot_refaults() {
+  node_.lruvec.refaults.store(vmstat_.event(VmEvent::workingset_activate), std::memory_order_relaxed);
 }
 
 /// What was long ago counts less: halved when it is more than a quarter of the lists.
@@ -176,8 +184,8 @@ void Vmscan::get_scan_count(const ScanControl& sc, ScanCount& count) {
     in.free_pages += zone.nr_free.load(std::memory_order_relaxed);
     in.high_wmark_pages += zone.wmark(Watermark::high);
   }
-  in.inactive_anon_low = inactive_list_is_low(false);
-  in.inactive_file_low = inactive_list_is_low(true);
+  in.inactive_anon_low = inactive_list_is_low(false, Asked::for_balance);
+  in.inactive_file_low = inactive_list_is_low(true, Asked::for_balance);
   {
     ScopedLock guard(node_.lru_lock);
     scan_stat(node_.lruvec.reclaim_stat, in.size);
@@ -197,7 +205,7 @@ PageCount Vmscan::zone_reclaimable_pages() const {
 int64_t Vmscan::shrink_list(LruList list, int64_t nr_to_scan, ScanControl& sc) {
   WEIR_FLOW(list, nr_to_scan);
   if (!is_active_lru(list)) return shrink_inactive_list(nr_to_scan, node_lists(), sc, list);
-  if (inactive_list_is_low(is_file_lru(list))) shrink_active_list(nr_to_scan, node_lists(), sc, list);
+  if (inactive_list_is_low(is_file_lru(list), Asked::to_demote)) shrink_active_list(nr_to_scan, node_lists(), sc, list);
   return 0;
 }
 
@@ -242,7 +250,8 @@ void Vmscan::shrink_node_memcg(ScanControl& sc, int64_t& lru_pages) {
   }
   sc.nr_reclaimed += PageCount(reclaimed);
   // Anonymous pages age even while only file pages are reclaimed, or they would all look alike when their time comes.
-  if (inactive_list_is_low(false)) shrink_active_list(SWAP_CLUSTER_MAX, node_lists(), sc, LruList::active_anon);
+  if (inactive_list_is_low(false, Asked::to_demote))
+    shrink_active_list(SWAP_CLUSTER_MAX, node_lists(), sc, LruList::active_anon);
 }
 
 bool Vmscan::shrink_node(ScanControl& sc) {
@@ -271,6 +280,7 @@ PageCount Vmscan::do_try_to_free_pages(ScanControl& sc) {
     if (sc.nr_reclaimed >= sc.nr_to_reclaim) break;
     if (sc.priority < DEF_PRIORITY - 2) sc.may_writepage = true;
   }
+  snapshot_refaults();
   return sc.nr_reclaimed;
 }
 
@@ -474,7 +484,8 @@ bool Vmscan::kswapd_shrink_node(ScanControl& sc) {
 
 void Vmscan::age_active_anon(ScanControl& sc) {
   if (swap_.total_swap_pages() == 0) return;
-  if (inactive_list_is_low(false)) shrink_active_list(SWAP_CLUSTER_MAX, node_lists(), sc, LruList::active_anon);
+  if (inactive_list_is_low(false, Asked::to_demote))
+    shrink_active_list(SWAP_CLUSTER_MAX, node_lists(), sc, LruList::active_anon);
 }
 
 Order Vmscan::balance_pgdat(Order order, ZoneType classzone) {
@@ -488,7 +499,10 @@ Order Vmscan::balance_pgdat(Order order, ZoneType classzone) {
   do {
     const PageCount before = sc.nr_reclaimed;
     bool raise_priority = true;
-    if (pgdat_balanced(sc.order, classzone)) return sc.order;
+    if (pgdat_balanced(sc.order, classzone)) {
+      snapshot_refaults();
+      return sc.order;
+    }
     {
       // A fork comes before or after it, and finds no page locked by it.
       KthreadPass pass;
@@ -502,6 +516,7 @@ Order Vmscan::balance_pgdat(Order order, ZoneType classzone) {
     if (raise_priority || sc.nr_reclaimed == before) --sc.priority;
   } while (sc.priority >= 1);
   if (sc.nr_reclaimed.v == 0) node_.kswapd_failures.fetch_add(1, std::memory_order_relaxed);
+  snapshot_refaults();
   return sc.order;
 }
 

@@ -14,13 +14,14 @@
 // inactive tail is made old (staged), in batches; a page that comes to the tail unaged is aged then and kept for a
 // round. Active anonymous pages are demoted without being asked.
 //
-// Linux: mm/vmscan.c, without memory cgroups, workingset and compaction: a higher order is served by what freeing
+// Linux: mm/vmscan.c, without memory cgroups and compaction: a higher order is served by what freeing
 // merges. What is drawn here is 4.14. Of 3.x (vmscan_3.cpp) and 2.6.20 (vmscan_2_6_20.cpp) the files' heads tell; what
 // kernels share is in vmscan.cpp and vmscan_list.cpp.
 #pragma once
 
 #include "mm/page_writeback.hpp"
 #include "mm/rmap.hpp"
+#include "mm/shrinker.hpp"
 #include "mm/swap_state.hpp"
 
 namespace weir {
@@ -30,7 +31,6 @@ inline constexpr int DEF_PRIORITY = 12;
 inline constexpr int64_t SWAP_CLUSTER_MAX = 32;
 /// Objects a shrinker is asked for in one go.
 inline constexpr int64_t SHRINK_BATCH = 128;
-inline constexpr int DEFAULT_SEEKS = 2;
 
 /// Why reclaim runs: subject of the state reclaim_start.
 enum class ReclaimReason : uint8_t { direct = 0, kswapd = 1, limit = 2 };
@@ -118,24 +118,6 @@ struct ReferencesSeen {
 [[nodiscard]] int64_t swap_tendency_2_6_20(int prev_priority, int priority, int64_t mapped, int64_t total,
                                            int swappiness);
 
-/// Object caches that give way under pressure. Linux: struct shrinker.
-class Shrinker {
- public:
-  virtual PageCount count_objects() = 0;
-  /// Returns objects freed; -1: cannot make progress now.
-  virtual PageCount scan_objects(PageCount nr) = 0;
-  /// What one object costs to make again, in disk seeks: the dearer, the fewer are asked for.
-  int seeks = DEFAULT_SEEKS;
-
- protected:
-  ~Shrinker() = default;
-
- private:
-  friend class Vmscan;
-  Shrinker* next_ = nullptr;             // shrinker lock
-  std::atomic<int64_t> nr_deferred_{0};  ///< asked for and not done yet
-};
-
 class Vmscan {
  public:
   Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& filemap, SwapFiles& swap, SwapCache& cache,
@@ -199,7 +181,10 @@ class Vmscan {
   void get_scan_count(const ScanControl& sc, ScanCount& count);
   int64_t shrink_list(LruList list, int64_t nr_to_scan, ScanControl& sc);
   /// Is the inactive list of this kind so short that pages should be demoted?
-  [[nodiscard]] bool inactive_list_is_low(bool file) const;
+  enum class Asked : uint8_t { for_balance, to_demote };
+  [[nodiscard]] bool inactive_list_is_low(bool file, Asked why) const;
+  /// What came back to the active list so far: what comes back until the next run says that the list is too long.
+  void snapshot_refaults();
   bool throttle_direct_reclaim(gfp_t gfp);
   [[nodiscard]] bool allow_direct_reclaim() const;
   int64_t do_shrink_slab(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_eligible);

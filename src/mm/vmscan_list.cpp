@@ -357,8 +357,11 @@ bool Vmscan::leave_tree(AddressSpace& mapping, Page& page) {
       page_ref_unfreeze(page, 2);
       return false;
     }
+    Workingset* workingset = filemap_.workingset();
     if (swapped)
       cache_.__delete_from_swap_cache(page);
+    else if (workingset != nullptr && lru_.page_is_file_cache(page) != 0)
+      filemap_.__delete_from_page_cache(page, workingset->workingset_eviction(mapping, page));
     else
       filemap_.__delete_from_page_cache(page);
   }

@@ -89,13 +89,14 @@ struct FileWorldOptions {
   Bytes ram = Bytes(uint64_t{16} << 20);
   ContentKind content = ContentKind::bytes;
   bool flusher = false;
+  KernelEra kernel = DEFAULT_KERNEL;
   SimDiskOptions disk{.name = "disk0", .capacity = PageCount(1 << 16)};
 };
 
 /// The rooms that files need, over a TestMachine.
 class FileMachine : public TestMachine {
  public:
-  FileMachine(Bytes ram, unsigned cpus, ContentKind content)
+  FileMachine(Bytes ram, unsigned cpus, ContentKind content, KernelEra kernel = DEFAULT_KERNEL)
       : TestMachine({.ram = ram, .cpus = cpus}),
         tags(mem, content == ContentKind::tags ? layout.end() : PageCount(0)),
         user(content == ContentKind::tags ? static_cast<Mmu&>(tags) : mmu),
@@ -107,8 +108,8 @@ class FileMachine : public TestMachine {
         swap_files(pages, slab, vmalloc, vmstat, cpus),
         io(filemap, swap_files, vmstat, user),
         writeback(filemap, vmstat),
-        files(filemap, io, writeback, slab, vmstat, user),
-        flusher(writeback, vmstat) {
+        files(filemap, io, writeback, slab, vmstat, user, kernel),
+        flusher(writeback, vmstat, kernel) {
     slab.kmem_cache_init();
     WEIR_BUG_ON(!lru.init() || !filemap.init() || !io.init(64) || !files.init());
   }
@@ -134,7 +135,7 @@ class FileWorld {
  public:
   explicit FileWorld(FileWorldOptions options = {})
       : world({.seed = options.seed, .cpus = options.cpus, .preempt_one_in = options.preempt_one_in, .log = {}}),
-        m(options.ram, options.cpus, options.content) {
+        m(options.ram, options.cpus, options.content, options.kernel) {
     options.disk.content = options.content;
     Result<SimDisk*> made = SimDisk::create(disk_place_, world, options.disk);
     WEIR_BUG_ON(!made);

@@ -329,6 +329,35 @@ TEST_F(FilemapIoTest, AWriteErrorIsReportedByFsyncOnceToEachOpenFile) {
   });
 }
 
+// Before 4.13: two flags of the file, cleared by whoever asks first.
+TEST(FilemapIoErrors, AnOlderKernelTellsWhoAsksFirstOfEachKindTheWorst) {
+  for (const KernelEra kernel : {KernelEra::linux_2_6_20, KernelEra::linux_3}) {
+    FileWorld w({.kernel = kernel});
+    Inode* inode = w.make_file(64_KiB);
+    w.run([&] {
+      FilemapIo& files = w.m.files;
+      File *one = *files.open(*inode), *other = *files.open(*inode);
+      const Bytestring bytes = bytes_of_value(7, 100);
+      const auto fail_a_write = [&] {
+        EXPECT_TRUE(files.write(*one, 0, bytes.data(), bytes.size()));
+        w.fail_all();
+        files.filemap_write_and_wait_range(inode->i_data, 0, 100);
+        w.fail_none();
+      };
+      fail_a_write();
+      EXPECT_EQ(error_of(files.fsync(*other)), Errno::io);
+      EXPECT_EQ(error_of(files.fsync(*one)), Errno::ok);
+      EXPECT_EQ(error_of(files.fsync(*other)), Errno::ok);
+      fail_a_write();
+      inode->i_data.wb_flags |= AS_ENOSPC;
+      EXPECT_EQ(error_of(files.fsync(*one)), Errno::io);
+      EXPECT_EQ(error_of(files.fsync(*one)), Errno::ok);
+      files.close(*one);
+      files.close(*other);
+    });
+  }
+}
+
 TEST_F(FilemapIoTest, AWriteErrorKeepsThePageDirtyAndInMemory) {
   Inode* inode = w.make_file(Bytes(0));
   with_file(*inode, [&](File& file) {
@@ -361,6 +390,42 @@ TEST_F(FilemapIoTest, FsyncWaitsForWritesThatOthersHaveStarted) {
 }
 
 // ---- Truncation
+
+TEST_F(FilemapIoTest, APunchedHoleIsZeroAndAllocationMakesTheFileLonger) {
+  Inode* inode = w.make_file(64_KiB, 128_KiB);
+  for (uint64_t i = 0; i < 16; ++i) w.put_on_disk(*inode, i, 0x11);
+  with_file(*inode, [&](File& file) {
+    constexpr uint32_t PUNCH = FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE;
+    Bytestring expected = bytes_of_value(0x11, 65536);
+    std::fill(expected.begin() + 1000, expected.begin() + 9000, std::byte{0});
+    EXPECT_TRUE(files().fallocate(*inode, PUNCH, 1000, 8000));
+    EXPECT_EQ(read(file, 0, 100000), expected);
+    EXPECT_EQ(w.reads(), 15u) << "not the page that is a hole as a whole";
+    // Behind the end: nothing there, and the file does not grow.
+    EXPECT_TRUE(files().fallocate(*inode, PUNCH, 60000, 1 << 30));
+    std::fill(expected.begin() + 60000, expected.end(), std::byte{0});
+    EXPECT_TRUE(files().fallocate(*inode, FALLOC_KEEP_SIZE, 0, 1 << 30));
+    EXPECT_EQ(inode->i_size.load(), 65536u);
+    EXPECT_EQ(read(file, 0, 100000), expected);
+    EXPECT_TRUE(files().fallocate(*inode, 0, 70000, 100));
+    EXPECT_EQ(inode->i_size.load(), 70100u);
+    expected.resize(70100);
+    EXPECT_EQ(read(file, 0, 100000), expected);
+    EXPECT_TRUE(files().fallocate(*inode, FALLOC_ZERO_RANGE, 500, 80000));
+    EXPECT_EQ(inode->i_size.load(), 80500u);
+    expected = bytes_of_value(0, 80500);
+    std::fill(expected.begin(), expected.begin() + 500, std::byte{0x11});
+    EXPECT_EQ(read(file, 0, 100000), expected);
+    EXPECT_EQ(error_of(files().fallocate(*inode, 0, 0, 0)), Errno::inval);
+    EXPECT_EQ(error_of(files().fallocate(*inode, 0, 0, (128 << 10) + 1)), Errno::fbig);
+    EXPECT_EQ(error_of(files().fallocate(*inode, FALLOC_PUNCH_HOLE, 0, 10)), Errno::opnotsupp);
+    EXPECT_EQ(error_of(files().fallocate(*inode, 4, 0, 10)), Errno::opnotsupp);
+    EXPECT_TRUE(files().fsync(file));
+    EXPECT_EQ(w.on_disk(*inode, 0)[499], std::byte{0x11});
+    EXPECT_EQ(w.on_disk(*inode, 0)[500], std::byte{0});
+    EXPECT_EQ(w.on_disk(*inode, 1)[0], std::byte{0});
+  });
+}
 
 TEST_F(FilemapIoTest, WhatWasCutOffIsZeroWhenTheFileGrowsAgain) {
   Inode* inode = w.make_file(Bytes(0));

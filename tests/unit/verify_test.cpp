@@ -360,6 +360,11 @@ const Plant PLANTS[] = {
        uint64_t& n = p.file->f_inode->i_data.nrpages;
        return change(n, n + 1);
      }},
+    {"shadows",
+     [](Populated& p) {
+       uint64_t& n = p.file->f_inode->i_data.nrexceptional;
+       return change(n, n + 1);
+     }},
     {"dirty_tags", [](Populated& p) { return flag_on(p.file_page(), PageFlag::dirty); }},
 
     // ---- swap
