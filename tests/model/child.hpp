@@ -117,6 +117,16 @@ inline Script shrink(Script script, unsigned seconds) {
   return text != nullptr && *text != 0 ? std::strtoull(text, nullptr, 10) : otherwise;
 }
 
+/// "N": 1 to N; "A-B": A to B.
+[[nodiscard]] inline std::pair<uint64_t, uint64_t> range_from_environment(const char* name, uint64_t otherwise) {
+  const char* text = std::getenv(name);
+  if (text == nullptr || *text == 0) return {1, otherwise};
+  char* rest = nullptr;
+  const uint64_t number = std::strtoull(text, &rest, 10);
+  if (*rest != '-') return {1, number};
+  return {number, std::strtoull(rest + 1, nullptr, 10)};
+}
+
 /// Is there a uffd model in the software MMU?
 [[nodiscard]] inline bool uffd_model_is_there() {
   return !std::make_unique<SoftMmu>(SoftMmu::Options{.model = SoftMmu::Model::uffd})->caps().has_write_protect;

@@ -5,6 +5,7 @@
 //   test_model                         some seeds of each kind
 //   WEIR_LONG=1 test_model             10,000 of each, of 2,000 operations
 //   WEIR_SEEDS=500 WEIR_OPS=2000 ...   so many
+//   WEIR_SEEDS=501-1000 ...            these, so that a long run can be done in parts
 //   WEIR_SEED=17 test_model            one seed (both kinds)
 //   WEIR_SCRIPT=FILE test_model        a script as a failing run prints it
 #include <fstream>
@@ -25,7 +26,7 @@ void report(const char* what, const Script& script, const Outcome& outcome) {
 void run_seeds(Mode mode, const char* what, uint64_t seeds) {
   const bool uffd = uffd_model_is_there();
   const bool all_night = std::getenv("WEIR_LONG") != nullptr;
-  uint64_t first = 1, last = number_from_environment("WEIR_SEEDS", all_night ? 10000 : seeds);
+  auto [first, last] = range_from_environment("WEIR_SEEDS", all_night ? 10000 : seeds);
   const uint64_t ops = number_from_environment("WEIR_OPS", all_night ? 2000 : 0);
   if (std::getenv("WEIR_SEED") != nullptr) first = last = number_from_environment("WEIR_SEED", 1);
   Totals all;

@@ -134,7 +134,7 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there, uint64_t ops_
     all += weight;
   }
   const uint64_t rounds = 8 + r.below(10);
-  for (uint64_t n = 0; n < rounds || s.ops.size() < ops_wanted; ++n) {
+  for (uint64_t n = 0; n < rounds || s.ops.size() - n < ops_wanted; ++n) {
     const uint64_t ops = 10 + r.below(30);
     for (uint64_t i = 0; i < ops; ++i) {
       uint64_t at = r.below(all);
