@@ -791,6 +791,11 @@ class Run {
     }
   }
 
+  /// A private page of a file that may be written.
+  [[nodiscard]] bool copied_by_mlock(const RefPage& page) const {
+    return page.file >= 0 && !page.shared && ((page.prot & VM_WRITE) != 0 || c_.uffd != 0);
+  }
+
   void mlock(RefTask& t, const Op& op) {
     const auto r = range_of(t, op, 40);
     if (!r || locked() + r->pages > c_.ram / 10) return;
@@ -810,9 +815,7 @@ class Run {
           if (page.pgoff >= f.size_pages()) expected = Errno::nomem;
         }
         if (expected != Errno::ok) break;
-        // A private page that may be written is copied now.
-        if (page.file >= 0 && !page.shared && ((page.prot & VM_WRITE) != 0 || c_.uffd != 0) && !page.own)
-          page.vague = true;
+        if (copied_by_mlock(page) && !page.own) page.vague = true;
       }
     }
     std::vector<uint32_t> sizes;
@@ -827,7 +830,7 @@ class Run {
     // An error of the device or no memory: all are VM_LOCKED, some are not there.
     if (as_expected(t, "mlock", expected, found, *r) && hole && failures()) learn(t, r->start, r->pages);
     for (auto it = t.pages.lower_bound(r->start); it != t.pages.end() && it->first < r->start + r->pages; ++it)
-      if (it->second.vague && found == Errno::ok) {
+      if (it->second.vague && copied_by_mlock(it->second) && found == Errno::ok) {
         it->second.vague = false;
         it->second.own = true;
         it->second.unknown = 0xff;
@@ -976,6 +979,7 @@ class Run {
     }
     // Behind the end too: the end may move before the store comes.
     const bool shared_write = write && of_file && page->shared && in_file && expected != FaultResult::sigsegv;
+    const uint8_t behind = shared_write ? f->behind_end(at) : uint8_t{0};
     if (shared_write) ++f->changing[at];
     Words found{};
     std::byte bytes[PAGE_SIZE];
@@ -996,10 +1000,9 @@ class Run {
     }
     if (r == FaultResult::done && shared_write) {
       for (unsigned p = 0; p < parts(); ++p)
-        if ((mask >> p & 1) != 0) {
-          f->pages[at][p] = word;
-          f->unknown[at] = static_cast<uint8_t>(f->unknown[at] & ~(1u << p));
-        }
+        if ((mask >> p & 1) != 0) f->pages[at][p] = word;
+      // Behind the end, while the end moves, it may be cleared after the store.
+      f->unknown[at] = static_cast<uint8_t>((f->unknown[at] & ~mask) | (mask & behind));
     }
     if (shared_write) ++f->changing[at];
     if (r == FaultResult::killed || dying(t)) {
