@@ -96,6 +96,8 @@ namespace weir {
   X(dirty_count)       /* 0; old, new NR_FILE_DIRTY */                                           \
   X(dirty_pause)       /* tid; 0, ns */                                                          \
   X(writeback_start)   /* reason; 0, pages */                                                    \
+  X(buffer)            /* pfn << 8 | sector in the page; b_state before, after */                \
+  X(page_orphan)       /* pfn; 0 met by reclaim 1 its buffers were clean, is it dirty? */        \
   /* killing */                                                                                  \
   X(oom_points) /* pid; adj, points */                                                           \
   X(oom_select) /* pid; 0, points */                                                             \

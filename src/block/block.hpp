@@ -17,7 +17,7 @@
 namespace weir {
 
 /// Sectors are 512 bytes; a page is 8.
-inline constexpr uint64_t SECTORS_PER_PAGE = 8;
+inline constexpr uint64_t SECTOR_SIZE = 512, SECTORS_PER_PAGE = 8;
 
 /// A page's content where it lies now: 4096 bytes, or in a tagged simulation one number that stands for them (0 = all
 /// zero). Exactly one is set.
@@ -31,11 +31,13 @@ enum class BioOp : uint8_t { read, write, discard };
 
 class BlockDevice;
 
-/// One page to read or write, or a run of pages to discard. Owned by the submitter until end_io.
+/// One page to read or write, or a part of one where the device has smaller blocks, or a run of pages to discard. Owned by
+/// the submitter until end_io.
 struct Bio {
   BioOp op = BioOp::read;
   Errno status = Errno::ok;            ///< set by the device before end_io
-  uint64_t sector = 0;                 ///< first sector; a multiple of 8
+  uint64_t sector = 0;                 ///< first sector; a multiple of 8, or of what `bytes` are
+  uint32_t bytes = PAGE_SIZE;          ///< of a read or write; less than a page: one of the device's blocks or more
   uint32_t pages = 1;                  ///< > 1 only for discard
   Content content{};                   ///< stays valid and, for a write, unchanged until end_io
   void (*end_io)(Bio& bio) = nullptr;  ///< called once, in any thread, possibly before submit_bio returns; must not
@@ -56,6 +58,8 @@ class BlockDevice {
   /// "disk0", "zram0", a file's path: for /proc/swaps and messages.
   [[nodiscard]] virtual const char* name() const = 0;
   [[nodiscard]] virtual PageCount capacity() const = 0;
+  /// The smallest request that it serves, in bytes. 512: a part of a page may be read and written.
+  [[nodiscard]] virtual uint32_t logical_block_size() const { return PAGE_SIZE; }
   /// Queues the request. Never fails: errors come with end_io. Never allocates from the machine (but zram's pool).
   virtual void submit_bio(Bio& bio) = 0;
   /// A list, linked by `next`, that the submitter is going to wait for: the same as submitting them one after another,

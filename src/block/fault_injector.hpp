@@ -78,6 +78,7 @@ class FaultInjector final : public BlockDevice {
 
   [[nodiscard]] const char* name() const override { return inner_.name(); }
   [[nodiscard]] PageCount capacity() const override { return inner_.capacity(); }
+  [[nodiscard]] uint32_t logical_block_size() const override { return inner_.logical_block_size(); }
   void submit_bio(Bio& bio) override;
   [[nodiscard]] bool synchronous() const override { return inner_.synchronous(); }
   /// Faults as above; a delay is time that the CPU spends.

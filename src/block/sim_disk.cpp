@@ -130,8 +130,9 @@ void SimDisk::start(Service& service, Bio& bio) {
   Nanos done = now;
   if (bio.op != BioOp::discard) {
     if (channel_free_ < now) channel_free_ = now;
-    channel_free_ += page_time_;
-    sim_stats_.time_in_channel += page_time_;
+    const Nanos share = page_time_ * bio.bytes / PAGE_SIZE;
+    channel_free_ += share;
+    sim_stats_.time_in_channel += share;
     done = channel_free_;
   }
   if (options_.motion == DiskMotion::rotational) {
@@ -176,7 +177,9 @@ Errno SimDisk::transfer(Bio& bio) {
   const auto count = [](std::atomic<uint64_t>& counter) { counter.fetch_add(1, std::memory_order_relaxed); };
   const auto capacity = static_cast<uint64_t>(options_.capacity.v);
   const uint64_t page = bio.sector / SECTORS_PER_PAGE;
-  const bool inside = bio.sector % SECTORS_PER_PAGE == 0 && bio.pages <= capacity && page <= capacity - bio.pages;
+  const uint64_t offset = bio.sector % SECTORS_PER_PAGE * SECTOR_SIZE;  // in the page
+  const bool whole_blocks = bio.bytes != 0 && bio.bytes % logical_block_size() == 0 && offset + bio.bytes <= PAGE_SIZE;
+  const bool inside = whole_blocks && bio.pages <= capacity && page <= capacity - bio.pages;
   const bool tags = options_.content == ContentKind::tags;
   const size_t each = tags ? TAG_BYTES : PAGE_SIZE;
   std::byte* at = store_ + page * each;
@@ -205,10 +208,12 @@ Errno SimDisk::transfer(Bio& bio) {
     return Errno::io;
   }
   std::byte* content = tags ? reinterpret_cast<std::byte*>(bio.content.tag) : bio.content.bytes;
+  const size_t bytes = tags ? TAG_BYTES : bio.bytes;
+  if (!tags) at += offset;
   if (write) {
-    std::memcpy(at, content, each);
+    std::memcpy(at, content, bytes);
   } else {
-    std::memcpy(content, at, each);
+    std::memcpy(content, at, bytes);
   }
   return Errno::ok;
 }

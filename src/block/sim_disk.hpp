@@ -61,6 +61,10 @@ class SimDisk final : public BlockDevice {
 
   [[nodiscard]] const char* name() const override { return options_.name; }
   [[nodiscard]] PageCount capacity() const override { return options_.capacity; }
+  /// A tag stands for a whole page.
+  [[nodiscard]] uint32_t logical_block_size() const override {
+    return options_.content == ContentKind::tags ? PAGE_SIZE : SECTOR_SIZE;
+  }
   /// end_io comes from a timer with EIO for a request behind the end or of the other kind of content. Any context.
   void submit_bio(Bio& bio) override;
   [[nodiscard]] bool can_discard() const override { return options_.motion == DiskMotion::none; }
@@ -94,7 +98,7 @@ class SimDisk final : public BlockDevice {
   World& world_;
   const SimDiskOptions options_;
   std::byte* const store_;
-  const Nanos page_time_;  // of a page in the channel
+  const Nanos page_time_;  // of a page in the channel; a part of one takes its share
   mutable SpinLock lock_{LockRank::device};
   // A place is free only while nobody waits.
   Bio* first_ WEIR_GUARDED_BY(lock_) = nullptr;

@@ -41,6 +41,7 @@ enum class LockNesting : uint8_t { none, allowed };
   X(swap_area, spinning, none, "swap_map, clusters and counters of one area")                                          \
   X(pagevec, spinning, none, "one CPU's pagevecs")                                                                     \
   X(lru, spinning, none, "LRU lists and reclaim statistics of a node")                                                 \
+  X(buffers, spinning, none, "which buffers a page has")                                                               \
   X(tree, spinning, none, "radix tree of an address_space, swap cache included")                                       \
   X(slab, spinning, allowed, "per-CPU array, then node lists, of a kmem_cache")                                        \
   X(zram_slot, spinning, none, "one zram slot")                                                                        \

@@ -75,11 +75,18 @@ struct AddressSpace {
   uint64_t max_index = ~uint64_t{0};  ///< no page is ever above it; immutable. A low tree reserves few nodes an insert
   RwSem i_mmap_rwsem{LockRank::i_mmap};
   VmaFileTree i_mmap;                    ///< the VMAs that map it; i_mmap_rwsem
+  VmaNonlinearList i_mmap_nonlinear;     ///< those with VM_NONLINEAR; i_mmap_rwsem
   uint64_t writeback_index = 0;          ///< where the next cyclic write begins; its writer's
   std::atomic<Errno> wb_err{Errno::ok};  ///< last write error
   std::atomic<uint32_t> wb_err_seq{0};   ///< errors so far: each open file reports each once, by fsync (4.13)
   std::atomic<uint32_t> wb_flags{0};     ///< MappingFlag: what nobody has been told of yet (before 4.13)
 };
+
+/// A write of one of its pages has failed: fsync will tell.
+inline void mapping_set_error(AddressSpace& mapping, Errno error) {
+  mapping.wb_err.store(error, std::memory_order_release);
+  mapping.wb_err_seq.fetch_add(1, std::memory_order_acq_rel);
+}
 
 /// Which page of which file: how `page_cache` names it in a recording.
 [[nodiscard]] inline uint64_t cache_subject(const AddressSpace& mapping, uint64_t index) {

@@ -3,6 +3,7 @@
 #include "mm/filemap_io.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 namespace weir {
@@ -14,18 +15,21 @@ constexpr uint32_t MMAP_LOTSAMISS = 100;
 
 }  // namespace
 
-FilemapIo::FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu,
-                     KernelEra kernel)
+FilemapIo::FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Buffers& buffers, Slab& slab,
+                     VmStat& vmstat, Mmu& mmu, KernelEra kernel)
     : filemap_(filemap),
       io_(io),
       writeback_(writeback),
+      buffers_(buffers),
       slab_(slab),
       vmstat_(vmstat),
       mmu_(mmu),
       check_errors_(profile_of(kernel).errseq ? &FilemapIo::file_check_and_advance_wb_err
                                               : &FilemapIo::filemap_check_errors),
       readahead_(filemap),
-      truncate_(filemap, writeback, mmu) {}
+      truncate_(filemap, writeback, buffers, mmu) {
+  buffers.set_read_end(&end_read, this);
+}
 
 Result<void> FilemapIo::init() {
   inode_cache_ = WEIR_TRY(slab_.kmem_cache_create("inode_cache", sizeof(Inode),
@@ -37,11 +41,14 @@ Result<void> FilemapIo::init() {
 // ---- Inodes and files ----------------------------------------------------------------------------------------------
 
 Result<Inode*> FilemapIo::create_inode(const char* name, BlockDevice& device, uint64_t first_page, Bytes size,
-                                       Bytes max_bytes) {
+                                       Bytes max_bytes, uint32_t block_size) {
   const auto capacity = static_cast<uint64_t>(device.capacity().v);
   const uint64_t max_pages = max_bytes.v >> PAGE_SHIFT;
   if (max_pages == 0 || first_page > capacity || max_pages > capacity - first_page) return Errno::inval;
   if (size.v > max_pages << PAGE_SHIFT) return Errno::inval;
+  if (block_size != 0 &&
+      (!std::has_single_bit(block_size) || block_size > PAGE_SIZE || block_size < device.logical_block_size()))
+    return Errno::inval;
   auto* inode = slab_.create<Inode>(*inode_cache_, GFP_KERNEL);
   if (inode == nullptr) return Errno::nomem;
   inode->ino = next_ino_.fetch_add(1, std::memory_order_relaxed);
@@ -49,15 +56,25 @@ Result<Inode*> FilemapIo::create_inode(const char* name, BlockDevice& device, ui
   inode->bdev = &device;
   inode->first_page = first_page;
   inode->max_pages = max_pages;
+  inode->block_size = block_size;
   inode->i_size.store(size.v, std::memory_order_relaxed);
   inode->valid_pages.store(i_size_pages(*inode), std::memory_order_relaxed);
   inode->i_data.host = inode;
   inode->i_data.host_ino = inode->ino;
   inode->i_data.a_ops = this;
   inode->i_data.max_index = max_pages - 1;
-  ScopedLock guard(inodes_lock_);
-  inodes_.push_back(*inode);
+  inode_sb_list_add(*inode);
   return inode;
+}
+
+void FilemapIo::inode_sb_list_add(Inode& inode) {
+  ScopedLock guard(inodes_lock_);
+  inodes_.push_back(inode);
+}
+
+void FilemapIo::inode_sb_list_del(Inode& inode) {
+  ScopedLock guard(inodes_lock_);
+  inodes_.erase(inodes_.iterator_to(inode));
 }
 
 void FilemapIo::iput(Inode& inode) {
@@ -65,6 +82,7 @@ void FilemapIo::iput(Inode& inode) {
   WEIR_FLOW(inode.ino);
   AddressSpace& mapping = inode.i_data;
   filemap_write_and_wait_range(mapping, 0, ~uint64_t{0});
+  if (inode.i_sb != nullptr) (void)inode.i_sb->write_inode(inode);
   truncate_.truncate_inode_pages(mapping, 0);
   WEIR_BUG_ON(mapping.nrpages != 0 || !mapping.i_mmap.empty());
   // Without pages nobody can make it dirty again, so the flusher, once rid of it, stays so.
@@ -73,10 +91,7 @@ void FilemapIo::iput(Inode& inode) {
     ScopedLock guard(mapping.tree_lock);
     filemap_.destroy_tree(mapping);
   }
-  {
-    ScopedLock guard(inodes_lock_);
-    inodes_.erase(inodes_.iterator_to(inode));
-  }
+  inode_sb_list_del(inode);
   slab_.destroy(*inode_cache_, &inode);
 }
 
@@ -129,6 +144,11 @@ Result<void> FilemapIo::readpage(AddressSpace& mapping, Page& page) {
     return {};
   }
   WEIR_STATE(page_cache_read, inode.ino, page.index, filemap_.pages().mem().pfn(page));
+  if (inode.block_size != 0) {
+    const Result<void> started = buffers_.block_read_full_page(page);
+    if (!started) filemap_.unlock_page(page);
+    return started;
+  }
   lockdep_release_any(&page, LockRank::page);  // the read's now
   io_.submit_page(*inode.bdev, BioOp::read, (inode.first_page + page.index) * SECTORS_PER_PAGE, page, &end_read, this);
   return {};

@@ -20,6 +20,7 @@
 //
 #pragma once
 
+#include "mm/buffer.hpp"
 #include "mm/inode.hpp"
 #include "mm/page_content.hpp"
 #include "mm/page_io.hpp"
@@ -35,15 +36,17 @@ enum class FileRequest : uint8_t { read, write, fault };
 
 class FilemapIo final : public FileOperations, public VmOps, public AddressSpaceOps {
  public:
-  FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Slab& slab, VmStat& vmstat, Mmu& mmu,
-            KernelEra kernel = DEFAULT_KERNEL);
+  FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Buffers& buffers, Slab& slab, VmStat& vmstat,
+            Mmu& mmu, KernelEra kernel = DEFAULT_KERNEL);
   /// Makes the caches "inode_cache" and "filp". Errors: ENOMEM.
   Result<void> init();
 
   /// A file of `size` bytes, never more than max_bytes, on `device` from page first_page; what lies there is its
-  /// content. The caller has a reference. Errors: ENOMEM, EINVAL (no room for a page, outside the device, larger than
-  /// max_bytes).
-  Result<Inode*> create_inode(const char* name, BlockDevice& device, uint64_t first_page, Bytes size, Bytes max_bytes);
+  /// content. With a block size its pages are read and written in buffers of so many bytes. The caller has a reference.
+  /// Errors: ENOMEM, EINVAL (no room for a page, outside the device, larger than max_bytes; blocks that the device does
+  /// not have).
+  Result<Inode*> create_inode(const char* name, BlockDevice& device, uint64_t first_page, Bytes size, Bytes max_bytes,
+                              uint32_t block_size = 0);
   /// Errors: ENOMEM.
   Result<File*> open(Inode& inode);
   /// A File of `inode`, on which it has a reference, with whatever operations; `release` is the caller's to set, and
@@ -68,6 +71,9 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   /// Drops the file's pages that can be dropped at once. Returns how many.
   uint64_t invalidate(Inode& inode) { return truncate_.invalidate_mapping_pages(inode.i_data, 0, ~uint64_t{0}); }
 
+  /// All its pages go at once, written or not.
+  void truncate_inode_pages(AddressSpace& mapping) { truncate_.truncate_inode_pages(mapping, 0); }
+
   /// Writes pages [start, end] that are dirty and waits for them. Errors are kept in mapping.wb_err.
   void filemap_write_and_wait_range(AddressSpace& mapping, uint64_t start, uint64_t end);
   /// Waits for the writes under way.
@@ -83,6 +89,11 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   Result<void> readpage(AddressSpace& mapping, Page& page) override;
   bool set_page_dirty(Page& page) override;
 
+  /// An inode that somebody else made is one of those that for_each_inode finds, until it goes.
+  void inode_sb_list_add(Inode& inode);
+  void inode_sb_list_del(Inode& inode);
+
+  [[nodiscard]] Buffers& buffers() const { return buffers_; }
   /// Every inode there is: fn(Inode&). None may come or go meanwhile. For verify().
   template <class Fn>
   void for_each_inode(Fn&& fn) {
@@ -129,6 +140,7 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   Filemap& filemap_;
   PageIo& io_;
   PageWriteback& writeback_;
+  Buffers& buffers_;
   Slab& slab_;
   VmStat& vmstat_;
   Mmu& mmu_;

@@ -12,7 +12,8 @@ bool FilemapIo::set_page_dirty(Page& page) {
   if (mapping == nullptr) return false;
   // What it said (a readahead marker, or "free me after this write") is no longer so.
   if (page.test(PageFlag::reclaim)) page.clear(PageFlag::reclaim);
-  return writeback_.__set_page_dirty_nobuffers(page, *mapping);
+  return mapping->host->block_size != 0 ? buffers_.__set_page_dirty_buffers(page)
+                                        : writeback_.__set_page_dirty_nobuffers(page, *mapping);
 }
 
 /// The page at `index`, locked, referenced, not under writeback; perhaps new. Errors: ENOMEM.
@@ -228,13 +229,13 @@ Result<void> FilemapIo::fallocate(Inode& inode, uint32_t mode, uint64_t offset, 
 
 Result<void> FilemapIo::writepage(Page& page, WritebackControl& wbc) {
   WEIR_FLOW(filemap_.pages().mem().pfn(page), page.index);
-  (void)wbc;
   Inode& inode = *Filemap::file_mapping(page)->host;
   if (page.index >= i_size_pages(inode)) {  // truncation has it next
     filemap_.unlock_page(page);
     return {};
   }
   page.clear(PageFlag::error);
+  if (inode.block_size != 0) return buffers_.block_write_full_page(page, wbc);
   const uint64_t sector = (inode.first_page + page.index) * SECTORS_PER_PAGE;
   filemap_.set_page_writeback(page);
   filemap_.unlock_page(page);
@@ -288,6 +289,7 @@ Result<void> FilemapIo::fsync(File& file) {
   WEIR_FLOW(file.f_inode->ino);
   AddressSpace& mapping = file.f_inode->i_data;
   filemap_write_and_wait_range(mapping, 0, ~uint64_t{0});
+  if (file.f_inode->i_sb != nullptr) WEIR_TRY_VOID(file.f_inode->i_sb->write_inode(*file.f_inode));
   return (this->*check_errors_)(file);
 }
 

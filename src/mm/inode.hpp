@@ -50,13 +50,28 @@ class FileOperations {
     (void)inode, (void)mode, (void)offset, (void)bytes;
     return Errno::opnotsupp;
   }
+  /// A mapping of it is being made: not yet in its address space, which is locked for writing. Errors: mmap's.
+  virtual Result<void> mmap(File& file, VmArea& vma) {
+    (void)file, (void)vma;
+    return {};
+  }
 
  protected:
   ~FileOperations() = default;
 };
 
+/// Who keeps what is known of a file beside its pages. Linux: struct super_operations.
+class SuperOperations {
+ public:
+  /// Its size goes to where it is kept. Errors: EIO, ENOSPC, ENOMEM. Sleeps.
+  virtual Result<void> write_inode(Inode& inode) = 0;
+
+ protected:
+  ~SuperOperations() = default;
+};
+
 struct Inode {
-  uint64_t ino = 0;  // immutable, as name, bdev, first_page, max_pages
+  uint64_t ino = 0;  // immutable, as name, bdev, first_page, max_pages, block_size, i_sb, record
   char name[32] = {};
   Mutex rwsem{LockRank::inode};     ///< writers and size changes
   std::atomic<uint64_t> i_size{0};  ///< bytes; grows with the page that is behind the old end locked
@@ -65,6 +80,9 @@ struct Inode {
   BlockDevice* bdev = nullptr;
   uint64_t first_page = 0;  ///< the file's pages are first_page … first_page + max_pages - 1 of the device
   uint64_t max_pages = 0;
+  uint32_t block_size = 0;          ///< bytes, 512 … 4096: its pages have buffers (buffer.hpp). 0: they have none
+  SuperOperations* i_sb = nullptr;  ///< null: nothing is kept of it
+  uint32_t record = 0;              ///< i_sb's: which one
   std::atomic<int32_t> i_count{1};
   ListHook i_sb_list;              ///< all inodes; FilemapIo's lock
   std::atomic<bool> dirty{false};  ///< on the flusher's list, or in its hands; changes under the writeback lock

@@ -19,7 +19,8 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       filemap(pages, slab, lru, vmstat),
       swap_files(pages, slab, vmalloc, vmstat, options.cpus, options.kernel),
       swap_slots(swap_files, vmstat, options.cpus),
-      page_io(filemap, swap_files, vmstat, mmu, profile),
+      bios(pages),
+      page_io(filemap, swap_files, bios, vmstat, mmu, profile),
       swap_cache(filemap, swap_files, swap_slots, page_io, vmstat, mmu, options.kernel),
       vmas(slab),
       rmap(tables, slab, filemap, swap_files, vmstat, mmu, options.kernel),
@@ -28,10 +29,11 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       fault(memory, vmas, pressure_, options.kernel),
       spaces(memory, fault, vmas, rmap, tables, swap_files, slab, vmstat, mmu, profile),
       writeback(filemap, vmstat),
-      files(filemap, page_io, writeback, slab, vmstat, mmu, options.kernel),
+      buffers(filemap, bios, writeback, slab, vmstat, mmu, options.kernel),
+      files(filemap, page_io, writeback, buffers, slab, vmstat, mmu, options.kernel),
       shmem(swap_cache, swap_files, page_io, files, writeback, slab, vmstat, profile),
       flusher(writeback, vmstat, options.kernel),
-      vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, vmstat, mmu, options.kernel),
+      vmscan(node, pages, lru, rmap, filemap, swap_files, swap_cache, writeback, buffers, vmstat, mmu, options.kernel),
       swapon(swap_files, swap_cache, swap_slots, vmstat),
       oom(tasks, pages, swap_files, vmstat, options.kernel),
       oom_reaper(spaces, memory),
@@ -61,7 +63,7 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   WEIR_TRY_VOID(filemap.init());
   WEIR_TRY_VOID(lru.init());
   WEIR_TRY_VOID(swap_slots.init());
-  WEIR_TRY_VOID(page_io.init(options.bio_pool));
+  WEIR_TRY_VOID(bios.init(options.bio_pool));
   WEIR_TRY_VOID(vmas.init());
   WEIR_TRY_VOID(rmap.init());
   WEIR_TRY_VOID(memory.init());
@@ -69,6 +71,7 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
   WEIR_TRY_VOID(spaces.init());
   spaces.set_ksm(ksm);
   ksm.set_mmdrop([](void* arg, Mm& mm) { static_cast<AddressSpaces*>(arg)->mmdrop(mm); }, &spaces);
+  WEIR_TRY_VOID(buffers.init());
   WEIR_TRY_VOID(files.init());
   WEIR_TRY_VOID(shmem.init());
   spaces.set_shmem(shmem);
@@ -109,7 +112,7 @@ void Machine::shutdown() {
   if (options_.threads == MachineOptions::Threads::all) flusher.stop();
   if (options_.threads != MachineOptions::Threads::none) vmscan.kswapd_stop();
   // Pages whose owner has gone may still be on their way to a device. Nobody starts another write.
-  while (page_io.bios_in_flight() != 0) (void)world.schedule_timeout(1_ms);
+  while (bios.in_flight() != 0) (void)world.schedule_timeout(1_ms);
   std::atomic_thread_fence(std::memory_order_acquire);
   pages.set_pressure(nullptr);
 }

@@ -123,6 +123,7 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   Filemap filemap;
   SwapFiles swap_files;
   SwapSlots swap_slots;
+  BioSet bios;
   PageIo page_io;
   SwapCache swap_cache;
   Vmas vmas;
@@ -132,6 +133,7 @@ class Machine final : private Pressure, private Executioner, private MappedFileP
   Fault fault;
   AddressSpaces spaces;
   PageWriteback writeback;
+  Buffers buffers;
   FilemapIo files;
   Shmem shmem;
   Flusher flusher;

@@ -55,7 +55,12 @@ Result<void> AddressSpaces::madvise_vma(VmArea& vma, VirtAddr start, VirtAddr en
   if (advice == Advice::willneed) return {};
   if (!can_madv_lru_vma(vma)) return Errno::inval;
   switch (advice) {
-    case Advice::dontneed: memory_.zap_page_range(vma, start, end); break;
+    case Advice::dontneed:
+      if ((vma.vm_flags & VM_NONLINEAR) != 0)
+        memory_.zap_nonlinear_range(vma, start, end, 0, ~uint64_t{0});
+      else
+        memory_.zap_page_range(vma, start, end);
+      break;
     case Advice::free:
       if (!vma.anonymous()) return Errno::inval;
       // Nobody could tell later whether the page was written to.

@@ -115,7 +115,11 @@ bool Memory::lock_page_or_retry(Page& page, Mm& mm, uint32_t flags) WEIR_NO_THRE
 uint32_t Memory::handle_mm_fault(VmArea& vma, VirtAddr address, uint32_t flags) {
   WEIR_FLOW(address, flags);
   vmstat_.count_vm_event(VmEvent::pgfault);
-  FaultContext ctx{.vma = vma, .mm = *vma.vm_mm, .address = address.page(), .flags = flags};
+  FaultContext ctx{.vma = vma,
+                   .mm = *vma.vm_mm,
+                   .address = address.page(),
+                   .flags = flags,
+                   .pgoff = linear_page_index(vma, address.page())};
   return era_->dispatch(ctx);
 }
 
@@ -125,7 +129,7 @@ uint32_t Memory::handle_pte_fault(FaultContext& ctx) {
     ctx.orig_pte = Pte{__atomic_load_n(&pte->v, __ATOMIC_ACQUIRE)};
   WEIR_FLOW(ctx.address, ctx.orig_pte);
   if (pte_none(ctx.orig_pte)) return ctx.vma.anonymous() ? do_anonymous_page(ctx) : era_->file_fault(ctx);
-  if (!pte_present(ctx.orig_pte)) return do_swap_page(ctx);
+  if (!pte_present(ctx.orig_pte)) return era_->pte_file(ctx.orig_pte) ? era_->nonlinear_fault(ctx) : do_swap_page(ctx);
   PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
   if (*ptl != ctx.orig_pte) return VM_FAULT_OK;
   if (ctx.write() && pte_user(ctx.orig_pte) && !pte_write(ctx.orig_pte)) return do_wp_page(ctx, std::move(ptl));
@@ -136,7 +140,7 @@ uint32_t Memory::handle_pte_fault(FaultContext& ctx) {
 /// hardware was not told yet, or (without the user right) the PTE is a copy in transit.
 uint32_t Memory::present_fault(FaultContext& ctx, PteLock ptl) {
   Page* page = vm_normal_page(ctx.orig_pte);
-  if (page == nullptr) {  // the zero page, known to hardware as soon as it is in the table
+  if (page == nullptr) {  // the zero page, a device's: known to hardware as soon as it is in the table
     ptl.unlock();
     return VM_FAULT_OK;
   }
@@ -226,8 +230,7 @@ uint32_t Memory::file_fault(FaultContext& ctx) {
 
 /// Asks the mapping's owner for the page: afterwards ctx.page is locked, unless an error or RETRY comes back.
 uint32_t Memory::ask_owner(FaultContext& ctx) {
-  FaultRequest request{
-      .vma = &ctx.vma, .address = ctx.address, .pgoff = linear_page_index(ctx.vma, ctx.address), .flags = ctx.flags};
+  FaultRequest request{.vma = &ctx.vma, .address = ctx.address, .pgoff = ctx.pgoff, .flags = ctx.flags};
   const uint32_t ret = ctx.vma.vm_ops->fault(request);
   if ((ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE | VM_FAULT_RETRY)) != 0) return ret;
   ctx.page = request.page;
@@ -235,11 +238,11 @@ uint32_t Memory::ask_owner(FaultContext& ctx) {
   return (ret & ~VM_FAULT_LOCKED);
 }
 
-/// Maps the page at ctx.address if there is still nothing. On success `ptl` is held; NOPAGE: somebody else was faster.
+/// Maps the page at ctx.address if that is still as the fault found it. On success `ptl` is held; NOPAGE: somebody else was faster.
 uint32_t Memory::set_file_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& entry) {
   ptl = tables_.pte_alloc_map_lock(ctx.mm, ctx.address);
   if (!ptl) return VM_FAULT_OOM;
-  if (!pte_none(*ptl)) return VM_FAULT_NOPAGE;
+  if (*ptl != ctx.orig_pte) return VM_FAULT_NOPAGE;
   VmArea& vma = ctx.vma;
   PageAllocator::get_page(page);
   entry = mk_pte(tables_.pages().mem().pfn(page), vma);
@@ -297,11 +300,8 @@ uint32_t Memory::cow_fault(FaultContext& ctx) {
 }
 
 uint32_t Memory::ask_mkwrite(FaultContext& ctx) {
-  FaultRequest request{.vma = &ctx.vma,
-                       .address = ctx.address,
-                       .pgoff = linear_page_index(ctx.vma, ctx.address),
-                       .flags = FAULT_FLAG_WRITE,
-                       .page = ctx.page};
+  FaultRequest request{
+      .vma = &ctx.vma, .address = ctx.address, .pgoff = ctx.page->index, .flags = FAULT_FLAG_WRITE, .page = ctx.page};
   return ctx.vma.vm_ops->page_mkwrite(request);
 }
 
@@ -435,6 +435,11 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
   WEIR_FLOW(ctx.address, ctx.orig_pte);
   Page* page = vm_normal_page(ctx.orig_pte);
   if (page == nullptr) {
+    // A device's, shared: the right to write had been taken away for a while.
+    if ((ctx.vma.vm_flags & VM_SHARED) != 0) {
+      (void)era_->reuse_page(ctx, ptl);
+      return VM_FAULT_OK;
+    }
     ptl.unlock();
     return era_->copy_page(ctx, nullptr);
   }
@@ -514,17 +519,20 @@ void Memory::cow_user_page(Page& to, Page& from) {
   mmu_.copy_user_highpage(to, from);
 }
 
-/// A copy of the page (null: of the zero page), of which the caller has a reference, takes its place. Consumes that
-/// reference.
+/// A copy of the page (null: of a frame that is not counted), of which the caller has a reference, takes its place.
+/// Consumes that reference.
 uint32_t Memory::copy_page(FaultContext& ctx, Page* old_page) {
   Lru& lru = filemap_.lru();
   Page* page = nullptr;
-  if (anon_vma_prepare(ctx.vma)) page = old_page != nullptr ? alloc_locked_page() : era_->zeroed_page(ctx);
+  // A device's frames stay as long as they are mapped, and mmap_sem is held.
+  Page* source = old_page;
+  if (old_page == nullptr && !is_zero_page(ctx.orig_pte)) source = &tables_.pages().mem().page(pte_pfn(ctx.orig_pte));
+  if (anon_vma_prepare(ctx.vma)) page = source != nullptr ? alloc_locked_page() : era_->zeroed_page(ctx);
   if (page == nullptr) {
     if (old_page != nullptr) lru.put_page(*old_page);
     return VM_FAULT_OOM;
   }
-  if (old_page != nullptr) cow_user_page(*page, *old_page);
+  if (source != nullptr) cow_user_page(*page, *source);
   page->set(PageFlag::uptodate);
 
   ChangingRange changing(ctx.mm, ctx.address, ctx.address + PAGE_SIZE);

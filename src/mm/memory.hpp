@@ -7,6 +7,7 @@
 //   none      no vm_ops: do_anonymous_page           zero page (read) or a new zeroed page
 //   none      vm_ops: do_fault -> read, cow, shared  the file's page, or a copy of it
 //   entry     do_swap_page                           the page of the slot
+//   offset    until 3.x: do_nonlinear_fault          that page of the file
 //   present   write, PTE read-only: do_wp_page       reused if nobody else has it, else copied
 //   present   anything else                          old: young again (an access-flag fault)
 //                                                    young: hardware is told again
@@ -79,6 +80,18 @@ class Memory {
   /// Rights changed (mprotect): PTEs lose what the VMA no longer grants. mmap_sem for writing.
   void change_protection(VmArea& vma, VirtAddr start, VirtAddr end);
 
+  /// [address, address + size) of vma, nothing mapped there yet, maps the frames from pfn on, as the VMA allows. They are
+  /// the caller's; they have no reverse map and are not counted. The VMA is VM_PFNMAP from now on. mmap_sem for writing.
+  /// Errors: ENOMEM, some may be mapped; EINVAL for a part of a private mapping.
+  Result<void> remap_pfn_range(VmArea& vma, VirtAddr address, Pfn pfn, uint64_t size);
+
+  /// [start, start + size) of a nonlinear vma: what is mapped goes, and pages of the file from pgoff on come at their
+  /// faults. mmap_sem for writing. Errors: ENOMEM, some of it done.
+  Result<void> generic_file_remap_pages(VmArea& vma, VirtAddr start, uint64_t size, uint64_t pgoff);
+  /// Pages [first, last] of the file leave a range of a nonlinear vma, and come back to the same addresses at their next
+  /// faults. mmap_sem or i_mmap lock held.
+  void zap_nonlinear_range(VmArea& vma, VirtAddr start, VirtAddr end, uint64_t first, uint64_t last);
+
   /// The page that is mapped there, present and read-only, is copied for this address (KSM). mmap_sem held. VmFault
   /// bits.
   uint32_t break_cow(VmArea& vma, VirtAddr address);
@@ -87,7 +100,7 @@ class Memory {
   [[nodiscard]] Filemap& filemap() const { return filemap_; }
   [[nodiscard]] SwapCache& cache() const { return cache_; }
   [[nodiscard]] PageTables& tables() const { return tables_; }
-  /// The page that a PTE maps and counts: null for none, swap entries and the zero page. Linux: vm_normal_page.
+  /// The page that a PTE maps and counts: null for none, swap entries, the zero page and frames of devices. Linux: vm_normal_page.
   [[nodiscard]] Page* vm_normal_page(Pte pte) const {
     return pte_present(pte) && !pte_special(pte) ? &tables_.pages().mem().page(pte_pfn(pte)) : nullptr;
   }
@@ -101,6 +114,7 @@ class Memory {
     Mm& mm;
     VirtAddr address;      ///< page aligned
     uint32_t flags;        ///< FaultFlag
+    uint64_t pgoff = 0;    ///< which page of the file
     Pte orig_pte{};        ///< what the fault was decided on
     Page* page = nullptr;  ///< the file's page: locked, referenced
     Page* cow_page = nullptr;
@@ -141,6 +155,17 @@ class Memory {
   void unlock_put(Page& page);
   void dirty_shared_page(FaultContext& ctx, Page& page);
 
+  // memory_nonlinear.cpp
+  bool install_file_pte(VmArea& vma, VirtAddr address, uint64_t pgoff);
+
+  // memory_remap.cpp
+  Result<void> remap_pud_range(VmArea& vma, Pte* pgd, VirtAddr address, VirtAddr end, Pfn pfn);
+  Result<void> remap_pmd_range(VmArea& vma, Pte* pud, VirtAddr address, VirtAddr end, Pfn pfn);
+  Result<void> remap_pte_range(VmArea& vma, Pte* pmd, VirtAddr address, VirtAddr end, Pfn pfn);
+  [[nodiscard]] bool is_zero_page(Pte pte) const {
+    return zero_page_ != nullptr && pte_pfn(pte) == tables_.pages().mem().pfn(zero_page_);
+  }
+
   // memory_ranges.cpp
   void tlb_flush_mmu(MmuGather& gather);
   void zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtAddr end, EvenCows even_cows = EvenCows::yes);
@@ -177,6 +202,7 @@ class Memory {
 //   entry    __handle_mm_fault               -                                       __handle_mm_fault
 //   zeroed   alloc_zeroed_user_highpage      ..._movable                             ..._movable
 //   file     do_no_page                      do_linear_fault -> __do_fault           do_fault -> do_read_fault, …
+//   nonlinear  do_file_page                  do_nonlinear_fault -> __do_fault        -
 //   write    do_wp_page                      do_wp_page                              do_wp_page -> wp_page_copy, …
 
 class MemoryEra {
@@ -192,6 +218,15 @@ class MemoryEra {
   /// A user page, locked, its content all zero. Null: no memory.
   [[nodiscard]] virtual Page* zeroed_page(Context& ctx) = 0;
   virtual uint32_t file_fault(Context& ctx) = 0;
+  /// Neither none nor present: does the PTE say which page of the file belongs there? (Until 3.x.)
+  [[nodiscard]] virtual bool pte_file(Pte pte) const {
+    (void)pte;
+    return false;
+  }
+  virtual uint32_t nonlinear_fault(Context& ctx) {
+    (void)ctx;
+    return VM_FAULT_SIGBUS;
+  }
   /// do_swap_page has found or read the page, not locked yet.
   virtual void swapped_in(Page& page) { (void)page; }
   /// The page of a slot, or a copy of it for this address. Null: no memory.
@@ -204,6 +239,10 @@ class MemoryEra {
     return pte;
   }
   [[nodiscard]] virtual Pte moved(Pte pte) const { return pte; }
+  /// What an entry of the top table covers.
+  virtual Result<void> remap_below_pgd(VmArea& vma, Pte* pgd, VirtAddr address, VirtAddr end, Pfn pfn) {
+    return memory_.remap_pud_range(vma, pgd, address, end, pfn);
+  }
   /// The page is mapped again.
   virtual void mapped_again(Page& page) { (void)page; }
   /// The page, mapped by this VMA alone, is about to be written in place. Locked.

@@ -16,15 +16,29 @@ class Memory_3 final : public MemoryEra {
   uint32_t dispatch(Context& ctx) override { return make_path_and_handle(ctx); }
   Page* zeroed_page(Context& ctx) override { return alloc_zeroed_user_highpage_movable(ctx); }
   uint32_t file_fault(Context& ctx) override { return do_linear_fault(ctx); }
+  uint32_t nonlinear_fault(Context& ctx) override { return do_nonlinear_fault(ctx); }
 
  private:
   uint32_t do_linear_fault(Context& ctx) {
     WEIR_FLOW(ctx.address, ctx.flags);
     return __do_fault(ctx);
   }
+  uint32_t do_nonlinear_fault(Context& ctx) {
+    WEIR_FLOW(ctx.address, ctx.flags);
+    if ((ctx.vma.vm_flags & VM_NONLINEAR) == 0) return VM_FAULT_SIGBUS;  // a bad PTE
+    ctx.pgoff = pte_to_pgoff(ctx.orig_pte);
+    return __do_fault(ctx);
+  }
   uint32_t __do_fault(Context& ctx) {
     WEIR_FLOW(ctx.address, ctx.flags);
     return memory_file_fault(ctx);
+  }
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "pgtable.h"
+  [[nodiscard]] bool pte_file(Pte pte) const override {
+    WEIR_FLOW(pte);
+    return is_file_pte(pte);
   }
 
 #undef WEIR_FLOW_FILE

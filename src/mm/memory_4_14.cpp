@@ -20,6 +20,9 @@ class Memory_4_14 final : public MemoryEra {
     return pte_swp_soft_dirty(swap_pte) ? pte_mksoft_dirty(pte) : pte;
   }
   [[nodiscard]] Pte moved(Pte pte) const override { return move_soft_dirty_pte(pte); }
+  Result<void> remap_below_pgd(VmArea& vma, Pte* pgd, VirtAddr address, VirtAddr end, Pfn pfn) override {
+    return remap_p4d_range(vma, pgd, address, end, pfn);
+  }
   void mapped_again(Page& page) override { lru().activate_page(page); }
   uint32_t read_fault(Context& ctx) override { return do_read_fault(ctx); }
   uint32_t cow_fault(Context& ctx) override { return do_cow_fault(ctx); }
@@ -38,6 +41,14 @@ class Memory_4_14 final : public MemoryEra {
   }
 
  private:
+  /// The fourth of five levels; there are four, and it is folded into the top.
+  Result<void> remap_p4d_range(VmArea& vma, Pte* pgd, VirtAddr address, VirtAddr end, Pfn pfn) {
+    WEIR_FLOW(address, end, pfn);
+    Pte* p4d = p4d_alloc(pgd, address);
+    const VirtAddr next = p4d_addr_end(address, end);
+    WEIR_DEBUG_BUG_ON(next != end);
+    return MemoryEra::remap_below_pgd(vma, p4d, address, next, pfn);
+  }
   /// At its new address nobody has seen it yet.
   static Pte move_soft_dirty_pte(Pte pte) {
     WEIR_FLOW(pte);
@@ -94,6 +105,19 @@ class Memory_4_14 final : public MemoryEra {
   uint32_t wp_page_shared(Context& ctx, Page& page, PteLock ptl) {
     WEIR_FLOW(ctx.address);
     return MemoryEra::reuse_shared_page(ctx, page, std::move(ptl));
+  }
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "mm.h"
+  static Pte* p4d_alloc(Pte* pgd, VirtAddr address) {
+    WEIR_FLOW(address);
+    return pgd;
+  }
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "pgtable.h"
+  static VirtAddr p4d_addr_end(VirtAddr address, VirtAddr end) {
+    WEIR_FLOW(address, end);
+    return end;
   }
 
 #undef WEIR_FLOW_FILE

@@ -46,6 +46,7 @@ void Memory::zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte,
     if (address < gather.start) gather.start = address;
     if (address + PAGE_SIZE > gather.end) gather.end = address + PAGE_SIZE;
   }
+  if (is_file_pte(was)) return;
   if (!pte_present(was)) {
     mm.dec_mm_counter(RssKind::swapents);
     gather.entries[gather.nr_entries++] = decode_swap_pte(was);
@@ -107,6 +108,7 @@ void Memory::unmap_mapping_range(AddressSpace& mapping, uint64_t holebegin, uint
     zap_pte_range(gather, *vma, start, end, even_cows);
     tlb_flush_mmu(gather);
   }
+  for (VmArea& vma : mapping.i_mmap_nonlinear) zap_nonlinear_range(vma, vma.vm_start, vma.vm_end, first, last);
 }
 
 void Memory::unmap_page_range(VmArea& vma, VirtAddr start, VirtAddr end) {
@@ -140,6 +142,10 @@ void Memory::unmap_vmas(Mm& mm, VmaList& vmas) {
 Result<void> Memory::copy_one_pte(VmArea& dst, VmArea& src, VirtAddr address, Pte* dst_pte, Pte* src_pte) {
   Mm& child = *dst.vm_mm;
   Pte pte{__atomic_load_n(&src_pte->v, __ATOMIC_RELAXED)};
+  if (is_file_pte(pte)) {
+    tables_.set_pte_at(child, address, dst_pte, pte);
+    return {};
+  }
   if (!pte_present(pte)) {
     WEIR_TRY_VOID(swap_.swap_duplicate(decode_swap_pte(pte)));
     if (!child.on_mmlist.load(std::memory_order_acquire)) swap_.mmlist_add(child);
@@ -165,8 +171,8 @@ Result<void> Memory::copy_one_pte(VmArea& dst, VmArea& src, VirtAddr address, Pt
 
 Result<void> Memory::copy_page_range(VmArea& dst, VmArea& src) {
   WEIR_FLOW(src.vm_start, src.vm_end);
-  // A file's pages come back by faults; what only this address space has does not.
-  if (src.anon_vma == nullptr) return {};
+  // A file's pages come back by faults; what only this address space has or knows, and a device's frames, do not.
+  if (src.anon_vma == nullptr && (src.vm_flags & (VM_PFNMAP | VM_NONLINEAR)) == 0) return {};
   Mm& parent = *src.vm_mm;
   Mm& child = *dst.vm_mm;
   const VirtAddr end = src.vm_end;

@@ -36,6 +36,9 @@ struct VmArea {
   ListHook anon_vma_node;          ///< 2.6.20: on the list of its AnonVma; that one's lock
   ListHook detached;               ///< on munmap's or exit's list of VMAs that have left the tree
   IntervalTreeLink shared;         ///< in AddressSpace::i_mmap, if vm_file; i_mmap lock
+  bool on_nonlinear = false;       ///< on that list; i_mmap lock
+  uint64_t unmap_cursor = 0;       ///< VM_NONLINEAR: page where reclaim goes on unmapping; raced on without harm
+  ListHook nonlinear;              ///< VM_NONLINEAR: in AddressSpace::i_mmap_nonlinear in place of that; i_mmap lock
   [[nodiscard]] uint64_t pages() const { return (vm_end - vm_start) >> PAGE_SHIFT; }
   [[nodiscard]] bool contains(VirtAddr a) const { return a >= vm_start && a < vm_end; }
   [[nodiscard]] bool anonymous() const { return vm_ops == nullptr; }
@@ -44,6 +47,11 @@ struct VmArea {
 /// VMAs that have left the tree, on their way to be freed.
 using VmaList = boost::intrusive::list<VmArea, boost::intrusive::member_hook<VmArea, ListHook, &VmArea::detached>,
                                        boost::intrusive::constant_time_size<false>>;
+
+/// A file's mappings whose PTEs may map any page of it.
+using VmaNonlinearList =
+    boost::intrusive::list<VmArea, boost::intrusive::member_hook<VmArea, ListHook, &VmArea::nonlinear>,
+                           boost::intrusive::constant_time_size<false>>;
 
 /// A file's mappings by the pages of it that they cover: AddressSpace::i_mmap.
 struct VmaSharedTraits {
@@ -167,6 +175,9 @@ struct Task {
   std::atomic<uint64_t> maj_flt{0}, min_flt{0};
   Thread* thread = nullptr;  ///< to be woken by a kill; null if it has none of its own
   uint64_t nr_dirtied = 0;   ///< pages dirtied since the last balance_dirty_pages; its own thread only
+  // Waits for pages to be freed; its own thread only. Linux: struct task_delay_info.
+  Nanos freepages_start{}, freepages_delay{};
+  uint32_t freepages_count = 0;
   int exit_code = 0;
 };
 using TaskListT = boost::intrusive::list<Task, boost::intrusive::member_hook<Task, ListHook, &Task::tasks>,

@@ -63,6 +63,7 @@ Result<void> AddressSpaces::vma_grow(Mm& mm, VmArea& vma, VirtAddr start, VirtAd
 
 VmArea* AddressSpaces::vma_merge(Mm& mm, const Wanted& wanted, VmArea* area) {
   WEIR_FLOW(wanted.start, wanted.end);
+  if ((wanted.flags & VM_SPECIAL) != 0) return nullptr;
   const uint64_t pages = (wanted.end - wanted.start) >> PAGE_SHIFT;
   const AnonVmaChain* chains = area != nullptr ? area->chains : nullptr;
   const auto alike = [&](const VmArea& v) {
@@ -170,11 +171,29 @@ Result<VmArea*> AddressSpaces::new_vma(Mm& mm, const Wanted& wanted) {
   vma->vm_pgoff = wanted.pgoff;
   vma->vm_file = wanted.file;
   vma->vm_ops = wanted.ops;
-  if (wanted.file != nullptr) get_file(*wanted.file);
+  if (wanted.file != nullptr) {
+    get_file(*wanted.file);
+    WEIR_TRY_VOID(call_mmap(mm, *vma));
+    if ((vma->vm_flags & VM_SPECIAL) != 0) vma->vm_flags &= ~VM_LOCKED_CLEAR;
+  }
   vmas_.insert(mm, *vma);
   rmap_.vma_link_file(*vma);
   WEIR_STATE(vma_create, wanted.start, 0, wanted.end);
   return vma;
+}
+
+/// The file learns of a mapping that nobody can see yet. If it refuses, the mapping is gone.
+Result<void> AddressSpaces::call_mmap(Mm& mm, VmArea& vma) {
+  vma.vm_mm = &mm;
+  const Result<void> mapped = vma.vm_file->f_op->mmap(*vma.vm_file, vma);
+  if (mapped) return {};
+  VmaList only;
+  only.push_back(vma);
+  memory_.unmap_vmas(mm, only);
+  free_tables(mm, vma.vm_start, vma.vm_end);
+  only.clear();
+  remove_vma(vma);
+  return mapped;
 }
 
 Result<VirtAddr> AddressSpaces::mmap(Mm& mm, const MmapRequest& request) {
@@ -282,6 +301,11 @@ void AddressSpaces::unmap_region(Mm& mm, VmaList& list, VirtAddr start, VirtAddr
     rmap_.unlink_anon_vmas(vma);
     rmap_.vma_unlink_file(vma);
   }
+  free_tables(mm, start, end);
+}
+
+/// Those of a hole that no neighbour needs.
+void AddressSpaces::free_tables(Mm& mm, VirtAddr start, VirtAddr end) {
   const VmArea* below = vmas_.find_vma_prev(mm, start);
   const VmArea* above = vmas_.find_vma(mm, end);
   tables_.free_pgtables(mm, start, end, below != nullptr ? below->vm_end : VirtAddr(0),

@@ -48,6 +48,7 @@ class PageAllocator {
   /// Takes over what bootmem has left, builds zones, watermarks, per-CPU lists. Bootmem ends here.
   void init(Bootmem& boot, const ZoneLayout& layout);
   void set_pressure(Pressure* pressure) { pressure_ = pressure; }
+  [[nodiscard]] Pressure* pressure() const { return pressure_; }
 
   // ---- allocation. Page comes with count 1, mapcount -1, flags clear (kernel_place if !__GFP_HIGHMEM), content
   // undefined unless __GFP_ZERO. Of a block only the first page is set up; the others stay all-zero, and must be so

@@ -3,9 +3,10 @@
 
 namespace weir {
 
-PageIo::PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu, const Profile& profile)
+PageIo::PageIo(Filemap& filemap, SwapFiles& swap, BioSet& bios, VmStat& vmstat, Mmu& mmu, const Profile& profile)
     : filemap_(filemap),
       swap_(swap),
+      bios_(bios),
       vmstat_(vmstat),
       mmu_(mmu),
       rw_page_(profile.rw_page),
@@ -13,62 +14,11 @@ PageIo::PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu, cons
 
 // ---- Bios -----------------------------------------------------------------------------------------------------------
 
-Result<void> PageIo::init(unsigned pool_size) {
-  if (pool_size == 0) return Errno::inval;
-  constexpr unsigned per_page = PAGE_SIZE / sizeof(PageBio);
-  for (unsigned made = 0; made < pool_size; made += per_page) {
-    std::byte* place = filemap_.pages().get_zeroed_page(GFP_KERNEL);
-    if (place == nullptr) return Errno::nomem;
-    ScopedLock guard(pool_lock_);
-    for (unsigned i = 0; i < per_page; ++i) {
-      auto* bio = ::new (static_cast<void*>(place + i * sizeof(PageBio))) PageBio();
-      bio->io = this;
-      bio->next_free = free_bios_;
-      free_bios_ = bio;
-    }
-    nr_free_ += per_page;
-    wake_from_ = nr_free_ / 8;
-  }
-  return {};
-}
-
-PageIo::PageBio& PageIo::get_bio(ReadList* list) {
-  PageBio* bio = nullptr;
-  const auto take = [&]() WEIR_NO_THREAD_SAFETY_ANALYSIS {
-    if (bio != nullptr) return true;
-    ScopedLock guard(pool_lock_);
-    bio = free_bios_;
-    if (bio == nullptr) return false;
-    free_bios_ = bio->next_free;
-    --nr_free_;
-    return true;
-  };
-  // Completions need nothing to free theirs, so this ends.
-  if (!take()) {
-    if (list != nullptr) submit(*list);
-    pool_wait_.wait(take);
-  }
-  in_flight_.fetch_add(1, std::memory_order_relaxed);
-  bio->bio = Bio();
-  return *bio;
-}
-
-void PageIo::bio_put(PageBio& bio) {
-  in_flight_.fetch_sub(1, std::memory_order_relaxed);
-  bool enough;
-  {
-    ScopedLock guard(pool_lock_);
-    bio.next_free = free_bios_;
-    free_bios_ = &bio;
-    enough = ++nr_free_ >= wake_from_;
-  }
-  // Who waited goes on with several, not with each one that comes back. All come back, so the rest is reached.
-  if (enough) pool_wait_.wake_one();
-}
-
 // Page locked, or under writeback: its bytes stay where kmap finds them until the end.
-PageIo::PageBio& PageIo::prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&), ReadList* list) {
-  PageBio& bio = get_bio(list);
+PageBio& PageIo::prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&), ReadList* list) {
+  const BioUnplug unplug{[](void* arg) { submit(*static_cast<ReadList*>(arg)); }, list};
+  PageBio& bio = bios_.bio_alloc(list != nullptr ? unplug : BioUnplug{});
+  bio.io = this;
   bio.page = &page;
   bio.bio.op = op;
   bio.bio.sector = sector;
@@ -79,7 +29,7 @@ PageIo::PageBio& PageIo::prepare(BioOp op, uint64_t sector, Page& page, void (*e
 }
 
 /// The bio of a swap page, aimed at its slot.
-PageIo::PageBio& PageIo::get_swap_bio(BioOp op, SwpEntry entry, Page& page, void (*end_io)(Bio&), ReadList* list) {
+PageBio& PageIo::get_swap_bio(BioOp op, SwpEntry entry, Page& page, void (*end_io)(Bio&), ReadList* list) {
   WEIR_FLOW(entry);
   return prepare(op, swp_offset(entry) * SECTORS_PER_PAGE, page, end_io, list);
 }
@@ -114,14 +64,14 @@ void PageIo::submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& p
 
 void PageIo::end_page_bio(Bio& bio) {
   PageBio& mine = *static_cast<PageBio*>(bio.owner);
-  PageIo& io = *mine.io;
+  PageIo& io = *static_cast<PageIo*>(mine.io);
   Page& page = *mine.page;
   const Errno status = bio.status;
   WEIR_STATE(io_done, bio.sector, io.filemap_.pages().mem().pfn(page), status);
   io.mmu_.kunmap(page);
   void (*const done)(Page&, Errno, void*) = mine.done;
   void* const owner = mine.owner;
-  io.bio_put(mine);
+  io.bios_.bio_put(mine);
   done(page, status, owner);
 }
 
@@ -193,13 +143,13 @@ void PageIo::write_failed(Page& page, SwpEntry entry) {
 
 void PageIo::end_swap_bio_write(Bio& bio) {
   PageBio& mine = *static_cast<PageBio*>(bio.owner);
-  PageIo& io = *mine.io;
+  PageIo& io = *static_cast<PageIo*>(mine.io);
   Page& page = *mine.page;
   WEIR_FLOW(io.filemap_.pages().mem().pfn(page), bio.status);
   WEIR_STATE(io_done, bio.sector, io.filemap_.pages().mem().pfn(page), bio.status);
   io.mmu_.kunmap(page);
   if (bio.status != Errno::ok) io.write_failed(page, SwpEntry{page.private_});
-  io.bio_put(mine);
+  io.bios_.bio_put(mine);
   io.filemap_.end_page_writeback(page);
 }
 
@@ -275,7 +225,7 @@ void PageIo::read_failed(Page& page, SwpEntry entry) {
 
 void PageIo::end_swap_bio_read(Bio& bio) {
   PageBio& mine = *static_cast<PageBio*>(bio.owner);
-  PageIo& io = *mine.io;
+  PageIo& io = *static_cast<PageIo*>(mine.io);
   Page& page = *mine.page;
   WEIR_FLOW(io.filemap_.pages().mem().pfn(page), bio.status);
   WEIR_STATE(io_done, bio.sector, io.filemap_.pages().mem().pfn(page), bio.status);
@@ -286,7 +236,7 @@ void PageIo::end_swap_bio_read(Bio& bio) {
   } else {
     io.read_failed(page, SwpEntry{page.private_});
   }
-  io.bio_put(mine);
+  io.bios_.bio_put(mine);
   io.filemap_.unlock_page(page);
 }
 

@@ -14,6 +14,7 @@
 // (page_may_be_clean): from add_to_swap to the first write, and from a failed write to the next.
 #pragma once
 
+#include "mm/bio.hpp"
 #include "mm/filemap.hpp"
 #include "mm/profile.hpp"
 #include "mm/swapfile.hpp"
@@ -22,13 +23,10 @@ namespace weir {
 
 class PageIo {
  public:
-  PageIo(Filemap& filemap, SwapFiles& swap, VmStat& vmstat, Mmu& mmu,
+  PageIo(Filemap& filemap, SwapFiles& swap, BioSet& bios, VmStat& vmstat, Mmu& mmu,
          const Profile& profile = profile_of(DEFAULT_KERNEL));
   PageIo(const PageIo&) = delete;
   PageIo& operator=(const PageIo&) = delete;
-  /// Bios come from a pool made at start: submit cannot fail, it waits for a free one. Errors: ENOMEM.
-  Result<void> init(unsigned pool_size);
-
   /// Page locked, in the swap cache, PG_dirty taken off by the caller. Unlocked when it returns, unless it answers
   /// EAGAIN: the device has no room; page still locked, dirty again, to be kept active (AOP_WRITEPAGE_ACTIVATE). Other
   /// errors: the page is unlocked and dirty again. A slot that no PTE uses is given up and nothing is written
@@ -48,7 +46,7 @@ class PageIo {
   Result<void> swap_readpage(Page& page, ReadList* list);
   /// Waits::no: nobody is going to wait for these, so no thread is kept with them.
   enum class Waits : uint8_t { no, yes };
-  void submit(ReadList& list, Waits waits = Waits::yes);
+  static void submit(ReadList& list, Waits waits = Waits::yes);
   /// A swap-cache page is newer than its slot. True if it was clean before. Without tags: nobody looks for dirty swap
   /// pages by tree.
   bool swap_set_page_dirty(Page& page);
@@ -64,22 +62,7 @@ class PageIo {
   /// try_to_free_swap is above this floor; the swap cache plugs it in.
   void set_try_to_free_swap(bool (*fn)(void*, Page&), void* arg) { try_to_free_swap_ = fn, try_arg_ = arg; }
 
-  /// Bios of the pool that are under way, for verify() and tests.
-  [[nodiscard]] unsigned bios_in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
-
  private:
-  /// A bio of the pool with what its end needs to know.
-  struct PageBio {
-    Bio bio;
-    PageIo* io = nullptr;
-    Page* page = nullptr;
-    void (*done)(Page&, Errno, void*) = nullptr;
-    void* owner = nullptr;
-    PageBio* next_free = nullptr;
-  };
-
-  [[nodiscard]] PageBio& get_bio(ReadList* list);
-  void bio_put(PageBio& bio);
   [[nodiscard]] PageBio& prepare(BioOp op, uint64_t sector, Page& page, void (*end_io)(Bio&), ReadList* list = nullptr);
   [[nodiscard]] PageBio& get_swap_bio(BioOp op, SwpEntry entry, Page& page, void (*end_io)(Bio&),
                                       ReadList* list = nullptr);
@@ -102,18 +85,13 @@ class PageIo {
 
   Filemap& filemap_;
   SwapFiles& swap_;
+  BioSet& bios_;
   VmStat& vmstat_;
   Mmu& mmu_;
   const bool rw_page_;
   Result<void> (PageIo::*const write_)(Page& page);
   bool (*try_to_free_swap_)(void*, Page&) = nullptr;
   void* try_arg_ = nullptr;
-  SpinLock pool_lock_{LockRank::leaf};
-  PageBio* free_bios_ WEIR_GUARDED_BY(pool_lock_) = nullptr;
-  unsigned nr_free_ WEIR_GUARDED_BY(pool_lock_) = 0;
-  unsigned wake_from_ = 0;  ///< so many are free before a waiter is woken: an eighth of the pool
-  WaitQueue pool_wait_;
-  WorldAtomic<unsigned> in_flight_{0};
 };
 
 }  // namespace weir

@@ -109,9 +109,15 @@ bool PageWriteback::clear_page_dirty_for_io(Page& page) {
 }
 
 void PageWriteback::cancel_dirty_page(Page& page) {
+  AddressSpace* mapping = Filemap::file_mapping(page);
+  if (mapping == nullptr || mapping->no_writeback_tags) {
+    page.clear(PageFlag::dirty);
+    return;
+  }
+  ScopedLock guard(mapping->tree_lock);
   if (!page.test_and_clear(PageFlag::dirty)) return;
-  if (const AddressSpace* mapping = Filemap::file_mapping(page); mapping != nullptr && !mapping->no_writeback_tags)
-    account_page_cleaned(page);
+  mapping->page_tree.tag_clear(page.index, PAGECACHE_TAG_DIRTY);
+  account_page_cleaned(page);
 }
 
 // ---- Throttling ----------------------------------------------------------------------------------------------------

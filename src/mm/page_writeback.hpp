@@ -29,6 +29,7 @@ enum WbReason : int {
   WB_REASON_VMSCAN = 1,
   WB_REASON_SYNC = 2,
   WB_REASON_PERIODIC = 3,
+  WB_REASON_FREE_MORE_MEM = 5,
 };
 
 /// No writer sleeps longer at a time: it must see a kill, and that the limits changed. Linux's value.
@@ -95,7 +96,7 @@ class PageWriteback {
   /// Tags follow in set_page_writeback. Also for swap-cache pages, which are not accounted. May sleep if the page is a
   /// file's.
   bool clear_page_dirty_for_io(Page& page);
-  /// Page locked: its bytes are given up. Linux: cancel_dirty_page.
+  /// Page locked: its bytes are given up, or have been written. Linux: cancel_dirty_page.
   void cancel_dirty_page(Page& page);
 
   /// Called by whoever dirtied a page, holding no page lock: every so many pages looks at the limits. Sleeps.

@@ -95,10 +95,18 @@ Result<void> PageTables::hook_in(Mm& mm, Pte* upper, unsigned upper_level, std::
     ScopedLock guard(mm.page_table_lock);
     lost = !pte_none(load(upper));
     // The table's zeros, and its lock, are there before anybody can walk to it.
-    if (!lost) __atomic_store_n(&upper->v, table_entry(pages_.mem().pfn(page)).v, __ATOMIC_RELEASE);
+    if (!lost && upper_level == PMD_LEVEL)
+      pmd_populate(upper, page);
+    else if (!lost)
+      __atomic_store_n(&upper->v, table_entry(pages_.mem().pfn(page)).v, __ATOMIC_RELEASE);
   }
   if (lost) free_table(mm, table, upper_level);
   return {};
+}
+
+void PageTables::pmd_populate(Pte* pmd, Page& table) {
+  WEIR_FLOW(pages_.mem().pfn(table));
+  __atomic_store_n(&pmd->v, table_entry(pages_.mem().pfn(table)).v, __ATOMIC_RELEASE);
 }
 
 Result<void> PageTables::__pud_alloc(Mm& mm, Pte* pgd, VirtAddr address) {
@@ -116,15 +124,31 @@ Result<void> PageTables::__pte_alloc(Mm& mm, Pte* pmd, VirtAddr address) {
   return hook_in(mm, pmd, PMD_LEVEL, pte_alloc_one());
 }
 
-Result<void> PageTables::pte_alloc(Mm& mm, VirtAddr address) {
+Pte* PageTables::pgd_offset(const Mm& mm, VirtAddr address) {
   WEIR_DEBUG_BUG_ON(mm.pgd == nullptr);
-  Pte* pgd = reinterpret_cast<Pte*>(mm.pgd) + index_at(address, PGD_LEVEL);
-  if (pte_none(load(pgd))) WEIR_TRY_VOID(__pud_alloc(mm, pgd, address));
-  Pte* pud = table_of(load(pgd)) + index_at(address, PUD_LEVEL);
-  if (pte_none(load(pud))) WEIR_TRY_VOID(__pmd_alloc(mm, pud, address));
-  Pte* pmd = table_of(load(pud)) + index_at(address, PMD_LEVEL);
+  return reinterpret_cast<Pte*>(mm.pgd) + index_at(address, PGD_LEVEL);
+}
+
+Pte* PageTables::make_pud(Mm& mm, Pte* pgd, VirtAddr address) {
+  if (pte_none(load(pgd)) && !__pud_alloc(mm, pgd, address)) return nullptr;
+  return table_of(load(pgd)) + index_at(address, PUD_LEVEL);
+}
+
+Pte* PageTables::make_pmd(Mm& mm, Pte* pud, VirtAddr address) {
+  if (pte_none(load(pud)) && !__pmd_alloc(mm, pud, address)) return nullptr;
+  return table_of(load(pud)) + index_at(address, PMD_LEVEL);
+}
+
+Result<void> PageTables::make_pte_table(Mm& mm, Pte* pmd, VirtAddr address) {
   if (pte_none(load(pmd))) WEIR_TRY_VOID(__pte_alloc(mm, pmd, address));
   return {};
+}
+
+Result<void> PageTables::pte_alloc(Mm& mm, VirtAddr address) {
+  Pte* pud = make_pud(mm, pgd_offset(mm, address), address);
+  Pte* pmd = pud != nullptr ? make_pmd(mm, pud, address) : nullptr;
+  if (pmd == nullptr) return Errno::nomem;
+  return make_pte_table(mm, pmd, address);
 }
 
 // ---- Walking --------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ namespace weir {
 inline constexpr unsigned PTRS_PER_TABLE = 512;
 inline constexpr uint64_t PMD_SIZE = uint64_t{1} << 21;  ///< what one PTE table spans
 inline constexpr uint64_t PMD_MASK = ~(PMD_SIZE - 1);
+inline constexpr uint64_t PUD_SIZE = uint64_t{1} << 30, PGDIR_SIZE = uint64_t{1} << 39;
 
 /// May a user's access use it at all? A present PTE without this right makes hardware fault (PROT_NONE, a copy in
 /// transit).
@@ -69,6 +70,12 @@ class PageTables {
 
   /// Makes the path down to the PTE table of `address`. The loser of a race frees its page. Errors: ENOMEM.
   Result<void> pte_alloc(Mm& mm, VirtAddr address);
+  // The same, level by level: the entry for the address in the table of that level, which is made if it is missing.
+  // Null, ENOMEM: no memory.
+  [[nodiscard]] static Pte* pgd_offset(const Mm& mm, VirtAddr address);
+  [[nodiscard]] Pte* make_pud(Mm& mm, Pte* pgd, VirtAddr address);
+  [[nodiscard]] Pte* make_pmd(Mm& mm, Pte* pud, VirtAddr address);
+  Result<void> make_pte_table(Mm& mm, Pte* pmd, VirtAddr address);
   /// pte_alloc, then the PTE locked. Empty: no memory.
   [[nodiscard]] PteLock pte_alloc_map_lock(Mm& mm, VirtAddr address);
   /// Empty if there is no PTE table for the address.
@@ -98,10 +105,14 @@ class PageTables {
       a = stop;
     }
   }
+  /// The end of what an entry of so many bytes (a power of two) covers, or `end` if that comes first.
+  [[nodiscard]] static constexpr VirtAddr addr_end(VirtAddr address, VirtAddr end, uint64_t size) {
+    const uint64_t next = (address.v & ~(size - 1)) + size;
+    return next - 1 < end.v - 1 ? VirtAddr(next) : end;
+  }
   /// The end of the PTE table that holds `address`, or `end` if that comes first.
   [[nodiscard]] static constexpr VirtAddr pmd_addr_end(VirtAddr address, VirtAddr end) {
-    const uint64_t next = (address.v & PMD_MASK) + PMD_SIZE;
-    return next - 1 < end.v - 1 ? VirtAddr(next) : end;
+    return addr_end(address, end, PMD_SIZE);
   }
 
   /// Frees the tables that lie wholly in [floor, ceiling) and serve [start, end). Their entries are all none; no rmap
@@ -167,6 +178,7 @@ class PageTables {
   Result<void> __pud_alloc(Mm& mm, Pte* pgd, VirtAddr address);
   Result<void> __pmd_alloc(Mm& mm, Pte* pud, VirtAddr address);
   Result<void> __pte_alloc(Mm& mm, Pte* pmd, VirtAddr address);
+  void pmd_populate(Pte* pmd, Page& table);
   Result<void> hook_in(Mm& mm, Pte* upper, unsigned upper_level, std::byte* table);
   void pgtable_page_ctor(Page& page);
   void count_table(Mm& mm, unsigned upper_level, int n);

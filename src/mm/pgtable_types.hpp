@@ -6,6 +6,8 @@
 //                 pfn         SD=11   D  A   US RW P        D dirty, SD soft dirty
 //   swap entry:   63 ... 9    8..2    1  0
 //                 offset      type    SD 0                  never all zero: offset 0 (the header's slot) is never used
+//   file offset:  63 ... 9    8   7..0                       until 3.x, in nonlinear mappings: the page of the file
+//                 pgoff       1   0
 //   none:         0
 //
 // Linux: arch/x86/include/asm/pgtable*.h, include/linux/swapops.h. Bit places of the swap entry are weir's own.
@@ -30,7 +32,7 @@ inline constexpr uint64_t PTE_PFN_MASK = 0x000ffffffffff000ull;
 [[nodiscard]] constexpr bool pte_write(Pte p) { return (p.v & _PAGE_RW) != 0; }
 [[nodiscard]] constexpr bool pte_young(Pte p) { return (p.v & _PAGE_ACCESSED) != 0; }
 [[nodiscard]] constexpr bool pte_dirty(Pte p) { return (p.v & _PAGE_DIRTY) != 0; }
-/// Maps a frame that is not counted: the zero page. No refcount, no rmap.
+/// Maps a frame that is not counted: the zero page, a device's. No refcount, no rmap.
 [[nodiscard]] constexpr bool pte_special(Pte p) { return (p.v & _PAGE_SPECIAL) != 0; }
 [[nodiscard]] constexpr Pfn pte_pfn(Pte p) { return Pfn((p.v & PTE_PFN_MASK) >> PAGE_SHIFT); }
 [[nodiscard]] constexpr Pte pte_mkyoung(Pte p) { return Pte{p.v | _PAGE_ACCESSED}; }
@@ -61,6 +63,11 @@ inline constexpr unsigned MAX_SWAPFILES = 29;  ///< 32 less the types of migrati
   return static_cast<unsigned>(e.val & ((1u << SWP_TYPE_BITS) - 1));
 }
 [[nodiscard]] constexpr uint64_t swp_offset(SwpEntry e) { return e.val >> SWP_TYPE_BITS; }
-[[nodiscard]] constexpr bool is_swap_pte(Pte p) { return !pte_none(p) && !pte_present(p); }
+/// Not present: which page of the file belongs there.
+inline constexpr uint64_t _PAGE_FILE = 1u << 8;
+[[nodiscard]] constexpr bool is_file_pte(Pte p) { return !pte_present(p) && (p.v & _PAGE_FILE) != 0; }
+[[nodiscard]] constexpr bool is_swap_pte(Pte p) { return !pte_none(p) && !pte_present(p) && !is_file_pte(p); }
+[[nodiscard]] constexpr Pte pgoff_to_pte(uint64_t pgoff) { return Pte{pgoff << 9 | _PAGE_FILE}; }
+[[nodiscard]] constexpr uint64_t pte_to_pgoff(Pte p) { return p.v >> 9; }
 
 }  // namespace weir

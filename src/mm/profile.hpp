@@ -16,6 +16,10 @@ namespace weir {
 
 enum class KernelEra : uint8_t { linux_2_6_20, linux_3, linux_4_14 };
 
+/// Of which shared mappings remap_file_pages makes nonlinear ones; of others, several linear ones. From 2.6.23 on pages that
+/// are counted as dirty must be found by their mappings; from 4.0 on there are none.
+enum class Nonlinear : uint8_t { of_all_files, of_memory_files, none };
+
 struct Profile {
   KernelEra era;
   const char* name;      ///< as --kernel and scenarios spell it
@@ -30,6 +34,7 @@ struct Profile {
   bool errseq;           ///< each open file is told of a write error (4.13); before, whoever asks first
   unsigned dirty_ratio;  ///< vm.dirty_ratio: 20 percent since 2.6.30
   bool rw_page;          ///< swap pages go to devices that answer at once without a bio (3.16)
+  Nonlinear nonlinear;
 };
 
 inline constexpr Profile PROFILES[] = {
@@ -45,7 +50,8 @@ inline constexpr Profile PROFILES[] = {
      .workingset = false,
      .errseq = false,
      .dirty_ratio = 40,
-     .rw_page = false},
+     .rw_page = false,
+     .nonlinear = Nonlinear::of_all_files},
     {.era = KernelEra::linux_3,
      .name = "3.x",
      .cold_lists = false,
@@ -58,7 +64,8 @@ inline constexpr Profile PROFILES[] = {
      .workingset = false,
      .errseq = false,
      .dirty_ratio = 20,
-     .rw_page = false},
+     .rw_page = false,
+     .nonlinear = Nonlinear::of_memory_files},
     {.era = KernelEra::linux_4_14,
      .name = "4.14",
      .cold_lists = false,
@@ -71,7 +78,8 @@ inline constexpr Profile PROFILES[] = {
      .workingset = true,
      .errseq = true,
      .dirty_ratio = 20,
-     .rw_page = true},
+     .rw_page = true,
+     .nonlinear = Nonlinear::none},
 };
 
 [[nodiscard]] constexpr const Profile& profile_of(KernelEra era) { return PROFILES[static_cast<size_t>(era)]; }

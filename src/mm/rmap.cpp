@@ -14,6 +14,26 @@ int64_t get_mm_rss(const Mm& mm) {
 
 AddressSpace* mapping_of(const VmArea& vma) { return vma.vm_file != nullptr ? &vma.vm_file->f_inode->i_data : nullptr; }
 
+// Into and out of what a file's mappings are found by; i_mmap locked for writing.
+void insert_into(AddressSpace& mapping, VmArea& vma, VmArea* after = nullptr) {
+  if ((vma.vm_flags & VM_NONLINEAR) != 0) {
+    mapping.i_mmap_nonlinear.push_back(vma);
+    vma.on_nonlinear = true;
+  } else if (after != nullptr) {
+    mapping.i_mmap.insert_after(&vma, after);
+  } else {
+    mapping.i_mmap.insert(&vma);
+  }
+}
+void erase_from(AddressSpace& mapping, VmArea& vma) {
+  if (vma.on_nonlinear) {
+    mapping.i_mmap_nonlinear.erase(mapping.i_mmap_nonlinear.iterator_to(vma));
+    vma.on_nonlinear = false;
+  } else {
+    mapping.i_mmap.erase(&vma);
+  }
+}
+
 }  // namespace
 
 bool recorded::PageAnon(const Page& page) {
@@ -137,17 +157,22 @@ void Rmap::vma_link_file(VmArea& vma, VmArea* after) {
   AddressSpace* mapping = mapping_of(vma);
   if (mapping == nullptr) return;
   ScopedWrite guard(mapping->i_mmap_rwsem);
-  if (after != nullptr)
-    mapping->i_mmap.insert_after(&vma, after);
-  else
-    mapping->i_mmap.insert(&vma);
+  insert_into(*mapping, vma, after);
 }
 
 void Rmap::vma_unlink_file(VmArea& vma) {
   AddressSpace* mapping = mapping_of(vma);
   if (mapping == nullptr) return;
   ScopedWrite guard(mapping->i_mmap_rwsem);
-  mapping->i_mmap.erase(&vma);
+  erase_from(*mapping, vma);
+}
+
+void Rmap::make_nonlinear(VmArea& vma) {
+  AddressSpace& mapping = *mapping_of(vma);
+  ScopedWrite guard(mapping.i_mmap_rwsem);
+  erase_from(mapping, vma);
+  vma.vm_flags |= VM_NONLINEAR;
+  insert_into(mapping, vma);
 }
 
 void Rmap::take_rmap_locks(VmArea& vma) WEIR_NO_THREAD_SAFETY_ANALYSIS {
@@ -175,7 +200,7 @@ VmaUpdate::VmaUpdate(Rmap& rmap, VmArea& vma, VmArea* other) WEIR_NO_THREAD_SAFE
     if (v == nullptr) continue;
     era_.pre_update_vma(*v);
     // A VMA that is just being made is in no file's tree yet, and comes into it with the others.
-    if (mapping_ != nullptr && v->shared.linked()) mapping_->i_mmap.erase(v);
+    if (mapping_ != nullptr && (v->shared.linked() || v->on_nonlinear)) erase_from(*mapping_, *v);
   }
 }
 
@@ -183,7 +208,7 @@ VmaUpdate::~VmaUpdate() WEIR_NO_THREAD_SAFETY_ANALYSIS {
   for (VmArea* v : {&vma_, other_}) {
     if (v == nullptr) continue;
     era_.post_update_vma(*v);
-    if (mapping_ != nullptr && (v != other_ || other_file_)) mapping_->i_mmap.insert(v);
+    if (mapping_ != nullptr && (v != other_ || other_file_)) insert_into(*mapping_, *v);
   }
   if (root_ != nullptr) root_->rwsem.up_write();
   if (mapping_ != nullptr) mapping_->i_mmap_rwsem.up_write();
@@ -325,12 +350,14 @@ void Rmap::for_each_vma_of(AnonVma& anon_vma, uint64_t first, uint64_t last, boo
 }
 
 void Rmap::for_each_mapping(const Page& page, bool (*fn)(VmArea& vma, VirtAddr address, void* arg), void* arg) const {
+  const auto maps = [&](const VmArea& vma, VirtAddr address) {
+    const Pte* pte = tables_.walk(*vma.vm_mm, address);
+    return pte != nullptr && pte_present(*pte) && pte_pfn(*pte) == tables_.pages().mem().pfn(page);
+  };
   const auto visit = [&](VmArea& vma) {
     if (page.index < vma.vm_pgoff || page.index - vma.vm_pgoff >= vma.pages()) return true;
     const VirtAddr address = vma.vm_start + ((page.index - vma.vm_pgoff) << PAGE_SHIFT);
-    const Pte* pte = tables_.walk(*vma.vm_mm, address);
-    if (pte == nullptr || !pte_present(*pte) || pte_pfn(*pte) != tables_.pages().mem().pfn(page)) return true;
-    return fn(vma, address, arg);
+    return !maps(vma, address) || fn(vma, address, arg);
   };
   if (PageKsm(page)) {
     struct Ask {
@@ -356,6 +383,9 @@ void Rmap::for_each_mapping(const Page& page, bool (*fn)(VmArea& vma, VirtAddr a
         [](VmArea& vma, void* v) { return (*static_cast<decltype(visit)*>(v))(vma); },
         const_cast<void*>(static_cast<const void*>(&visit)));
   } else if (AddressSpace* mapping = Filemap::file_mapping(page)) {
+    for (VmArea& vma : mapping->i_mmap_nonlinear)
+      for (VirtAddr a = vma.vm_start; a < vma.vm_end; a = a + PAGE_SIZE)
+        if (maps(vma, a) && !fn(vma, a, arg)) return;
     VmaFileTree& tree = mapping->i_mmap;
     for (VmArea* vma = tree.iter_first(page.index, page.index); vma != nullptr && visit(*vma);
          vma = tree.iter_next(vma, page.index, page.index)) {
@@ -446,6 +476,71 @@ bool RmapEra::unmap_pte(Page& page, VmArea& vma, VirtAddr address, PteLock pte, 
   const bool last = PageAllocator::put_page_testzero(page);
   WEIR_BUG_ON(last);
   return true;
+}
+
+void RmapEra::unmap_nonlinear(Page& page, AddressSpace& mapping) {
+  constexpr uint64_t CLUSTER = 32;  // pages
+  int32_t mapcount = page_mapcount(page);
+  uint64_t longest = 0;
+  for (const VmArea& vma : mapping.i_mmap_nonlinear) longest = vma.pages() > longest ? vma.pages() : longest;
+  // Once around each of them at most, a cluster of each in turn.
+  for (uint64_t done = 0; done < longest && mapcount > 0; done += CLUSTER) {
+    for (VmArea& vma : mapping.i_mmap_nonlinear) {
+      if (done >= vma.pages() || mapcount <= 0 || (vma.vm_flags & VM_LOCKED) != 0) continue;
+      if (vma.unmap_cursor >= vma.pages()) vma.unmap_cursor = 0;
+      const VirtAddr start = vma.vm_start + (vma.unmap_cursor << PAGE_SHIFT);
+      const VirtAddr table_end = PageTables::pmd_addr_end(start, vma.vm_end);
+      const VirtAddr end = table_end - start > CLUSTER << PAGE_SHIFT ? start + (CLUSTER << PAGE_SHIFT) : table_end;
+      try_to_unmap_cluster(vma, start, end, mapcount);
+      vma.unmap_cursor += (end - start) >> PAGE_SHIFT;
+    }
+  }
+}
+
+/// All in one table, 32 pages at most.
+void RmapEra::try_to_unmap_cluster(VmArea& vma, VirtAddr start, VirtAddr end, int32_t& mapcount) {
+  WEIR_FLOW(start, end);
+  Mm& mm = *vma.vm_mm;
+  struct Gone {
+    Page* page;
+    bool dirty;
+  } gone[32];
+  unsigned n = 0;
+  FlushBatch batch;
+  {
+    PteLock ptl = tables().pte_offset_map_lock(mm, start);
+    if (!ptl) return;
+    update_hiwater_rss(mm);
+    Pte* pte = ptl.get();
+    for (VirtAddr a = start; a < end; a = a + PAGE_SIZE, ++pte) {
+      const Pte now{__atomic_load_n(&pte->v, __ATOMIC_RELAXED)};
+      if (!pte_present(now) || tables().ptep_test_and_clear_young(mm, a, pte)) continue;
+      Page& page = tables().pages().mem().page(pte_pfn(now));
+      const Pte was = tables().ptep_clear_flush(mm, a, pte);
+      if (page.index != linear_page_index(vma, a)) tables().set_pte_at(mm, a, pte, pgoff_to_pte(page.index));
+      mm.dec_mm_counter(mm_counter(page));
+      rmap_.page_remove_rmap(page);
+      changed(mm, a);
+      batch.add(mm, a, nullptr);
+      gone[n++] = {&page, pte_dirty(was)};
+      --mapcount;
+    }
+  }
+  // Nobody can write to them any more before they are dirtied, or freed.
+  if (n > 0) mmu().flush_batch(batch);
+  for (unsigned i = 0; i < n; ++i) {
+    if (gone[i].dirty) rmap_.set_page_dirty(*gone[i].page);
+    lru().put_page(*gone[i].page);
+  }
+}
+
+void RmapEra::mkclean_nonlinear(Page& page, AddressSpace& mapping, RmapWalk& walk) {
+  for (VmArea& vma : mapping.i_mmap_nonlinear) {
+    for (VirtAddr a = vma.vm_start; a < vma.vm_end; a = a + PAGE_SIZE) {
+      room_to_flush(walk);
+      if (PteLock pte = pte_of(page, vma, a)) mkclean_pte(page, vma, a, std::move(pte), walk);
+    }
+  }
 }
 
 void RmapEra::mkclean_pte(Page& page, VmArea& vma, VirtAddr address, PteLock pte, RmapWalk& walk) {

@@ -116,6 +116,9 @@ class Rmap final : private LockedMappings {
   /// Into i_mmap of its file, if it has one; in fork after the VMA it was copied from.
   void vma_link_file(VmArea& vma, VmArea* after = nullptr);
   void vma_unlink_file(VmArea& vma);
+  /// A shared mapping of a file becomes VM_NONLINEAR: it is found no more by the pages that it covers. mmap_sem for
+  /// writing.
+  void make_nonlinear(VmArea& vma);
   /// i_mmap and anon_vma locks of the VMA for writing: no walk sees its PTEs while they move.
   void take_rmap_locks(VmArea& vma);
   void drop_rmap_locks(VmArea& vma);
@@ -318,7 +321,17 @@ class RmapEra {
   }
   void mkclean_pte(Page& page, VmArea& vma, VirtAddr address, PteLock pte, RmapWalk& walk);
 
+  // Mappings of the page's file that are nonlinear (until 3.x); i_mmap locked.
+  /// Nobody knows where they map the page: so as many of their mappings go as it has left, whatever pages these are of,
+  /// and those that are young stay.
+  void unmap_nonlinear(Page& page, AddressSpace& mapping);
+  /// All their PTEs are looked at. (2.6.20 forgets them.)
+  void mkclean_nonlinear(Page& page, AddressSpace& mapping, RmapWalk& walk);
+
   Rmap& rmap_;
+
+ private:
+  void try_to_unmap_cluster(VmArea& vma, VirtAddr start, VirtAddr end, int32_t& mapcount);
 };
 
 /// Makes the era's object in `place` (Rmap::ERA_BYTES).

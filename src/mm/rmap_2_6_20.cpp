@@ -180,7 +180,8 @@ class Rmap_2_6_20 final : public RmapEra {
     ScopedRead guard(mapping->i_mmap_rwsem);
     for (VmArea* vma = mapping->i_mmap.iter_first(page.index, page.index); vma != nullptr;
          vma = mapping->i_mmap.iter_next(vma, page.index, page.index))
-      if (!try_to_unmap_one(page, *vma, walk) || !page_mapped(page)) break;
+      if (!try_to_unmap_one(page, *vma, walk) || !page_mapped(page)) return;
+    unmap_nonlinear(page, *mapping);
   }
 
   void page_mkclean_one(Page& page, VmArea& vma, RmapWalk& walk) {
@@ -198,6 +199,7 @@ class Rmap_2_6_20 final : public RmapEra {
     for (VmArea* vma = mapping->i_mmap.iter_first(page.index, page.index); vma != nullptr;
          vma = mapping->i_mmap.iter_next(vma, page.index, page.index))
       if ((vma->vm_flags & VM_SHARED) != 0) page_mkclean_one(page, *vma, walk);
+    mkclean_nonlinear(page, *mapping, walk);
   }
 };
 static_assert(sizeof(Rmap_2_6_20) <= Rmap::ERA_BYTES);

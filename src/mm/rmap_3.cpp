@@ -123,6 +123,10 @@ class Rmap_3 final : public RmapChains {
   void try_to_unmap_file(Page& page, RmapWalk& walk) {
     WEIR_FLOW(pfn(page));
     for_each_file(page, [&](VmArea& vma, VirtAddr at) { return try_to_unmap_one(page, vma, at, walk); });
+    AddressSpace* mapping = Filemap::file_mapping(page);
+    if (mapping == nullptr || !page_mapped(page)) return;
+    ScopedRead guard(mapping->i_mmap_rwsem);
+    unmap_nonlinear(page, *mapping);
   }
 
   bool page_mkclean_one(Page& page, VmArea& vma, VirtAddr address, RmapWalk& walk) {

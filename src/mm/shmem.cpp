@@ -29,7 +29,7 @@ Shmem::Shmem(SwapCache& cache, SwapFiles& swap, PageIo& io, FilemapIo& files, Pa
       vmstat_(vmstat),
       mmu_(cache.mmu()),
       profile_(profile),
-      truncate_(filemap_, writeback, mmu_) {}
+      truncate_(filemap_, writeback, files.buffers(), mmu_) {}
 
 Result<void> Shmem::init() {
   inode_cache_ =

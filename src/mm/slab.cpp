@@ -228,9 +228,29 @@ void* Slab::kmem_cache_alloc(KmemCache& cache, gfp_t gfp) {
   return slab_alloc(cache, gfp);
 }
 
+bool Slab::should_failslab(const KmemCache& cache) {
+  WEIR_FLOW(cache);
+  if (failslab_times_.fetch_sub(1, std::memory_order_relaxed) > 1) return true;
+  failslab_cache_.store(nullptr, std::memory_order_relaxed);
+  return true;
+}
+
+bool Slab::set_failslab(const char* cache, unsigned times) {
+  ScopedLock guard(slab_mutex_);
+  for (KmemCache& one : caches_) {
+    if (std::strcmp(one.name, cache) != 0) continue;
+    failslab_times_.store(times, std::memory_order_relaxed);
+    failslab_cache_.store(times != 0 ? &one : nullptr, std::memory_order_relaxed);
+    return true;
+  }
+  return false;
+}
+
 void* Slab::slab_alloc(KmemCache& cache, gfp_t gfp) {
   WEIR_FLOW(cache, gfp);
   if (gfp.has(__GFP_DIRECT_RECLAIM)) might_sleep();
+  if (__builtin_expect(failslab_cache_.load(std::memory_order_relaxed) == &cache, 0) && should_failslab(cache))
+    return nullptr;
   void* object = nullptr;
   {
     ArrayCache& array = this_cpu_array(cache);

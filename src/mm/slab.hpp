@@ -90,6 +90,9 @@ class Slab {
   [[nodiscard]] CacheInfo info(KmemCache& cache) const;
   /// In the order in which they were made. Takes slab_mutex.
   void for_each_cache(void (*fn)(void* arg, const CacheInfo& info), void* arg);
+  /// Fault injection: the next `times` allocations from that cache fail. Linux: failslab with cache-filter. False: there
+  /// is no such cache. Takes slab_mutex.
+  bool set_failslab(const char* cache, unsigned times);
   /// For verify(): walks every slab; a bug found is reported through `fail(id, text)`.
   void survey(void (*fail)(void*, const char* id, const char* text), void* arg);
 
@@ -99,6 +102,7 @@ class Slab {
   [[nodiscard]] void* __kmalloc(size_t size, gfp_t gfp);
   [[nodiscard]] void* __do_kmalloc(size_t size, gfp_t gfp);
   [[nodiscard]] void* slab_alloc(KmemCache& cache, gfp_t gfp);
+  [[nodiscard]] bool should_failslab(const KmemCache& cache);
   [[nodiscard]] void* cache_alloc_refill(KmemCache& cache, gfp_t gfp);
   [[nodiscard]] Page* cache_grow_begin(KmemCache& cache, gfp_t gfp);
   [[nodiscard]] Page* kmem_getpages(KmemCache& cache, gfp_t gfp);
@@ -136,6 +140,8 @@ class Slab {
   unsigned cpus_;         // immutable
   Mutex slab_mutex_{LockRank::slab_mutex};
   KmemCacheList caches_ WEIR_GUARDED_BY(slab_mutex_);
+  std::atomic<KmemCache*> failslab_cache_{nullptr};
+  std::atomic<unsigned> failslab_times_{0};
   KmemCache cache_cache_;                                   ///< the cache of caches
   KmemCache* kmalloc_caches_[KMALLOC_SHIFT_HIGH + 1] = {};  // immutable after init; by log2 of the size
   KmemCache* kmalloc_96_ = nullptr;

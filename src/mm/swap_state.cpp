@@ -3,6 +3,8 @@
 
 #include <algorithm>
 
+#include "mm/page_private.hpp"
+
 namespace weir {
 
 namespace {
@@ -142,7 +144,7 @@ Result<void> SwapCache::insert(Page& page, SwpEntry entry, RadixPreload& preload
   const Pfn pfn = filemap_.pages().mem().pfn(page);
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || PageSwapCache(page) || !PageSwapBacked(page));
   AddressSpace& space = era_->space(entry);
-  page.private_ = entry.val;
+  set_page_private(page, entry.val);
   Result<void> added;
   {
     ScopedLock guard(space.tree_lock);
@@ -151,10 +153,10 @@ Result<void> SwapCache::insert(Page& page, SwpEntry entry, RadixPreload& preload
       page.set(PageFlag::swapcache);
       WEIR_STATE(swap_cache, entry, 0, pfn.v + 1);
       ++space.nrpages;
-      vmstat_.inc_node_page_state(NodeStat::nr_file_pages);
+      era_->count_cached(vmstat_);
       vmstat_.inc_node_page_state(NodeStat::nr_swapcached);
     } else {
-      page.private_ = 0;
+      set_page_private(page, 0);
     }
   }
   if (!added) {
@@ -173,7 +175,7 @@ void SwapCache::__delete_from_swap_cache(Page& page) {
   AddressSpace& space = era_->space(entry);
   void* was = space.page_tree.erase(index_of(entry), filemap_.node_source());
   WEIR_BUG_ON(was != &page);
-  page.private_ = 0;
+  set_page_private(page, 0);
   page.clear(PageFlag::swapcache);
   WEIR_STATE(swap_cache, entry, pfn.v + 1, 0);
   // Its doubts were about the slot.

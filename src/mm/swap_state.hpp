@@ -194,6 +194,8 @@ class SwapCacheEra {
   SwapCacheEra(const SwapCacheEra&) = delete;
   SwapCacheEra& operator=(const SwapCacheEra&) = delete;
 
+  /// A page more in the swap cache: NR_FILE_PAGES.
+  virtual void count_cached(VmStat& vmstat) { vmstat.__inc_zone_page_state(NodeStat::nr_file_pages); }
   /// Before 3.9.
   [[nodiscard]] virtual bool one_space() const = 0;
   virtual AddressSpace& space(SwpEntry entry) = 0;

@@ -14,6 +14,7 @@ class SwapCache_4_14 final : public SwapCacheEra {
 
 #undef WEIR_FLOW_FILE
 #define WEIR_FLOW_FILE "swap_state.cpp"
+  void count_cached(VmStat& vmstat) override { vmstat.inc_node_page_state(NodeStat::nr_file_pages); }
   [[nodiscard]] bool one_space() const override { return false; }
   AddressSpace& space(SwpEntry entry) override { return cache_.swap_address_space(entry); }
 

@@ -44,6 +44,7 @@ uint64_t AddressSpaces::pagemap(Mm& mm, VirtAddr address) {
   if (!ptl || pte_none(*ptl)) return entry;
   const Pte pte = *ptl;
   if (is_soft_dirty(pte)) entry |= PM_SOFT_DIRTY;
+  if (is_file_pte(pte)) return entry | PM_FILE;
   if (!pte_present(pte)) {
     const SwpEntry swap = decode_swap_pte(pte);
     return entry | PM_SWAP | swp_type(swap) | (swp_offset(swap) << MAX_SWAPFILES_SHIFT);

@@ -12,6 +12,8 @@ void Truncate::truncate_complete_page(Page& page) {
   writeback_.cancel_dirty_page(page);
   filemap_.lru().clear_page_mlock(page);
   filemap_.delete_from_page_cache(page);
+  // Only now: off the tree nobody can make a buffer dirty any more, but who has one in use.
+  if (page.test(PageFlag::private_)) buffers_.block_invalidatepage(page);
   filemap_.lru().put_page(page);  // the tree's
 }
 
@@ -70,6 +72,7 @@ void Truncate::truncate_setsize(Inode& inode, uint64_t size) {
 }
 
 bool Truncate::invalidate_complete_page(AddressSpace& mapping, Page& page) {
+  if (page.test(PageFlag::private_) && !buffers_.try_to_release_page(page, gfp_t{})) return false;
   ScopedLock guard(mapping.tree_lock);
   // The tree's reference and ours: whoever else has one may be about to use the page.
   if (!page_ref_freeze(page, 2)) return false;

@@ -9,6 +9,7 @@
 // Linux: mm/truncate.c.
 #pragma once
 
+#include "mm/buffer.hpp"
 #include "mm/inode.hpp"
 #include "mm/page_content.hpp"
 #include "mm/page_writeback.hpp"
@@ -17,8 +18,8 @@ namespace weir {
 
 class Truncate {
  public:
-  Truncate(Filemap& filemap, PageWriteback& writeback, Mmu& mmu)
-      : filemap_(filemap), writeback_(writeback), mmu_(mmu) {}
+  Truncate(Filemap& filemap, PageWriteback& writeback, Buffers& buffers, Mmu& mmu)
+      : filemap_(filemap), writeback_(writeback), buffers_(buffers), mmu_(mmu) {}
 
   /// The file is `size` bytes long from now on, and no page behind that is cached or mapped when this returns. Nobody
   /// else changes the size (Inode::rwsem). Sleeps.
@@ -37,6 +38,7 @@ class Truncate {
 
   Filemap& filemap_;
   PageWriteback& writeback_;
+  Buffers& buffers_;
   Mmu& mmu_;
 };
 

@@ -322,6 +322,7 @@ enum VmFlag : uint64_t {
   VM_MAYEXEC = 1u << 6,
   VM_MAYSHARE = 1u << 7,
   VM_GROWSDOWN = 1u << 8,
+  VM_PFNMAP = 1u << 10,  ///< frames without a page behind them: special PTEs
   VM_LOCKED = 1u << 13,
   VM_IO = 1u << 14,
   VM_SEQ_READ = 1u << 15,
@@ -331,10 +332,14 @@ enum VmFlag : uint64_t {
   VM_LOCKONFAULT = 1u << 19,  ///< with VM_LOCKED: pages are locked as they come, none is brought in
   VM_ACCOUNT = 1u << 20,
   VM_NORESERVE = 1u << 21,
+  VM_NONLINEAR = 1u << 23,  ///< a PTE's page of the file is not told by its address (remap_file_pages, until 3.x)
+  VM_DONTDUMP = 1u << 26,
   VM_MERGEABLE = 1u << 31,  ///< KSM may merge its pages
   VM_SOFTDIRTY = 1u << 27,  ///< made or grown since soft-dirty bits were last cleared
 };
 inline constexpr uint64_t VM_ACCESS_FLAGS = VM_READ | VM_WRITE | VM_EXEC;
+/// Mappings that are left as they are: neither merged nor locked.
+inline constexpr uint64_t VM_SPECIAL = VM_IO | VM_DONTEXPAND | VM_PFNMAP;
 
 enum class RssKind : uint8_t { file, anon, swapents, shmem, count };
 

@@ -19,11 +19,16 @@ namespace {
   X(buddy, "free areas: every block whole, aligned, counted; merged with its buddy where that is free")                \
   X(free_count, "a zone's nr_free = pages on its free lists")                                                          \
   X(mapcount, "_mapcount + 1 = PTEs that map the page")                                                                \
-  X(refcount, "_refcount >= mappings + cache + pagevecs, and > 0 for an owned page")                                   \
+  X(refcount, "_refcount = mappings + cache + pagevecs + buffers, and > 0 for an owned page")                          \
   X(anon_mapping, "an anonymous page's VMA is linked to the AnonVma its mapping names, at the page's index")           \
   X(rmap, "the reverse map of a page finds every PTE that maps it, each once")                                         \
   X(file_mapping, "a file page is mapped by VMAs of its file, at its index; i_mmap holds exactly those VMAs")          \
   X(pte_target, "a present PTE maps an owned user page (or the zero page)")                                            \
+  X(pfn_map,                                                                                                           \
+    "a VM_PFNMAP VMA has special PTEs of frames that the kernel keeps, and copies of them; else only the zero page "   \
+    "is special")                                                                                                      \
+  X(nonlinear,                                                                                                         \
+    "a PTE with a file offset lies in a VM_NONLINEAR VMA; such VMAs, and no others, are on their file's list")         \
   X(pte_in_vma, "every PTE that is not none lies in a VMA of its Mm")                                                  \
   X(pte_rights, "a PTE lets write only where its VMA does, and never to a page of a private file mapping")             \
   X(kernel_pte, "the kernel's PTEs map frames of vmalloc, each once, and every such frame has one")                    \
@@ -48,6 +53,9 @@ namespace {
   X(shmem, "a memory file's counts = its pages and swap entries; with entries it is on the swaplist; the limit's sum") \
   X(isolated, "at rest no page is isolated from the LRU or counted as under writeback")                                \
   X(zspages, "nr_zspages = frames that belong to zram pools")                                                          \
+  X(buffers, "PG_private: a ring of buffers of one size that covers the page, in order; all there are are in one")     \
+  X(buffer_dirty, "a dirty buffer's page is dirty")                                                                    \
+  X(buffer_idle, "at rest no buffer is locked, in use or under I/O")                                                   \
   X(page_lock, "at rest no page is locked or under writeback")                                                         \
   X(writable_shared, "an anonymous page mapped writable has one mapping")
 
@@ -233,6 +241,10 @@ class Scan {
     expect(Inv::pte_in_vma, vma != nullptr, address.v, 1, 0);
     if (vma != nullptr && pte_present(pte) && pte_write(pte))
       expect(Inv::pte_rights, (vma->vm_flags & VM_WRITE) != 0, address.v, 0, pte.v);
+    if (is_file_pte(pte)) {
+      expect(Inv::nonlinear, vma != nullptr && (vma->vm_flags & VM_NONLINEAR) != 0, address.v, 1, pte.v);
+      return;
+    }
     if (!pte_present(pte)) {
       const SwpEntry entry = decode_swap_pte(pte);
       ++rss_[static_cast<unsigned>(RssKind::swapents)];
@@ -244,6 +256,13 @@ class Scan {
     const Pfn pfn = pte_pfn(pte);
     expect(Inv::pte_target, m_.mem.valid(pfn), address.v, 0, pfn.v);
     if (!m_.mem.valid(pfn)) return;
+    const bool pfn_map = vma != nullptr && (vma->vm_flags & VM_PFNMAP) != 0;
+    if (pte_special(pte) && !is_zero_page(pfn)) {
+      expect(Inv::pfn_map, pfn_map && count_of(pfn).free_state == 0 && !m_.mem.page(pfn).test(PageFlag::lru), address.v,
+             1, pte.v);
+      return;
+    }
+    expect(Inv::pfn_map, !pfn_map || PageAnon(m_.mem.page(pfn)), address.v, 0, pte.v);
     if (is_zero_page(pfn)) {
       expect(Inv::pte_target, !pte_write(pte), address.v, 0, pte.v);
       return;
@@ -276,8 +295,9 @@ class Scan {
       }
       expect(Inv::file_mapping, page.mapping.load() == reinterpret_cast<uintptr_t>(&vma->vm_file->f_inode->i_data),
              address.v, 0, pfn.v);
-      equal(Inv::file_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)),
-            static_cast<int64_t>(page.index));
+      if ((vma->vm_flags & VM_NONLINEAR) == 0)
+        equal(Inv::file_mapping, address.v, static_cast<int64_t>(linear_page_index(*vma, address)),
+              static_cast<int64_t>(page.index));
       expect(Inv::pte_rights, (vma->vm_flags & VM_SHARED) != 0 || !pte_write(pte), address.v, 0, pte.v);
     }
   }
@@ -316,6 +336,9 @@ class Scan {
       if ((vma.vm_flags & VM_LOCKED) != 0) locked += static_cast<int64_t>(vma.pages());
       if (vma.vm_file != nullptr) {
         ++file_vmas_;
+        expect(Inv::nonlinear, vma.on_nonlinear == ((vma.vm_flags & VM_NONLINEAR) != 0), vma.vm_start.v,
+               vma.vm_flags & VM_NONLINEAR, vma.on_nonlinear);
+        if ((vma.vm_flags & VM_NONLINEAR) != 0) continue;
         const VmaFileTree& tree = vma.vm_file->f_inode->i_data.i_mmap;
         VmArea* found = tree.iter_first(vma.vm_pgoff, vma.vm_pgoff);
         while (found != nullptr && found != &vma) found = tree.iter_next(found, vma.vm_pgoff, vma.vm_pgoff);
@@ -374,6 +397,7 @@ class Scan {
     const auto count = [&](Inode& inode) {
       const VmaFileTree& tree = inode.i_data.i_mmap;
       for (VmArea* vma = tree.first(); vma != nullptr; vma = tree.next(vma)) ++linked;
+      linked += static_cast<int64_t>(inode.i_data.i_mmap_nonlinear.size());
     };
     m_.files.for_each_inode(count);
     m_.shmem.for_each_inode(count);
@@ -501,6 +525,29 @@ class Scan {
            page.test(PageFlag::zram) || page.test(PageFlag::reserved) || page.test(PageFlag::kernel_place);
   }
 
+  /// The page has PG_private.
+  void check_buffers(const Page& page) {
+    const uint64_t pfn = m_.mem.pfn(page).v;
+    const BufferHead* head = page_buffers(page);
+    const BufferHead* bh = head;
+    uint32_t covered = 0;
+    do {
+      const bool known = m_.mem.is_kernel_address(bh);
+      expect(Inv::buffers,
+             known && bh->b_page == &page && bh->b_size == head->b_size && bh->b_offset == covered && bh->b_size != 0,
+             pfn, covered, known ? bh->b_offset : 0);
+      if (!known || bh->b_size == 0) return;
+      ++buffers_;
+      covered += bh->b_size;
+      expect(Inv::buffer_dirty, !bh->test(BufferFlag::dirty) || page.test(PageFlag::dirty), pfn, 1, bh->b_offset);
+      constexpr uint32_t BUSY = BufferHead::bit(BufferFlag::lock) | BufferHead::bit(BufferFlag::async_read) |
+                                BufferHead::bit(BufferFlag::async_write);
+      expect(Inv::buffer_idle, bh->b_count.load() == 0 && (bh->b_state.load() & BUSY) == 0, pfn, 0, bh->b_state.load());
+      bh = bh->b_this_page;
+    } while (bh != head && covered < PAGE_SIZE);
+    expect(Inv::buffers, bh == head && covered == PAGE_SIZE, pfn, PAGE_SIZE, covered);
+  }
+
   void check_frames() {
     bool in_kernel_block = false;  // the frame belongs to a block whose first frame is the kernel's
     for (int64_t i = 0; i < m_.mem.frames.v; ++i) {
@@ -528,8 +575,11 @@ class Scan {
         } else if (head) {
           // A user page between homes: only pagevecs have it. The zero page is held by the machine.
           in_kernel_block = false;
+          // One that has left its file may have buffers.
+          const int32_t buffers = page.test(PageFlag::private_) ? 1 : 0;
+          if (buffers != 0) check_buffers(page);
           if (!is_zero_page(pfn))
-            expect(Inv::frame_lost, page_count(page) == pagevecs, pfn.v, static_cast<uint64_t>(pagevecs),
+            expect(Inv::frame_lost, page_count(page) == pagevecs + buffers, pfn.v, static_cast<uint64_t>(pagevecs),
                    static_cast<uint64_t>(page_count(page)));
         } else {
           expect(Inv::frame_lost, in_kernel_block && page.flags.load() == 0, pfn.v, 0, page.flags.load());
@@ -542,7 +592,8 @@ class Scan {
       equal(Inv::mapcount, pfn.v, frame.mapped, page_mapcount(page));
       // Forks of a merged page's mappings are found again by the next scan.
       if (frame.mapped > 0 && !PageKsm(page)) equal(Inv::rmap, pfn.v, frame.mapped, found_by_rmap(page));
-      const int32_t explained = frame.mapped + frame.in_tree + pagevecs;
+      if (page.test(PageFlag::private_)) check_buffers(page);
+      const int32_t explained = frame.mapped + frame.in_tree + pagevecs + (page.test(PageFlag::private_) ? 1 : 0);
       expect(Inv::refcount, page_count(page) == explained, pfn.v, static_cast<uint64_t>(explained),
              static_cast<uint64_t>(page_count(page)));
       expect(Inv::lru_flags, frame.on_lru == (page.test(PageFlag::lru) ? 1 : 0), pfn.v, page.test(PageFlag::lru),
@@ -615,6 +666,7 @@ class Scan {
     stat(NodeStat::nr_shmem, shmem_);
     for (const NodeStat s : {NodeStat::nr_isolated_anon, NodeStat::nr_isolated_file, NodeStat::nr_writeback})
       equal(Inv::isolated, static_cast<uint64_t>(s), 0, m_.vmstat.node_page_state(s));
+    equal(Inv::buffers, 0, buffers_, m_.buffers.nr_buffer_heads());
     equal(Inv::zspages, 0, zspages_, m_.vmstat.node_page_state(NodeStat::nr_zspages));
   }
 
@@ -624,7 +676,7 @@ class Scan {
   SlotCount* slots_[MAX_SWAPFILES];
   int64_t rss_[static_cast<unsigned>(RssKind::count)] = {};
   int64_t tables_ = 0, file_pages_ = 0, swap_cached_ = 0, dirty_ = 0, anon_ = 0, mapped_file_ = 0;
-  int64_t file_vmas_ = 0, zspages_ = 0, mlocked_ = 0, shmem_ = 0;
+  int64_t file_vmas_ = 0, zspages_ = 0, mlocked_ = 0, shmem_ = 0, buffers_ = 0;
   unsigned broken_ = 0;
 };
 

@@ -51,13 +51,14 @@ const char* page_keep_name(PageKeep reason) {
       "the device has no room",
       "write started",
       "write failed",
+      "buffers in use",
   };
   static_assert(std::size(names) == static_cast<size_t>(PageKeep::count));
   return reason < PageKeep::count ? names[static_cast<unsigned>(reason)] : "?";
 }
 
 Vmscan::Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& filemap, SwapFiles& swap,
-               SwapCache& cache, PageWriteback& writeback, VmStat& vmstat, Mmu& mmu, KernelEra kernel)
+               SwapCache& cache, PageWriteback& writeback, Buffers& buffers, VmStat& vmstat, Mmu& mmu, KernelEra kernel)
     : node_(node),
       pages_(pages),
       lru_(lru),
@@ -66,6 +67,7 @@ Vmscan::Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& 
       swap_(swap),
       cache_(cache),
       writeback_(writeback),
+      buffers_(buffers),
       vmstat_(vmstat),
       mmu_(mmu) {
   Era::place(*this, kernel);
@@ -270,8 +272,49 @@ void Vmscan::shrink_zones(ScanControl& sc) {
   shrink_node(sc);
 }
 
+namespace {
+
+Task* current_task() {
+  const Thread* thread = engine_thread().thread;
+  return thread != nullptr ? thread->task : nullptr;
+}
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "vmscan.h"
+void trace_mm_vmscan_direct_reclaim_begin(Order order, gfp_t gfp) { WEIR_FLOW(order, gfp); }
+void trace_mm_vmscan_direct_reclaim_end(PageCount nr_reclaimed) { WEIR_FLOW(nr_reclaimed); }
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "delayacct.cpp"
+void delayacct_end(Nanos start, Nanos& total, uint32_t& count) {
+  WEIR_FLOW(start);
+  total += world().now() - start;
+  ++count;
+}
+void __delayacct_freepages_end(Task& task) {
+  WEIR_FLOW(task.pid);
+  delayacct_end(task.freepages_start, task.freepages_delay, task.freepages_count);
+}
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "delayacct.h"
+void delayacct_freepages_start() {
+  WEIR_FLOW();
+  if (Task* task = current_task()) task->freepages_start = world().now();
+}
+void delayacct_freepages_end() {
+  WEIR_FLOW();
+  if (Task* task = current_task()) __delayacct_freepages_end(*task);
+}
+
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "vmscan.cpp"
+
+}  // namespace
+
 PageCount Vmscan::do_try_to_free_pages(ScanControl& sc) {
   WEIR_FLOW(sc.order, sc.gfp_mask);
+  delayacct_freepages_start();
   WEIR_STATE(reclaim_start, sc.reason, sc.priority, sc.nr_to_reclaim);
   if (sc.reason == ReclaimReason::direct) vmstat_.count_vm_event(VmEvent::allocstall);
   for (; sc.priority >= 0; --sc.priority) {
@@ -281,6 +324,7 @@ PageCount Vmscan::do_try_to_free_pages(ScanControl& sc) {
     if (sc.priority < DEF_PRIORITY - 2) sc.may_writepage = true;
   }
   snapshot_refaults();
+  delayacct_freepages_end();
   return sc.nr_reclaimed;
 }
 
@@ -566,7 +610,10 @@ struct Vmscan::Era_4_14 final : Era {
     sc.reclaim_idx = gfp_zone(gfp);
     sc.order = order;
     if (self.throttle_direct_reclaim(sc.gfp_mask)) return PageCount(1);
-    return self.do_try_to_free_pages(sc);
+    trace_mm_vmscan_direct_reclaim_begin(order, sc.gfp_mask);
+    const PageCount reclaimed = self.do_try_to_free_pages(sc);
+    trace_mm_vmscan_direct_reclaim_end(reclaimed);
+    return reclaimed;
   }
   PageCount shrink_all(ScanControl& sc) override { return self.do_try_to_free_pages(sc); }
 

@@ -19,6 +19,7 @@
 // kernels share is in vmscan.cpp and vmscan_list.cpp.
 #pragma once
 
+#include "mm/buffer.hpp"
 #include "mm/page_writeback.hpp"
 #include "mm/rmap.hpp"
 #include "mm/shrinker.hpp"
@@ -55,6 +56,7 @@ enum class PageKeep : uint8_t {
   no_room,          ///< the device would not take it: active
   write_started,    ///< being written now: freed by a later scan
   write_failed,     ///< dirty again
+  buffers,          ///< its buffers are in use: active
   count
 };
 [[nodiscard]] const char* page_keep_name(PageKeep reason);
@@ -121,7 +123,7 @@ struct ReferencesSeen {
 class Vmscan {
  public:
   Vmscan(Node& node, PageAllocator& pages, Lru& lru, Rmap& rmap, Filemap& filemap, SwapFiles& swap, SwapCache& cache,
-         PageWriteback& writeback, VmStat& vmstat, Mmu& mmu, KernelEra kernel = DEFAULT_KERNEL);
+         PageWriteback& writeback, Buffers& buffers, VmStat& vmstat, Mmu& mmu, KernelEra kernel = DEFAULT_KERNEL);
   Vmscan(const Vmscan&) = delete;
   Vmscan& operator=(const Vmscan&) = delete;
 
@@ -217,6 +219,7 @@ class Vmscan {
                     Candidate& candidate);
   bool reclaim_page(const Candidate& candidate, ScanControl& sc);
   bool drop_lazyfree(Page& page);
+  bool drop_orphan(Page& page);
   Pageout pageout(Page& page, AddressSpace* mapping, ScanControl& sc);
   [[nodiscard]] bool leave_tree(AddressSpace& mapping, Page& page);
   void keep(Page& page, PageKeep reason);
@@ -241,6 +244,7 @@ class Vmscan {
   SwapFiles& swap_;
   SwapCache& cache_;
   PageWriteback& writeback_;
+  Buffers& buffers_;
   VmStat& vmstat_;
   Mmu& mmu_;
   WritebackControlSink* flusher_ = nullptr;

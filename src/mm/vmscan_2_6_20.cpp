@@ -48,6 +48,7 @@ struct Vmscan::Era_2_6_20 final : Era {
   References references(Page& page, FlushBatch& aged) override;
   void under_writeback(Page& page, Stat&) override { self.keep_locked(page, PageKeep::under_writeback); }
   Candidate::Verdict dirty_file_page(Page&, const ScanControl&) override { return Candidate::Verdict::go_on; }
+  bool has_private(const Page& page) override { return page.test(PageFlag::private_); }  // PagePrivate, a macro
   bool remove_mapping(AddressSpace& mapping, Page& page) override {
     WEIR_FLOW(self.pages_.mem().pfn(page));
     return self.leave_tree(mapping, page);

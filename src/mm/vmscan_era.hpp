@@ -1,6 +1,7 @@
 // src/mm/vmscan_era.hpp: what each kernel's own reclaim implements; only the files of vmscan include it
 #pragma once
 
+#include "mm/page_private.hpp"
 #include "mm/vmscan.hpp"
 
 namespace weir {
@@ -23,6 +24,8 @@ struct Vmscan::Era {
   virtual void under_writeback(Page& page, Stat& stat) = 0;
   /// Is a dirty page of a file left to others? keep, activate: yes, and where it goes; go_on: no.
   virtual Candidate::Verdict dirty_file_page(Page& page, const ScanControl& sc) = 0;
+  /// Does it have buffers?
+  [[nodiscard]] virtual bool has_private(const Page& page) { return page_has_private(page); }
   virtual bool remove_mapping(AddressSpace& mapping, Page& page) = 0;
   /// The page stays in memory: what of its slot?
   virtual void activated(Page& page) = 0;

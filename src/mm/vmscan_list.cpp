@@ -319,9 +319,18 @@ bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& u
 Vmscan::Pageout Vmscan::pageout(Page& page, AddressSpace* mapping, ScanControl& sc) {
   WEIR_FLOW(pages_.mem().pfn(page));
   (void)sc;
-  // The tree's reference and this run's. With one more the write would be for nothing: the page could not be freed
-  // after it.
-  if (mapping == nullptr || page_count(page) != 2) return Pageout::keep;
+  if (mapping == nullptr) {
+    // It left its file while somebody used a buffer of it, who made it dirty and then wrote the buffer alone. (Linux
+    // counts a tree's reference here too, and so keeps it unless somebody else looks at it just then.)
+    WEIR_STATE(page_orphan, pages_.mem().pfn(page), 0, 1);
+    if (!era_->has_private(page) || !buffers_.try_to_free_buffers(page)) return Pageout::keep;
+    WEIR_STATE(page_orphan, pages_.mem().pfn(page), 1, 1);
+    page.clear(PageFlag::dirty);
+    return Pageout::clean;
+  }
+  // The tree's reference, its buffers' and this run's. With one more the write would be for nothing: the page could not
+  // be freed after it.
+  if (page_count(page) != (era_->has_private(page) ? 3 : 2)) return Pageout::keep;
   if (mapping->a_ops == nullptr) return Pageout::activate;
   if (!writeback_.clear_page_dirty_for_io(page)) return Pageout::clean;
   if (mapping->host != nullptr) WEIR_STATE(write_dirty, pages_.mem().pfn(page), page.index, 0);
@@ -379,6 +388,13 @@ bool Vmscan::drop_lazyfree(Page& page) {
   return true;
 }
 
+// A page without a file whose buffers are gone: only the isolation has it.
+bool Vmscan::drop_orphan(Page& page) {
+  if (!page_ref_freeze(page, 1)) return keep_locked(page, PageKeep::in_use), false;
+  filemap_.unlock_page(page);
+  return true;
+}
+
 // Phase 3 of one page, which is unmapped in hardware too. True: it is nobody's, count 0, unlocked. False: kept,
 // unlocked.
 bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
@@ -398,8 +414,9 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
   }
   AddressSpace* mapping = cache_.page_mapping(page);
   const bool was_dirty = page.test(PageFlag::dirty);
+  const bool orphan = mapping == nullptr && !PageAnon(page) && page.test(PageFlag::private_);
   if (was_dirty) {
-    if (!PageSwapBacked(page)) {
+    if (!PageSwapBacked(page) && !orphan) {
       switch (era_->dirty_file_page(page, sc)) {
         case Candidate::Verdict::go_on: break;
         case Candidate::Verdict::keep: return keep_locked(page, PageKeep::file_dirty), false;
@@ -425,6 +442,9 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
     }
   }
   if (PageAnon(page) && !PageSwapBacked(page)) return drop_lazyfree(page);
+  if (era_->has_private(page) && !buffers_.try_to_release_page(page, sc.gfp_mask))
+    return activate_locked(page, PageKeep::buffers), false;
+  if (orphan) return drop_orphan(page);
   const bool swapped = PageSwapCache(page);
   if (mapping == nullptr || !era_->remove_mapping(*mapping, page)) return keep_locked(page, PageKeep::in_use), false;
   if (!was_dirty) {

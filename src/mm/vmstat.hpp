@@ -14,6 +14,11 @@ class VmStat {
     gauges_[static_cast<unsigned>(s)].fetch_add(delta, std::memory_order_relaxed);
   }
   void inc_node_page_state(NodeStat s) { mod_node_page_state(s, 1); }
+  /// Until 4.8 what is counted belongs to a zone; the sum over them is what is kept here.
+  void __inc_zone_page_state(NodeStat s) {
+    WEIR_FLOW(s);
+    inc_node_page_state(s);
+  }
   void dec_node_page_state(NodeStat s) { mod_node_page_state(s, -1); }
   [[nodiscard]] int64_t node_page_state(NodeStat s) const {
     return gauges_[static_cast<unsigned>(s)].load(std::memory_order_relaxed);

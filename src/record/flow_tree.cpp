@@ -181,6 +181,8 @@ constexpr StateText STATE_TEXTS[] = {
     {"dirty_count", "{b} -> {a}"},
     {"dirty_pause", "task {s}: {a} ns"},
     {"writeback_start", "reason {s}: {a} pages"},
+    {"buffer", "{s:x}: {b:x} -> {a:x}"},
+    {"page_orphan", "pfn {s}"},
     {"oom_points", "pid {s}: adj {b:i}, {a} points"},
     {"oom_select", "pid {s}: {a} points"},
     {"oom_kill", "pid {s}: {a} pages"},

@@ -62,6 +62,10 @@ const std::map<std::string, Op, std::less<>> OPS = {
     {"mem-limit", Op::mem_limit},
     {"shm-lock", Op::shm_lock},
     {"shm-unlock", Op::shm_unlock},
+    {"mmap-device", Op::mmap_device},
+    {"remap-file-pages", Op::remap_file_pages},
+    {"flush-disk", Op::flush_disk},
+    {"fail-slab", Op::fail_slab},
 };
 const std::map<std::string, Advice, std::less<>> ADVICES = {
     {"normal", Advice::normal},
@@ -221,6 +225,24 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       s.shared = t.boolean("shared", false);
       s.write = t.boolean("write", true);
       break;
+    case Op::mmap_device:
+      s.area = t.text("area", std::nullopt);
+      s.name = t.text("device", std::nullopt);
+      s.from = t.size("from", all);
+      s.size = t.size("size", none, ram);
+      s.shared = t.boolean("shared", true);
+      break;
+    case Op::remap_file_pages:
+      s.area = t.text("area", std::nullopt);
+      s.from = t.size("from", all);
+      s.size = t.size("size", none);
+      s.to = t.size("to", none);
+      break;
+    case Op::flush_disk: s.name = t.text("disk", std::nullopt); break;
+    case Op::fail_slab:
+      s.name = t.text("cache", std::nullopt);
+      s.count = static_cast<uint64_t>(t.integer("times", 1, 1, 1000000));
+      break;
     case Op::munmap:
     case Op::mlock:
     case Op::mlock2:
@@ -374,6 +396,17 @@ void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std
   };
   for (const Step& step : steps) {
     switch (step.op) {
+      case Op::mmap_device:
+        if (std::none_of(s.devices.begin(), s.devices.end(),
+                         [&](const DeviceConfig& d) { return d.name == step.name; }))
+          fail(step, "there is no [[device]] named \"" + step.name + "\"");
+        areas.insert(step.area);
+        break;
+      case Op::flush_disk:
+        if (std::none_of(s.disks.begin(), s.disks.end(),
+                         [&](const DiskConfig& d) { return d.name == step.name && d.block_size.v != 0; }))
+          fail(step, "there is no [[disk]] named \"" + step.name + "\" with a block-size");
+        break;
       case Op::mmap_file: known_file(step, step.name); [[fallthrough]];
       case Op::mmap:
       case Op::malloc:
@@ -395,8 +428,10 @@ void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std
       case Op::munlock:
       case Op::mremap:
       case Op::mprotect:
+      case Op::remap_file_pages:
         if (!areas.contains(step.area))
-          fail(step, "the task has no area \"" + step.area + "\" yet: mmap, malloc, brk or mmap-file makes one");
+          fail(step,
+               "the task has no area \"" + step.area + "\" yet: mmap, malloc, brk, mmap-file or mmap-device makes one");
         break;
       case Op::kfree:
       case Op::vfree:
@@ -470,6 +505,11 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     d.queue_depth = static_cast<unsigned>(t.integer("queue-depth", 32, 1, 64));
     d.read_error = t.real("read-error", 0, 0, 1);
     d.write_error = t.real("write-error", 0, 0, 1);
+    d.block_size = t.size("block-size", d.block_size);
+    if (const uint64_t b = d.block_size.v; t.has("block-size") && (b < 512 || b > PAGE_SIZE || (b & (b - 1)) != 0))
+      t.fail("block-size", "is one of: 512, 1K, 2K, 4K");
+    if (s.content == ContentMode::tagged && d.block_size.v != 0 && d.block_size.v != PAGE_SIZE)
+      t.fail("block-size", "a tagged page is one block, 4K: smaller ones want content = \"backed\"");
     for (const DiskConfig& other : s.disks)
       if (other.name == d.name) t.fail("name", "two disks are named \"" + d.name + "\"");
     s.disks.push_back(d);
@@ -488,6 +528,9 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     if (w.kind == SwapConfig::Kind::disk) {
       w.disk = t.text("disk", std::nullopt);
       known_disk(t, w.disk);
+      if (std::any_of(s.disks.begin(), s.disks.end(),
+                      [&](const DiskConfig& d) { return d.name == w.disk && d.block_size.v != 0; }))
+        t.fail("disk", "\"" + w.disk + "\" has a block-size: it holds files only");
     } else {
       w.algorithm = t.text("algorithm", "lz4");
       if (w.algorithm != "lz4" && w.algorithm != "zstd") t.fail("algorithm", "is one of: lz4, zstd");
@@ -522,6 +565,17 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     if (f.max_size < f.size) t.fail("max-size", "is smaller than size");
     if (f.max_size.v == 0) t.fail("size", "a file that is empty and may not grow is of no use: give it a max-size");
     s.files.push_back(f);
+  });
+  each(root, "device", file, [&](Table& t) {
+    DeviceConfig d;
+    d.name = t.text("name", std::nullopt);
+    if (d.name.empty() || d.name.size() >= sizeof Inode::name)
+      t.fail("name", fmt::format("wants 1 to {} characters", sizeof Inode::name - 1));
+    for (const DeviceConfig& other : s.devices)
+      if (other.name == d.name) t.fail("name", "two devices are named \"" + d.name + "\"");
+    d.size = t.size("size", std::nullopt, s.ram);
+    if (d.size.v < PAGE_SIZE || d.size > 4_MiB) t.fail("size", "a device has 4K to 4M");
+    s.devices.push_back(d);
   });
   each(root, "task", file, [&](Table& t) {
     TaskConfig k;

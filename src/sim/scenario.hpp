@@ -32,6 +32,7 @@ struct DiskConfig {
   Bytes bandwidth{uint64_t{500} << 20};  ///< a second
   unsigned queue_depth = 32;
   double read_error = 0, write_error = 0;  ///< probability of EIO a request
+  Bytes block_size{0};                     ///< 0: no file system's table on it; else of its blocks
 };
 
 struct SwapConfig {
@@ -52,6 +53,12 @@ struct FileConfig {
   bool tmpfs = false;  ///< in memory and swap; no disk
   Bytes size{0};       ///< at the start (content: every page's own)
   Bytes max_size{0};   ///< may grow so far; 0: size
+};
+
+/// Memory of a device, to be mapped.
+struct DeviceConfig {
+  std::string name;
+  Bytes size{0};
 };
 
 enum class Op {
@@ -95,6 +102,10 @@ enum class Op {
   mem_limit,
   shm_lock,
   shm_unlock,
+  mmap_device,
+  remap_file_pages,
+  flush_disk,
+  fail_slab,
 };
 enum class Pattern { sequential, random, zipf, hot };
 
@@ -103,8 +114,9 @@ struct Step {
   int line = 0;
   std::string area;  ///< or the file's name
   Bytes size{0}, from{0};
+  Bytes to{0};                                           ///< remap_file_pages: where in the file
   bool write = true;                                     ///< touch: store or load
-  bool shared = false;                                   ///< mmap, mmap_file
+  bool shared = false;                                   ///< mmap, mmap_file, mmap_device
   bool onfault = false, current = true, future = false;  ///< mlock2, mlockall
   Pattern pattern = Pattern::sequential;
   uint64_t count = 0;   ///< touches (0: once a page); objects; times
@@ -115,7 +127,7 @@ struct Step {
   int code = 0;
   int64_t value =
       0;             ///< sysctl, oom_score_adj, oom_adj, nice; swapon: priority; mprotect: VmFlag bits; madvise: Advice
-  std::string name;  ///< fork: the child's; kill: the task's; swap areas; sysctl
+  std::string name;  ///< fork: the child's; kill: the task's; swap areas; sysctl; disks, devices, slab caches
   std::vector<Step> body;  ///< fork: what the child does; repeat
 };
 
@@ -166,6 +178,7 @@ struct Scenario {
   std::vector<DiskConfig> disks;
   std::vector<SwapConfig> swaps;
   std::vector<FileConfig> files;
+  std::vector<DeviceConfig> devices;
   std::vector<TaskConfig> tasks;
   std::optional<Nanos> end;  ///< stop then, whatever runs
 };

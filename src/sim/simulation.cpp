@@ -160,6 +160,43 @@ void Simulation::make_swaps() {
   }
 }
 
+/// A new file's inode, on a disk.
+Inode* Simulation::make_inode(const FileConfig& f, uint64_t max_pages) {
+  Disk& disk = disks_.at(f.disk);
+  const Bytes max_bytes(max_pages << PAGE_SHIFT);
+  const auto config =
+      std::find_if(s_.disks.begin(), s_.disks.end(), [&](const DiskConfig& d) { return d.name == f.disk; });
+  const auto block_size = static_cast<uint32_t>(config->block_size.v);
+  if (block_size != 0 && disk.fs == nullptr) {
+    const auto files =
+        std::count_if(s_.files.begin(), s_.files.end(), [&](const FileConfig& o) { return o.disk == f.disk; });
+    disk.fs = std::make_unique<FlatFs>(machine_->files);
+    boot_must(disk.fs->mkfs(*disk.device, block_size, static_cast<uint32_t>(files)), "mkfs on " + f.disk);
+    disk.used_pages = FlatFs::table_pages(block_size, static_cast<uint32_t>(files));
+  }
+  if (disk.used_pages + max_pages > static_cast<uint64_t>(disk.device->capacity().v))
+    throw ScenarioError(fmt::format("{}:{}: file {}: does not fit on disk {}: give the disk a larger size", s_.path,
+                                    f.line, f.name, f.disk));
+  const uint64_t first = disk.used_pages;
+  disk.used_pages += max_pages;
+  if (disk.fs != nullptr) return boot_must(disk.fs->create(f.name.c_str(), max_bytes), "file " + f.name);
+  return boot_must(machine_->files.create_inode(f.name.c_str(), *disk.device, first, Bytes(0), max_bytes),
+                   "file " + f.name);
+}
+
+void Simulation::make_devices() {
+  for (const DeviceConfig& d : s_.devices) {
+    Device& device = devices_[d.name];
+    device.memory = std::make_unique<MemDevice>(machine_->files, machine_->memory, machine_->pages, *mmu_);
+    boot_must(device.memory->init(d.name.c_str(), d.size), "device " + d.name);
+    device.model.file = boot_must(device.memory->open(), "device " + d.name);
+    device.model.inode = device.model.file->f_inode;
+    const auto pages = static_cast<size_t>(device.memory->size().v);
+    device.model.expected.assign(pages, 0);
+    device.model.changing.assign(pages, 0);
+  }
+}
+
 void Simulation::make_files() {
   for (const FileConfig& f : s_.files) {
     const uint64_t max_pages = page_align_up(f.max_size.v) >> PAGE_SHIFT;
@@ -168,15 +205,8 @@ void Simulation::make_files() {
       model.inode = boot_must(machine_->shmem.create_inode(f.name.c_str(), f.size), "file " + f.name);
       model.file = boot_must(machine_->shmem.open(*model.inode), "file " + f.name);
     } else {
-      Disk& disk = disks_.at(f.disk);
-      if (disk.used_pages + max_pages > static_cast<uint64_t>(disk.device->capacity().v))
-        throw ScenarioError(fmt::format("{}:{}: file {}: does not fit on disk {}: give the disk a larger size", s_.path,
-                                        f.line, f.name, f.disk));
-      model.inode = boot_must(machine_->files.create_inode(f.name.c_str(), *disk.device, disk.used_pages, Bytes(0),
-                                                           Bytes(max_pages << PAGE_SHIFT)),
-                              "file " + f.name);
+      model.inode = make_inode(f, max_pages);
       model.file = boot_must(machine_->files.open(*model.inode), "file " + f.name);
-      disk.used_pages += max_pages;
     }
     model.expected.assign(max_pages, 0);
     model.changing.assign(max_pages, 0);
@@ -319,6 +349,7 @@ SimResult Simulation::run() {
     make_disks();
     make_swaps();
     make_files();
+    make_devices();
     arm_disks();
   });
   VirtualWorld::RunState state = world_->run();

@@ -21,7 +21,9 @@
 #include "block/zram.hpp"
 #include "kernel/freezer.hpp"
 #include "kernel/virtual/virtual_world.hpp"
+#include "mm/flat_fs.hpp"
 #include "mm/machine.hpp"
+#include "mm/mem.hpp"
 #include "sim/simulation.hpp"
 #include "sim/user_access.hpp"
 
@@ -61,6 +63,9 @@ struct Area {
   std::vector<uint64_t> expected;  ///< content word; anonymous pages begin at 0
   FileModel* file = nullptr;
   uint64_t file_page = 0;
+  std::vector<uint64_t> order;  ///< after remap_file_pages: which page of the file each is; empty: one behind the other
+  /// Which page of the file, if there is one, a page of the area is.
+  [[nodiscard]] uint64_t page_of_file(uint64_t page) const { return order.empty() ? file_page + page : order[page]; }
   bool shared = false;
   std::vector<bool> lazy;  ///< after madvise free: until the next store a load may find zero; empty: none
   std::vector<bool> own;   ///< private file mapping: the page has been written here
@@ -123,6 +128,9 @@ class Simulation final : private VerifySink, private Executioner {
   void make_disks();
   void make_swaps();
   void make_files();
+  Inode* make_inode(const FileConfig& config, uint64_t max_pages);
+  void make_devices();
+  void map_file(Program& program, const Step& step, FileModel& file);
   void arm_disks();
   void start_task(const TaskConfig& config);
   void run_program(Program& program, const std::vector<Step>& steps);
@@ -138,6 +146,7 @@ class Simulation final : private VerifySink, private Executioner {
   Result<std::optional<uint64_t>> read_file_page(FileModel& file, uint64_t page);
   void swap_step(const Step& step);
   void mremap(Program& program, const Step& step);
+  void remap_file_pages(Program& program, const Step& step);
   void kill(const std::string& name);
   void wait_for_children(Program& program);
   Result<void> set_sysctl(const std::string& name, int64_t value);
@@ -187,8 +196,14 @@ class Simulation final : private VerifySink, private Executioner {
     std::unique_ptr<FaultInjector> read_faults, write_faults;
     BlockDevice* device = nullptr;
     uint64_t used_pages = 0;
+    std::unique_ptr<FlatFs> fs;  ///< with a block-size: knows where its files are
   };
   std::map<std::string, Disk> disks_;
+  struct Device {
+    std::unique_ptr<MemDevice> memory;
+    FileModel model;
+  };
+  std::map<std::string, Device> devices_;
   /// A window of a disk that a swap area lies in.
   class Window final : public BlockDevice {
    public:

@@ -162,25 +162,8 @@ void Simulation::run_step(Program& program, const Step& step) {
       program.areas[step.area] = std::move(area);
       break;
     }
-    case Op::mmap_file: {
-      FileModel& file = file_of(step.name);
-      MmapRequest request;
-      request.length = page_align_up(step.size.v);
-      request.file = file.file;
-      request.pgoff = step.from.v >> PAGE_SHIFT;
-      request.prot = step.write ? VM_READ | VM_WRITE : VM_READ;
-      request.sharing = step.shared ? MmapRequest::Sharing::shared : MmapRequest::Sharing::private_;
-      Area area;
-      area.start = must(machine_->spaces.mmap(mm, request), step, "mmap");
-      area.pages = request.length >> PAGE_SHIFT;
-      area.expected.assign(area.pages, 0);
-      area.own.assign(area.pages, false);
-      area.file = &file;
-      area.file_page = request.pgoff;
-      area.shared = step.shared;
-      program.areas[step.area] = std::move(area);
-      break;
-    }
+    case Op::mmap_file: map_file(program, step, file_of(step.name)); break;
+    case Op::mmap_device: map_file(program, step, devices_.at(step.name).model); break;
     case Op::brk: {
       const VirtAddr old = machine_->spaces.brk(mm, VirtAddr(0));
       const VirtAddr want = old + page_align_up(step.size.v);
@@ -253,6 +236,14 @@ void Simulation::run_step(Program& program, const Step& step) {
       machine_->shmem.shmem_lock(*file_of(step.area).inode,
                                  step.op == Op::shm_lock ? Shmem::ShmLock::lock : Shmem::ShmLock::unlock);
       break;
+    case Op::flush_disk:
+      if (FlatFs* fs = disks_.at(step.name).fs.get()) fs->flush_blockdev();  // else no file is on it
+      break;
+    case Op::fail_slab:
+      if (!machine_->slab.set_failslab(step.name.c_str(), static_cast<unsigned>(step.count)))
+        throw Ended{TaskOutcome::Fate::exited, 1,
+                    fmt::format("line {}: there is no slab cache \"{}\"", step.line, step.name)};
+      break;
     case Op::fork: fork(program, step); break;
     case Op::sleep: world_->schedule_timeout(step.time); break;
     case Op::exit: throw Ended{TaskOutcome::Fate::exited, step.code, ""};
@@ -282,6 +273,7 @@ void Simulation::run_step(Program& program, const Step& step) {
       break;
     case Op::ram: machine_->set_ram(pages_in(step.size)); break;
     case Op::mremap: mremap(program, step); break;
+    case Op::remap_file_pages: remap_file_pages(program, step); break;
     case Op::mprotect: {
       Area& area = area_of(program, step);
       uint64_t first = 0, pages = 0;
@@ -330,6 +322,24 @@ void Simulation::run_step(Program& program, const Step& step) {
   }
 }
 
+void Simulation::map_file(Program& program, const Step& step, FileModel& file) {
+  MmapRequest request;
+  request.length = page_align_up(step.size.v);
+  request.file = file.file;
+  request.pgoff = step.from.v >> PAGE_SHIFT;
+  request.prot = step.write ? VM_READ | VM_WRITE : VM_READ;
+  request.sharing = step.shared ? MmapRequest::Sharing::shared : MmapRequest::Sharing::private_;
+  Area area;
+  area.start = must(machine_->spaces.mmap(*program.task->mm, request), step, "mmap");
+  area.pages = request.length >> PAGE_SHIFT;
+  area.expected.assign(area.pages, 0);
+  area.own.assign(area.pages, false);
+  area.file = &file;
+  area.file_page = request.pgoff;
+  area.shared = step.shared;
+  program.areas[step.area] = std::move(area);
+}
+
 void Simulation::swap_step(const Step& step) {
   SwapArea& area = swap_areas_.at(step.name);
   if (step.op == Op::mem_limit) return area.zram->set_mem_limit(pages_in(step.size));
@@ -353,6 +363,22 @@ void Simulation::mremap(Program& program, const Step& step) {
   area.expected.resize(pages, 0);
   if (pages < area.lazy.size()) area.lazy.resize(pages);
   if (area.file != nullptr) area.own.resize(pages, false);
+  if (area.order.empty()) return;
+  area.order.resize(std::min<uint64_t>(pages, area.order.size()));
+  while (area.order.size() < pages) area.order.push_back(area.file_page + area.order.size());
+}
+
+void Simulation::remap_file_pages(Program& program, const Step& step) {
+  Area& area = area_of(program, step);
+  const uint64_t first = step.from.v >> PAGE_SHIFT, pages = page_align_up(step.size.v) >> PAGE_SHIFT;
+  const uint64_t to = step.to.v >> PAGE_SHIFT;
+  if (first + pages > area.pages || (area.file != nullptr && to + pages > area.file->expected.size()))
+    throw Ended{TaskOutcome::Fate::exited, 1, fmt::format("line {}: behind the end of \"{}\"", step.line, step.area)};
+  must(machine_->spaces.remap_file_pages(*program.task->mm, area.start + (first << PAGE_SHIFT), pages << PAGE_SHIFT, 0,
+                                         to),
+       step, "remap_file_pages");
+  while (area.order.size() < area.pages) area.order.push_back(area.file_page + area.order.size());
+  for (uint64_t i = 0; i < pages; ++i) area.order[first + i] = to + i;
 }
 
 /// All tasks of that name that are there.
@@ -373,7 +399,7 @@ void Simulation::touch_page(Program& program, const std::string& name, Area& are
   const VirtAddr address = area.start + (page << PAGE_SHIFT);
   FaultResult r = FaultResult::done;
   FileModel* file = area.file;
-  const uint64_t at = area.file_page + page;
+  const uint64_t at = area.page_of_file(page);
   const bool of_file = file != nullptr && (area.shared || !area.own[page]);
   std::optional<uint64_t> found;
   uint64_t expected = 0;

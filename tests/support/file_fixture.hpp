@@ -106,12 +106,14 @@ class FileMachine : public TestMachine {
         lru(pages, vmstat, user, cpus),
         filemap(pages, slab, lru, vmstat),
         swap_files(pages, slab, vmalloc, vmstat, cpus),
-        io(filemap, swap_files, vmstat, user),
+        bios(pages),
+        io(filemap, swap_files, bios, vmstat, user),
         writeback(filemap, vmstat),
-        files(filemap, io, writeback, slab, vmstat, user, kernel),
+        buffers(filemap, bios, writeback, slab, vmstat, user),
+        files(filemap, io, writeback, buffers, slab, vmstat, user, kernel),
         flusher(writeback, vmstat, kernel) {
     slab.kmem_cache_init();
-    WEIR_BUG_ON(!lru.init() || !filemap.init() || !io.init(64) || !files.init());
+    WEIR_BUG_ON(!lru.init() || !filemap.init() || !bios.init(64) || !buffers.init() || !files.init());
   }
 
   TagMmu tags;
@@ -122,8 +124,10 @@ class FileMachine : public TestMachine {
   Lru lru;
   Filemap filemap;
   SwapFiles swap_files;
+  BioSet bios;
   PageIo io;
   PageWriteback writeback;
+  Buffers buffers;
   FilemapIo files;
   Flusher flusher;
 
@@ -157,7 +161,7 @@ class FileWorld {
     EXPECT_EQ(m.gauge(NodeStat::nr_writeback), 0);
     EXPECT_EQ(m.gauge(NodeStat::nr_inactive_file) + m.gauge(NodeStat::nr_active_file), 0);
     EXPECT_EQ(m.faults(), "");
-    EXPECT_EQ(m.io.bios_in_flight(), 0u);
+    EXPECT_EQ(m.bios.in_flight(), 0u);
     faulty.reset();
     disk->~SimDisk();
   }

@@ -208,7 +208,9 @@ class MachineFixture {
   }
 
   // ---- files: on the file disk, one behind the other. In a thread.
-  File& make_file(const char* name, uint64_t pages, uint64_t max_pages) {
+  /// `from`: not before that page.
+  File& make_file(const char* name, uint64_t pages, uint64_t max_pages, uint64_t from = 0) {
+    file_disk_used_ = std::max(file_disk_used_, from);
     Result<Inode*> inode = machine->files.create_inode(name, *file_device, file_disk_used_, Bytes(pages << PAGE_SHIFT),
                                                        Bytes(max_pages << PAGE_SHIFT));
     WEIR_BUG_ON(!inode);

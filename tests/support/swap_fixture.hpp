@@ -127,13 +127,14 @@ class SwapMachine : public TestMachine {
         filemap(pages, slab, lru, vmstat),
         files(pages, slab, vmalloc, vmstat, options.cpus),
         slots(files, vmstat, options.cpus),
-        io(filemap, files, vmstat, mmu),
+        bios(pages),
+        io(filemap, files, bios, vmstat, mmu),
         cache(filemap, files, slots, io, vmstat, mmu),
         swapon(files, cache, slots, vmstat) {
     slab.kmem_cache_init();
     WEIR_BUG_ON(!tables.init());
     vmalloc.init();
-    WEIR_BUG_ON(!lru.init() || !filemap.init() || !slots.init() || !io.init(16));
+    WEIR_BUG_ON(!lru.init() || !filemap.init() || !slots.init() || !bios.init(16));
   }
 
   Slab slab;
@@ -143,6 +144,7 @@ class SwapMachine : public TestMachine {
   Filemap filemap;
   SwapFiles files;
   SwapSlots slots;
+  BioSet bios;
   PageIo io;
   SwapCache cache;
   SwapOn swapon;

@@ -55,7 +55,7 @@ TEST_P(PageIoTest, BytesLieAtTheSlotAndComeBack) {
     EXPECT_EQ(m.event(VmEvent::pswpout), 100u);
     EXPECT_EQ(m.event(VmEvent::pswpin), 100u);
     EXPECT_EQ(m.gauge(NodeStat::nr_writeback), 0);
-    EXPECT_EQ(m.io.bios_in_flight(), 0u);
+    EXPECT_EQ(m.bios.in_flight(), 0u);
   });
 }
 
@@ -166,7 +166,7 @@ TEST(PageIo, APageUnderWritebackIsUnlockedAndStaysInTheCache) {
     EXPECT_TRUE(page.test(PageFlag::writeback));
     EXPECT_FALSE(page.test(PageFlag::locked));
     EXPECT_EQ(m.gauge(NodeStat::nr_writeback), 1);
-    EXPECT_EQ(m.io.bios_in_flight(), 1u);
+    EXPECT_EQ(m.bios.in_flight(), 1u);
     m.filemap.lock_page(page);
     m.files.swap_free(SwpEntry{page.private_});
     EXPECT_FALSE(m.cache.try_to_free_swap(page)) << "the device still reads it";
@@ -226,7 +226,7 @@ TEST(PageIo, WritersWaitWhileEveryBioIsUnderWay) {
             ASSERT_TRUE(m.files.swap_duplicate(SwpEntry{page.private_}));
             page.clear(PageFlag::dirty);
             ASSERT_TRUE(m.io.swap_writepage(page, wbc));
-            most = std::max(most, m.io.bios_in_flight());
+            most = std::max(most, m.bios.in_flight());
             pages.push_back(&page);
           }
           for (uint64_t i = 0; i < pages.size(); ++i) {
@@ -240,7 +240,7 @@ TEST(PageIo, WritersWaitWhileEveryBioIsUnderWay) {
     });
     ASSERT_EQ(world.run(), VirtualWorld::RunState::finished) << world.report();
     EXPECT_GE(most, 16u);
-    EXPECT_EQ(m.io.bios_in_flight(), 0u);
+    EXPECT_EQ(m.bios.in_flight(), 0u);
     EXPECT_EQ(m.gauge(NodeStat::nr_writeback), 0);
     EXPECT_EQ(m.swap_faults(), "");
   }

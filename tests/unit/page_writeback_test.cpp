@@ -71,7 +71,7 @@ class PageWritebackTest : public testing::Test {
   void TearDown() override {
     w.run([&] {
       ops.end_all();
-      Truncate truncate(w.m.filemap, wb(), w.m.user);
+      Truncate truncate(w.m.filemap, wb(), w.m.buffers, w.m.user);
       truncate.truncate_inode_pages(mapping, 0);
     });
     w.m.writeback.set_mapped_pages(nullptr);
@@ -203,7 +203,7 @@ TEST_F(PageWritebackTest, TruncationTakesADirtyPageOutOfTheCount) {
     dirtied(1);
     dirtied(2);
     EXPECT_EQ(nr_dirty(), 2);
-    Truncate truncate(w.m.filemap, wb(), w.m.user);
+    Truncate truncate(w.m.filemap, wb(), w.m.buffers, w.m.user);
     truncate.truncate_inode_pages(mapping, 2 * PAGE_SIZE);
     EXPECT_EQ(nr_dirty(), 1);
   });
@@ -543,7 +543,7 @@ TEST_F(PageWritebackTest, DirtiersAndWritersInAnyOrderKeepFlagTagAndCountTogethe
         WEIR_BUG_ON(PageAllocator::put_page_testzero(*page));
       }
       EXPECT_EQ(v.m.gauge(NodeStat::nr_dirty), dirty);
-      Truncate truncate(v.m.filemap, v.m.writeback, v.m.user);
+      Truncate truncate(v.m.filemap, v.m.writeback, v.m.buffers, v.m.user);
       truncate.truncate_inode_pages(space, 0);
     });
     v.m.writeback.set_flusher(&v.m.flusher);

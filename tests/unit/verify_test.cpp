@@ -2,6 +2,8 @@
 //
 // For each invariant of Machine::verify() a fault, planted by hand into a machine that is in order: verify() must name
 // that invariant (it may name others too), and find nothing once the fault is taken out again.
+#include "mm/flat_fs.hpp"
+#include "mm/mem.hpp"
 #include "support/machine_fixture.hpp"
 
 namespace weir::test {
@@ -22,13 +24,20 @@ struct Populated {
   Task* child = nullptr;
   VirtAddr heap, shared, privately, big;
   File* file = nullptr;
-  File* shm = nullptr;  // a file in memory, some of it in swap
-  VirtAddr area;        // of vmalloc
+  File* shm = nullptr;         // a file in memory, some of it in swap
+  VirtAddr area;               // of vmalloc
+  std::unique_ptr<FlatFs> fs;  // on a disk of its own window behind the file
+  std::unique_ptr<MemDevice> device;
+  VirtAddr window;  // mapped from it
 
   Populated() {
     m.in_a_thread("setup", [this] {
       m.machine->pages.set_percpu_pagelist_fraction(64);  // small zones keep no per-CPU lists by themselves
-      file = &m.make_file("file", 64, 64);
+      fs = std::make_unique<FlatFs>(m.machine->files);
+      ASSERT_TRUE(fs->mkfs(*m.file_device, 1024, 2).ok());
+      file = &m.make_file("file", 64, 64, FlatFs::table_pages(1024, 2));
+      device = std::make_unique<MemDevice>(m.machine->files, m.machine->memory, m.machine->pages, *m.mmu);
+      ASSERT_TRUE(device->init("window", 16_KiB).ok());
       Shmem& shmem = m.machine->shmem;
       Result<Inode*> inode = shmem.create_inode("shm", 64_KiB);
       Result<File*> opened = inode ? shmem.open(**inode) : inode.error();
@@ -60,6 +69,11 @@ struct Populated {
       for (uint64_t i = 0; i < 4; ++i) (void)m.get(m.page_at(privately, i));
       for (uint64_t i = 0; i < 4; ++i) (void)m.get(m.page_at(shared, i));
       m.put(shared, 99);
+      File* opened = *device->open();
+      window = m.map_file(*opened, 4, MmapRequest::Sharing::shared);
+      fput(*opened);  // the mapping has its own
+      BufferHead* bh = *m.machine->buffers.__bread(*fs->bd_inode(), 0);
+      Buffers::brelse(*bh);
       // Pages on per-CPU lists.
       std::vector<Page*> pages;
       for (int i = 0; i < 20; ++i) pages.push_back(m.machine->pages.alloc_page(GFP_HIGHUSER));
@@ -70,6 +84,9 @@ struct Populated {
     m.in_a_thread("free", [this] {
       m.machine->vmalloc.vfree(area);
       fput(*shm);
+      EXPECT_TRUE(m.machine->spaces.munmap(*parent->mm, window, 4 * PAGE_SIZE).ok());
+      device->exit();
+      fs->umount();
     });
     // The objects of kmalloc and the balloon stay; nobody asks for them.
   }
@@ -103,6 +120,12 @@ struct Populated {
   uint8_t& map_of(SwpEntry entry) { return info(entry).swap_map[swp_offset(entry)]; }
   SwapInfo& info(SwpEntry entry) { return *machine().swap_files.swap_info(swp_type(entry)); }
   SwapInfo& disk_area() { return *machine().swap_files.swap_info(1); }
+  BufferHead& buffer() {
+    Page* page = m.machine->filemap.find_get_page(fs->bd_inode()->i_data, 0);
+    WEIR_BUG_ON(page == nullptr || !page->test(PageFlag::private_));
+    (void)PageAllocator::put_page_testzero(*page);
+    return *page_buffers(*page);
+  }
   Page& swap_cache_page() {
     Page* found = nullptr;
     machine().swap_cache.for_each_space([&](unsigned, AddressSpace& space) {
@@ -316,6 +339,16 @@ const Plant PLANTS[] = {
        VmArea& v = p.vma(p.shared);
        return change(v.vm_flags, v.vm_flags & ~uint64_t{VM_WRITE});
      }},
+    {"pfn_map",
+     [](Populated& p) {
+       Pte& pte = *p.m.pte_of(*p.parent, p.window);
+       return change(pte, Pte{pte.v & ~_PAGE_SPECIAL});
+     }},
+    {"nonlinear",
+     [](Populated& p) {
+       // Nothing is mapped there.
+       return change(*p.m.pte_of(*p.parent, p.m.page_at(p.shared, 7)), pgoff_to_pte(3));
+     }},
     {"writable_shared",
      [](Populated& p) {
        Pte& pte = *p.m.pte_of(*p.parent, p.m.page_at(p.heap, 8));
@@ -366,6 +399,15 @@ const Plant PLANTS[] = {
        return change(n, n + 1);
      }},
     {"dirty_tags", [](Populated& p) { return flag_on(p.file_page(), PageFlag::dirty); }},
+
+    {"buffers", [](Populated& p) { return change(p.buffer().b_this_page->b_offset, 0); }},
+    {"buffer_dirty",
+     [](Populated& p) -> Undo {
+       BufferHead& bh = p.buffer();
+       bh.b_state.fetch_or(BufferHead::bit(BufferFlag::dirty));
+       return [&bh] { bh.b_state.fetch_and(~BufferHead::bit(BufferFlag::dirty)); };
+     }},
+    {"buffer_idle", [](Populated& p) { return add(p.buffer().b_count, 1); }},
 
     // ---- swap
     {"swap_users",
