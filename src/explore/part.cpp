@@ -261,12 +261,12 @@ class Life {
   }
   [[nodiscard]] bool followed(uint64_t value) const {
     const Pte pte{value};
-    if (pte_none(pte)) return false;
+    if (pte_none(pte) || is_file_pte(pte)) return false;
     return is_swap_pte(pte) ? slots_.contains(decode_swap_pte(pte).val) : frames_.contains(pte_pfn(pte).v);
   }
   void follow(uint64_t value) {
     const Pte pte{value};
-    if (pte_none(pte) || (pte_present(pte) && pte_special(pte))) return;  // the zero page is everybody's
+    if (pte_none(pte) || is_file_pte(pte) || (pte_present(pte) && pte_special(pte))) return;  // the zero page is everybody's
     if (is_swap_pte(pte))
       slots_.insert(decode_swap_pte(pte).val);
     else

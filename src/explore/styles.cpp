@@ -21,6 +21,7 @@ std::string entry_text(uint64_t value) {
 std::string pte_text(uint64_t value) {
   const Pte pte{value};
   if (pte_none(pte)) return "none";
+  if (is_file_pte(pte)) return fmt::format("page {} of the file", pte_to_pgoff(pte));
   if (is_swap_pte(pte)) return "swap" + entry_text(decode_swap_pte(pte).val);
   std::string text = fmt::format("pfn {} {}", pte_pfn(pte).v, pte_write(pte) ? "rw" : "ro");
   if (pte_dirty(pte)) text += " dirty";

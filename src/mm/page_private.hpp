@@ -1,6 +1,6 @@
 // src/mm/page_private.hpp
 //
-// Page::private_ and PG_private by their recorded names. Linux: include/linux/mm.h, page-flags.h.
+// Page::private_ and page flags, by their recorded names. Linux: include/linux/mm.h, page-flags.h.
 #pragma once
 
 #include "mm/types.hpp"
@@ -21,6 +21,17 @@ inline void set_page_private(Page& page, uint64_t value) {
   WEIR_FLOW(page.index);
   return page.test(PageFlag::private_);
 }
+/// Questions that documents' flows name, for a recording to show. (There is a class PageWriteback.)
+namespace page_flags {
+[[nodiscard]] inline bool PageWriteback(const Page& page) {
+  WEIR_FLOW(page.index);
+  return page.test(PageFlag::writeback);
+}
+[[nodiscard]] inline bool PageDirty(const Page& page) {
+  WEIR_FLOW(page.index);
+  return page.test(PageFlag::dirty);
+}
+}  // namespace page_flags
 #undef WEIR_FLOW_FILE
 #define WEIR_FLOW_FILE ::weir::base_name(__FILE__)
 

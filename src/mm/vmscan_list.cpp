@@ -278,7 +278,7 @@ bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& u
   if (page_mapped(page) || PageSwapCache(page)) sc.nr_scanned += PageCount(1);
 
   const bool file = !PageSwapBacked(page);
-  const bool writeback = page.test(PageFlag::writeback);
+  const bool writeback = page_flags::PageWriteback(page);
   const bool dirty = file && page.test(PageFlag::dirty);
   if (dirty || writeback) ++stat.nr_dirty;
   if (dirty && !writeback) ++stat.nr_unqueued_dirty;
@@ -413,7 +413,7 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
       page.clear(PageFlag::dirty);
   }
   AddressSpace* mapping = cache_.page_mapping(page);
-  const bool was_dirty = page.test(PageFlag::dirty);
+  const bool was_dirty = page_flags::PageDirty(page);
   const bool orphan = mapping == nullptr && !PageAnon(page) && page.test(PageFlag::private_);
   if (was_dirty) {
     if (!PageSwapBacked(page) && !orphan) {

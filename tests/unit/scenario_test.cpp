@@ -243,7 +243,7 @@ TEST(Scenario, EveryWrongOneIsRefusedWithPlaceAndRemedy) {
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap\", area = \"a\", size = \"4K\", colour = 1 },\n]\n", 4,
        "colour: is not a key that is known here"},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"touch\", area = \"a\" },\n]\n", 4,
-       "the task has no area \"a\" yet: mmap, malloc, brk or mmap-file makes one"},
+       "the task has no area \"a\" yet: mmap, malloc, brk, mmap-file or mmap-device makes one"},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"read\", file = \"f\", size = \"4K\" },\n]\n", 4,
        "there is no [[file]] named \"f\""},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"fork\", steps = [\n  { op = \"munmap\", area = \"x\" } ] },\n]\n",
@@ -271,6 +271,19 @@ TEST(Scenario, EveryWrongOneIsRefusedWithPlaceAndRemedy) {
        "name: is one of: vm.swappiness, "},
       {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"sysctl\", name = \"vm.panic_on_oom\", value = 3 },\n]\n", 4,
        "value: 3 is not in 0 … 2"},
+      {"[[disk]]\nname = \"d\"\nblock-size = \"3K\"\n", 3, "block-size: is one of: 512, 1K, 2K, 4K"},
+      {"[[disk]]\nname = \"d\"\nblock-size = \"1K\"\n", 3, "smaller ones want content = \"backed\""},
+      {"[[disk]]\nname = \"d\"\nblock-size = \"4K\"\n[[swap]]\non = \"disk\"\ndisk = \"d\"\n", 6,
+       "disk: \"d\" has a block-size: it holds files only"},
+      {"[[disk]]\nname = \"d\"\n[[task]]\nname = \"t\"\nsteps = [\n { op = \"flush-disk\", disk = \"d\" },\n]\n", 6,
+       "there is no [[disk]] named \"d\" with a block-size"},
+      {"[[device]]\nname = \"w\"\nsize = \"5M\"\n", 3, "size: a device has 4K to 4M"},
+      {"[[device]]\nname = \"w\"\nsize = \"4K\"\n[[device]]\nname = \"w\"\nsize = \"4K\"\n", 5,
+       "name: two devices are named \"w\""},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"mmap-device\", area = \"a\", device = \"w\", size = 1 },\n]\n", 4,
+       "there is no [[device]] named \"w\""},
+      {"[[task]]\nname = \"t\"\nsteps = [\n { op = \"remap-file-pages\", area = \"a\", size = 1, to = 0 },\n]\n", 4,
+       "the task has no area \"a\" yet"},
   };
   for (const Bad& bad : table) {
     const std::string said = refusal(bad.text);

@@ -1,7 +1,7 @@
 // The right side: one object decoded, bit by bit, and the machine around it: lists in their order, swap map, zones.
 import { GLOSSARY } from "weir-schema";
 import { Recording } from "./recording";
-import { MAPPING_ANON, MAPPING_FILE, MAPPING_KSM, Replay, entryText, entryType, keyHigh, keyLow, pteEntry, pteIsSwap, ptePfn, ptePresent } from "./replay";
+import { MAPPING_ANON, MAPPING_FILE, MAPPING_KSM, Replay, entryText, entryType, keyHigh, keyLow, pteEntry, pteIsFile, pteIsSwap, ptePfn, ptePgoff, ptePresent } from "./replay";
 import { ObjectId, Objects, processName } from "./objects";
 import { flagNames, hex, lruText, pteText, swapMapText } from "./text";
 
@@ -43,7 +43,7 @@ function pteBits(pte: bigint): HTMLElement {
     const on = ((pte >> BigInt(bit)) & 1n) !== 0n;
     return node("span", { class: on ? "bit on" : "bit", title: `bit ${bit}, ${name}: ${on ? 1 : 0}` }, short, node("b", {}, on ? "1" : "0"));
   });
-  const middle = ptePresent(pte) ? `pfn ${ptePfn(pte)}` : pteIsSwap(pte) ? entryText(pteEntry(pte)) : "0";
+  const middle = ptePresent(pte) ? `pfn ${ptePfn(pte)}` : pteIsSwap(pte) ? entryText(pteEntry(pte)) : pteIsFile(pte) ? `page ${ptePgoff(pte)}` : "0";
   return node("div", { class: "bits", role: "img", "aria-label": pteText(pte) }, node("span", { class: "bit wide on" }, ptePresent(pte) ? "63…12" : "63…9, 6…2", node("b", {}, middle)),
     ...(ptePresent(pte) || pte === 0n ? cells : cells.slice(-1)));
 }

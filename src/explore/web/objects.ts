@@ -1,6 +1,6 @@
 // What events are about: pages, slots, entries, tasks, each with a number, so that the life of one is found quickly.
 import { ENTER, LEAVE, STATE, Recording, v } from "./recording";
-import { Key, Replay, entryOffset, entryType, keyHigh, keyLow, pteEntry, ptePfn, ptePresent } from "./replay";
+import { Key, Replay, entryOffset, entryType, keyHigh, keyLow, pteEntry, pteIsSwap, ptePfn, ptePresent } from "./replay";
 
 export type Kind = "pte" | "pfn" | "slot" | "mm" | "zone" | "task" | "file";
 const KINDS: readonly Kind[] = ["pte", "pfn", "slot", "mm", "zone", "task", "file"];
@@ -46,7 +46,7 @@ export class Objects {
         add(this.keyed("pte", s));
         for (const pte of [after, before])
           if (ptePresent(pte)) add(this.id("pfn", ptePfn(pte)));
-          else if (pte !== 0n) add(this.id("slot", pteEntry(pte)));
+          else if (pteIsSwap(pte)) add(this.id("slot", pteEntry(pte)));
         if (keyHigh(s) !== 0) add(this.id("mm", keyHigh(s)));
         return;
       case "mapcount": case "page_count": case "page_mapping": case "lru": case "lru_tail": case "page_flags": case "page_alloced":

@@ -10,7 +10,10 @@ export const keyHigh = (key: Key): number => Number(key >> 48n);
 export const keyLow = (key: Key): bigint => key & LOW48;
 
 export const ptePresent = (pte: bigint): boolean => (pte & 1n) !== 0n;
-export const pteIsSwap = (pte: bigint): boolean => pte !== 0n && !ptePresent(pte);
+/** Not present, of a nonlinear mapping: which page of the file belongs there. */
+export const pteIsFile = (pte: bigint): boolean => !ptePresent(pte) && (pte & 0x100n) !== 0n;
+export const ptePgoff = (pte: bigint): number => Number(pte >> 9n);
+export const pteIsSwap = (pte: bigint): boolean => pte !== 0n && !ptePresent(pte) && !pteIsFile(pte);
 export const ptePfn = (pte: bigint): number => Number((pte & 0x000ffffffffff000n) >> 12n);
 /** The swap entry in a PTE, as events name it: offset << 5 | type. */
 export const pteEntry = (pte: bigint): number => Number(((pte >> 9n) << 5n) | ((pte >> 2n) & 31n));
@@ -376,11 +379,11 @@ export class Replay {
   private setPte(key: Key, pte: bigint): void {
     const old = this.ptes.get(key) ?? 0n;
     if (ptePresent(old)) this.mappers.get(ptePfn(old))?.delete(key);
-    else if (old !== 0n) this.holders.get(pteEntry(old))?.delete(key);
+    else if (pteIsSwap(old)) this.holders.get(pteEntry(old))?.delete(key);
     if (pte === 0n) this.ptes.delete(key);
     else this.ptes.set(key, pte);
     if (ptePresent(pte)) add(this.mappers, ptePfn(pte), key);
-    else if (pte !== 0n) add(this.holders, pteEntry(pte), key);
+    else if (pteIsSwap(pte)) add(this.holders, pteEntry(pte), key);
   }
 }
 

@@ -1,13 +1,14 @@
 // What an event says: in the kernel's names, and in one plain sentence.
 import { BOOKKEEPING, FAULT_BITS, FUNCTION_WORDS, LRU_NAMES, MEANS, PAGE_FLAGS, STATE_TEXTS, STATE_WORDS } from "weir-schema";
 import { ENTER, LEAVE, Recording, STATE, stateName, v } from "./recording";
-import { Replay, entryText, keyHigh, keyLow, pteEntry, pteIsSwap, ptePfn, ptePresent } from "./replay";
+import { Replay, entryText, keyHigh, keyLow, pteEntry, pteIsFile, pteIsSwap, ptePfn, ptePgoff, ptePresent } from "./replay";
 import { processName } from "./objects";
 
 export const hex = (n: bigint | number): string => "0x" + n.toString(16);
 
 export function pteText(pte: bigint): string {
   if (pte === 0n) return "none";
+  if (pteIsFile(pte)) return `page ${ptePgoff(pte)} of the file`;
   if (pteIsSwap(pte)) return "swap " + entryText(pteEntry(pte));
   let text = `pfn ${ptePfn(pte)} ${(pte & 2n) !== 0n ? "rw" : "ro"}`;
   if ((pte & 0x40n) !== 0n) text += " dirty";
@@ -119,6 +120,8 @@ export function plainWords(rec: Recording, replay: Replay, i: number): string {
       if (ptePresent(after) && ptePresent(before) && ptePfn(after) !== ptePfn(before))
         return `${who} means frame ${ptePfn(after)} from now on, no longer ${ptePfn(before)}`;
       if (ptePresent(after)) return rightsChange(who, before, after);
+      if (pteIsFile(after)) return `${who} is page ${ptePgoff(after)} of the file; the next access faults`;
+      if (pteIsFile(before)) return `${who} is no page of the file any more`;
       if (pteIsSwap(after)) return `${who} is no longer in memory: its entry names slot ${entryText(pteEntry(after))}, and the next access faults`;
       if (ptePresent(before)) return `${who} has no frame for the moment: nobody can use frame ${ptePfn(before)} through it`;
       return `${who} lets go of slot ${entryText(pteEntry(before))}`;
