@@ -175,9 +175,9 @@ void SwapCache::__delete_from_swap_cache(Page& page) {
   AddressSpace& space = era_->space(entry);
   void* was = space.page_tree.erase(index_of(entry), filemap_.node_source());
   WEIR_BUG_ON(was != &page);
-  set_page_private(page, 0);
   page.clear(PageFlag::swapcache);
   WEIR_STATE(swap_cache, entry, pfn.v + 1, 0);
+  set_page_private(page, 0);
   // Its doubts were about the slot.
   page.clear(PageFlag::error);
   --space.nrpages;

@@ -375,11 +375,11 @@ Result<void> SwapOn::unuse_slot(SwpEntry entry, Mm*& start_mm) {
     return Errno::nomem;
   }
   filemap.lock_page(*page);
-  // A read that failed leaves the slot as it is: what the device may yet give back is not given up.
+  // A read that failed leaves a slot with users as it is: what the device may yet give back is not given up.
   Result<void> done;
   if (PageSwapCache(*page) && page->private_ == entry.val) {
     filemap.wait_on_page_writeback(*page);
-    if (!page->test(PageFlag::uptodate)) done = Errno::io;
+    if (!page->test(PageFlag::uptodate) && cache_.slot_users(entry, *page) != 0) done = Errno::io;
     if (done && shmem_ != nullptr && swap_.may_be_shmem(entry)) shmem_->shmem_unuse(entry, *page);
     if (done && spaces_ != nullptr) {
       if (start_mm != &tables_->init_mm()) unuse_mm(*start_mm, entry, *page);

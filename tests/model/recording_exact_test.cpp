@@ -43,16 +43,20 @@ class Watcher final : public FlowSink {
   }
 
   void next(const FlowSite& site, const State* what) {
-    const bool again = std::exchange(look_again_, false);
-    if ((!steps_.contains(events_++) && !again) || machine_ == nullptr) return;
+    const unsigned again = std::exchange(look_again_, 0u);
+    if ((!steps_.contains(events_++) && again == 0) || machine_ == nullptr) return;
     ++looks_;
     const std::vector<std::string> found = differences(look_at(*machine_), told_.look());
-    // A page's flag or mapping and the cache it joins, a list and the end of it, are one change and two events: what
-    // differs counts if it still does after the next one.
-    look_again_ = !again && !found.empty() && std::all_of(found.begin(), found.end(), [](const std::string& text) {
-      return text.starts_with("swap_cache") || text.starts_with("page_cache") || text.starts_with("lru");
+    // A page's flag or mapping and the cache it joins, a list and the end of it, a task and its address space, are one
+    // change and several events: what differs counts if it still does three events later.
+    const bool one_change = std::all_of(found.begin(), found.end(), [](const std::string& text) {
+      return text.starts_with("swap_cache") || text.starts_with("page_cache") || text.starts_with("lru") ||
+             text.starts_with("task");
     });
-    if (look_again_) return;
+    if (!found.empty() && one_change && again != 1) {
+      look_again_ = again == 0 ? 3 : again - 1;
+      return;
+    }
     for (size_t i = 0; i < found.size() && i < 5; ++i)
       ADD_FAILURE() << "after event " << events_ - 1 << " (" << (what != nullptr ? state_name(*what) : "a call")
                     << " in " << site.function << ", " << site.file << "): " << found[i];
@@ -61,7 +65,7 @@ class Watcher final : public FlowSink {
   Told told_;
   Machine* machine_ = nullptr;
   std::set<uint64_t> steps_;
-  bool look_again_ = false;
+  unsigned look_again_ = 0;  ///< at so many events more
   uint64_t events_ = 0, first_ = 0, looks_ = 0;
 };
 
