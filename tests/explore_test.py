@@ -227,6 +227,7 @@ class Page(unittest.TestCase):
         self.assertIsNotNone(b.state()["followed"])
         b.click("#lines .line.now + .line")
         self.assertTrue(self.lit())
+        b.open(self.page("001"), "#step=20001")
         b.click("#life button")
         b.click("#timeline")  # its middle
         middle = b.state()

@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <new>
+#include <string_view>
 
 namespace weir {
 
@@ -238,7 +239,7 @@ bool Slab::should_failslab(const KmemCache& cache) {
 bool Slab::set_failslab(const char* cache, unsigned times) {
   ScopedLock guard(slab_mutex_);
   for (KmemCache& one : caches_) {
-    if (std::strcmp(one.name, cache) != 0) continue;
+    if (std::string_view(one.name) != cache) continue;
     failslab_times_.store(times, std::memory_order_relaxed);
     failslab_cache_.store(times != 0 ? &one : nullptr, std::memory_order_relaxed);
     return true;
