@@ -31,8 +31,8 @@ enum class BioOp : uint8_t { read, write, discard };
 
 class BlockDevice;
 
-/// One page to read or write, or a part of one where the device has smaller blocks, or a run of pages to discard. Owned by
-/// the submitter until end_io.
+/// One page to read or write, or a part of one where the device has smaller blocks; or a run of pages to discard. The
+/// submitter's until end_io.
 struct Bio {
   BioOp op = BioOp::read;
   Errno status = Errno::ok;            ///< set by the device before end_io

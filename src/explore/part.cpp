@@ -266,7 +266,8 @@ class Life {
   }
   void follow(uint64_t value) {
     const Pte pte{value};
-    if (pte_none(pte) || is_file_pte(pte) || (pte_present(pte) && pte_special(pte))) return;  // the zero page is everybody's
+    if (pte_none(pte) || is_file_pte(pte)) return;
+    if (pte_present(pte) && pte_special(pte)) return;  // the zero page is everybody's
     if (is_swap_pte(pte))
       slots_.insert(decode_swap_pte(pte).val);
     else

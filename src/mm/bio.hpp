@@ -3,7 +3,7 @@
 // Requests for pages from a pool that was filled at boot: submitting never fails for want of memory, it waits for a
 // request to come back. Linux: block/bio.c, mm/mempool.c.
 //
-//   bio_alloc -> bio_alloc_bioset -> mempool_alloc --pool empty--> waits      bio_put: back, wakes one when some are free
+//   bio_alloc -> bio_alloc_bioset -> mempool_alloc --pool empty--> waits    bio_put: back; some free: wakes one
 #pragma once
 
 #include "block/block.hpp"

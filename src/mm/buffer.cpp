@@ -1,4 +1,5 @@
-// src/mm/buffer.cpp: buffers and pages: rings made, found and taken away; dirty or not. I/O: buffer_io.cpp. See buffer.hpp
+// src/mm/buffer.cpp: the buffers of a page and those of a device's blocks: made, found and taken away. I/O:
+// buffer_io.cpp. See buffer.hpp
 #include "mm/buffer.hpp"
 
 #include "mm/page_private.hpp"
@@ -267,9 +268,8 @@ void Buffers::free_more_memory() {
   (void)world().schedule_timeout(1_ms);
   Pressure* pressure = filemap_.pages().pressure();
   if (pressure == nullptr || (current_flags() & PF_MEMALLOC) != 0) return;
-  current().flags |= PF_MEMALLOC;
+  const ThreadFlagScope reclaiming(PF_MEMALLOC);
   (void)pressure->try_to_free_pages(Order(0), GFP_NOFS);
-  current().flags &= ~static_cast<uint32_t>(PF_MEMALLOC);
 }
 
 BufferHead* Buffers::__getblk_slow(Inode& bdev, uint64_t block) {

@@ -15,7 +15,7 @@
 //   away: try_to_release_page --> try_to_free_buffers, unless one is in use, dirty or locked. A page that leaves its
 //         tree while a buffer is in use keeps its buffers and has no mapping; reclaim meets it later.
 //
-// Where pages are tagged (simulations) a block is a whole page. What is not here: the per-CPU list of buffers used last.
+// Where pages are tagged (simulations) a block is a whole page. Not here: the per-CPU list of buffers used last.
 #pragma once
 
 #include "mm/bio.hpp"

@@ -1,10 +1,10 @@
 // src/mm/flat_fs.hpp
 //
-// A flat file system: files of one extent each, and a table at the start of the device that says where each lies and how
-// long it is. The table is read and written through buffers (buffer.hpp).
+// A flat file system: files of one extent each, and a table at the start of the device: where each lies and how long it
+// is. The table is read and written through buffers (buffer.hpp).
 //
 //   block    0        1           2          3           4         ...        first page behind the table ...
-//            super    extent 0    length 0   extent 1    length 1             the files' pages, one extent behind the other
+//            super    extent 0    length 0   extent 1    length 1             the files' pages, extent behind extent
 //
 //   super    magic << 32 | files that there is room for
 //   extent   first page << 32 | pages; 0: no file
@@ -33,8 +33,8 @@ class FlatFs final : public SuperOperations {
   /// Every file is closed. What is dirty of the table is written, and nothing of it stays in memory.
   void umount();
 
-  /// A new file, empty, that may grow to `max_bytes`. The caller has a reference (FilemapIo::iput). Errors: ENOSPC, EFBIG,
-  /// EIO, ENOMEM.
+  /// A new file, empty, that may grow to `max_bytes`. The caller has a reference (FilemapIo::iput). Errors: ENOSPC,
+  /// EFBIG, EIO, ENOMEM.
   Result<Inode*> create(const char* name, Bytes max_bytes);
   /// The file of a record of the table, as it was when its length was last written; it may be open only once. Errors:
   /// ENOENT, EIO, ENOMEM.

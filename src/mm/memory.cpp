@@ -238,7 +238,7 @@ uint32_t Memory::ask_owner(FaultContext& ctx) {
   return (ret & ~VM_FAULT_LOCKED);
 }
 
-/// Maps the page at ctx.address if that is still as the fault found it. On success `ptl` is held; NOPAGE: somebody else was faster.
+/// Maps the page at ctx.address if that is still as the fault found it; `ptl` is held then. NOPAGE: somebody was faster.
 uint32_t Memory::set_file_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& entry) {
   ptl = tables_.pte_alloc_map_lock(ctx.mm, ctx.address);
   if (!ptl) return VM_FAULT_OOM;

@@ -80,16 +80,16 @@ class Memory {
   /// Rights changed (mprotect): PTEs lose what the VMA no longer grants. mmap_sem for writing.
   void change_protection(VmArea& vma, VirtAddr start, VirtAddr end);
 
-  /// [address, address + size) of vma, nothing mapped there yet, maps the frames from pfn on, as the VMA allows. They are
-  /// the caller's; they have no reverse map and are not counted. The VMA is VM_PFNMAP from now on. mmap_sem for writing.
-  /// Errors: ENOMEM, some may be mapped; EINVAL for a part of a private mapping.
+  /// [address, address + size) of vma, nothing mapped there yet, maps the frames from pfn on, as the VMA allows. They
+  /// are the caller's; they have no reverse map and are not counted. The VMA is VM_PFNMAP from now on. mmap_sem for
+  /// writing. Errors: ENOMEM, some may be mapped; EINVAL for a part of a private mapping.
   Result<void> remap_pfn_range(VmArea& vma, VirtAddr address, Pfn pfn, uint64_t size);
 
   /// [start, start + size) of a nonlinear vma: what is mapped goes, and pages of the file from pgoff on come at their
   /// faults. mmap_sem for writing. Errors: ENOMEM, some of it done.
   Result<void> generic_file_remap_pages(VmArea& vma, VirtAddr start, uint64_t size, uint64_t pgoff);
-  /// Pages [first, last] of the file leave a range of a nonlinear vma, and come back to the same addresses at their next
-  /// faults. mmap_sem or i_mmap lock held.
+  /// Pages [first, last] of the file leave a range of a nonlinear vma, and come back to the same addresses at their
+  /// next faults. mmap_sem or i_mmap lock held.
   void zap_nonlinear_range(VmArea& vma, VirtAddr start, VirtAddr end, uint64_t first, uint64_t last);
 
   /// The page that is mapped there, present and read-only, is copied for this address (KSM). mmap_sem held. VmFault
@@ -100,7 +100,7 @@ class Memory {
   [[nodiscard]] Filemap& filemap() const { return filemap_; }
   [[nodiscard]] SwapCache& cache() const { return cache_; }
   [[nodiscard]] PageTables& tables() const { return tables_; }
-  /// The page that a PTE maps and counts: null for none, swap entries, the zero page and frames of devices. Linux: vm_normal_page.
+  /// The page that a PTE maps and counts: null for none, swap entries, the zero page, devices' frames.
   [[nodiscard]] Page* vm_normal_page(Pte pte) const {
     return pte_present(pte) && !pte_special(pte) ? &tables_.pages().mem().page(pte_pfn(pte)) : nullptr;
   }

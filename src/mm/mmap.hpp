@@ -84,7 +84,7 @@ class AddressSpaces {
   // All take mmap_sem themselves. Errors as the system calls.
   /// Errors: EINVAL (length 0, place not aligned, pgoff), ENOMEM (no room, too many VMAs), EOVERFLOW (end of the file
   /// offset), ENODEV (a file that cannot be mapped; shared memory without a file where there is no shmem), ENOSYS
-  /// (shared where hardware has no alias), what the file says (FileOperations::mmap). With VM_LOCKED among extra_flags pages come at their faults and stay.
+  /// (shared where hardware has no alias), FileOperations::mmap's. With VM_LOCKED pages come at their faults and stay.
   Result<VirtAddr> mmap(Mm& mm, const MmapRequest& request);
   Result<void> munmap(Mm& mm, VirtAddr start, uint64_t length);
   /// Returns the new break (the old one when it cannot move).
@@ -92,9 +92,9 @@ class AddressSpaces {
   enum class MayMove : uint8_t { no, yes };
   Result<VirtAddr> mremap(Mm& mm, VirtAddr old_addr, uint64_t old_len, uint64_t new_len, MayMove may_move,
                           VirtAddr fixed = VirtAddr(0));
-  /// [start, start + size) of a shared mapping shows the file's pages from pgoff on; they come at their faults. Until 3.x
-  /// the mapping stays one, and its PTEs say which page is where (Profile::nonlinear); else it becomes several. prot is 0.
-  /// Errors: EINVAL (prot, the range, not all of it in one shared mapping), ENOMEM.
+  /// [start, start + size) of a shared mapping shows the file's pages from pgoff on; they come at their faults. Until
+  /// 3.x the mapping stays one, and its PTEs say which page is where (Profile::nonlinear); else it becomes several.
+  /// prot is 0. Errors: EINVAL (prot, the range, not all of it in one shared mapping), ENOMEM.
   Result<void> remap_file_pages(Mm& mm, VirtAddr start, uint64_t size, uint64_t prot, uint64_t pgoff);
   Result<void> mprotect(Mm& mm, VirtAddr start, uint64_t length, uint64_t prot);
   /// dontneed: the pages go, and read as zero (or as the file) again. random, sequential: how files are read ahead.

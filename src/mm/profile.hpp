@@ -16,8 +16,8 @@ namespace weir {
 
 enum class KernelEra : uint8_t { linux_2_6_20, linux_3, linux_4_14 };
 
-/// Of which shared mappings remap_file_pages makes nonlinear ones; of others, several linear ones. From 2.6.23 on pages that
-/// are counted as dirty must be found by their mappings; from 4.0 on there are none.
+/// Of which shared mappings remap_file_pages makes nonlinear ones; of others, several linear ones. From 2.6.23 on pages
+/// that are counted as dirty must be found by their mappings; from 4.0 on there are none.
 enum class Nonlinear : uint8_t { of_all_files, of_memory_files, none };
 
 struct Profile {

@@ -90,8 +90,8 @@ class Slab {
   [[nodiscard]] CacheInfo info(KmemCache& cache) const;
   /// In the order in which they were made. Takes slab_mutex.
   void for_each_cache(void (*fn)(void* arg, const CacheInfo& info), void* arg);
-  /// Fault injection: the next `times` allocations from that cache fail. Linux: failslab with cache-filter. False: there
-  /// is no such cache. Takes slab_mutex.
+  /// Fault injection: the next `times` allocations from that cache fail. Linux: failslab with cache-filter. False:
+  /// there is no such cache. Takes slab_mutex.
   bool set_failslab(const char* cache, unsigned times);
   /// For verify(): walks every slab; a bug found is reported through `fail(id, text)`.
   void survey(void (*fail)(void*, const char* id, const char* text), void* arg);

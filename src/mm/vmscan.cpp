@@ -424,6 +424,7 @@ int64_t Vmscan::shrink_cache(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_
   // A debt from long ago must not empty the cache on a breath of pressure.
   if (delta < freeable / 4) total = std::min(total, freeable / 2);
   total = std::min(total, 2 * freeable);
+  era_->trace_mm_shrink_slab_start(freeable, delta, total);
   int64_t freed = 0, done = 0;
   while (total >= SHRINK_BATCH || total >= freeable) {
     const int64_t n = std::min(SHRINK_BATCH, total);
@@ -437,6 +438,7 @@ int64_t Vmscan::shrink_cache(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_
     cond_resched();
   }
   shrinker.nr_deferred_.fetch_add(std::max<int64_t>(deferred + delta - done, 0), std::memory_order_acq_rel);
+  era_->trace_mm_shrink_slab_end(freed, total);
   return freed;
 }
 

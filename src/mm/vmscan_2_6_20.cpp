@@ -62,6 +62,8 @@ struct Vmscan::Era_2_6_20 final : Era {
     }
   }
   void after_batch(const Stat&, int64_t, const ScanControl&) override {}
+  void trace_mm_shrink_slab_start(int64_t, int64_t, int64_t) override {}
+  void trace_mm_shrink_slab_end(int64_t, int64_t) override {}
   int64_t shrink_one_cache(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_eligible) override {
     return self.shrink_cache(shrinker, nr_scanned, nr_eligible);
   }

@@ -35,6 +35,15 @@ struct Vmscan::Era {
   // ---- after a batch of an inactive list, and slab caches
   virtual void after_batch(const Stat& stat, int64_t taken, const ScanControl& sc) = 0;
   virtual int64_t shrink_one_cache(Shrinker& shrinker, int64_t nr_scanned, int64_t nr_eligible) = 0;
+  // Around the scan of one of them: trace points (3.1 and later).
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE "vmscan.h"
+  virtual void trace_mm_shrink_slab_start(int64_t freeable, int64_t delta, int64_t total) {
+    WEIR_FLOW(freeable, delta, total);
+  }
+  virtual void trace_mm_shrink_slab_end(int64_t freed, int64_t left) { WEIR_FLOW(freed, left); }
+#undef WEIR_FLOW_FILE
+#define WEIR_FLOW_FILE ::weir::base_name(__FILE__)
 
   static void place(Vmscan& self, KernelEra kernel);
   static void place_2_6_20(Vmscan& self);

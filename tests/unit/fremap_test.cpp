@@ -1,7 +1,7 @@
 // tests/unit/fremap_test.cpp
 //
-// remap_file_pages: whatever a kernel makes of it, an address shows the page of the file that was said, through reclaim,
-// fork, mprotect, mremap and truncation.
+// remap_file_pages: whatever a kernel makes of it, an address shows the page of the file that was said, through
+// reclaim, fork, mprotect, mremap and truncation.
 #include <gtest/gtest.h>
 
 #include <random>

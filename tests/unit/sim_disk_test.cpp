@@ -31,13 +31,13 @@ class Disk {
     Nanos submitted{}, ended_at{};
     Disk* disk = nullptr;
   };
-  Request& submit(BioOp op, uint64_t page, uint64_t fill = 0) {
+  Request& submit(BioOp op, uint64_t page, uint64_t fill = 0, uint64_t sector_in_page = 0, uint32_t bytes = PAGE_SIZE) {
     requests.push_back(std::make_unique<Request>());
     Request& r = *requests.back();
     r.disk = this;
     r.tag = fill;
     std::memset(r.bytes, static_cast<int>(fill), PAGE_SIZE);
-    r.bio = {.op = op, .sector = page * SECTORS_PER_PAGE, .owner = &r};
+    r.bio = {.op = op, .sector = page * SECTORS_PER_PAGE + sector_in_page, .bytes = bytes, .owner = &r};
     r.bio.content = tags ? Content{.tag = &r.tag} : Content{.bytes = r.bytes};
     r.bio.end_io = [](Bio& bio) {
       auto& request = *static_cast<Request*>(bio.owner);
@@ -91,6 +91,32 @@ TEST(SimDisk, ARequestTakesItsTransferAndItsLatency) {
     const auto& write = disk.submit(BioOp::write, 3);
     disk.wait_for_all();
     EXPECT_EQ(write.ended_at - write.submitted, 200_us + Nanos(40960));
+  });
+}
+
+// A part of a page moves alone, and takes its share of the channel.
+TEST(SimDisk, PartsOfPagesAreServedInSectors) {
+  Disk disk(PLAIN);
+  disk.run([&] {
+    disk.submit(BioOp::write, 3, 0xaa);
+    disk.wait_for_all();
+    const auto& part = disk.submit(BioOp::write, 3, 0xbb, 2, 1024);
+    disk.wait_for_all();
+    EXPECT_EQ(part.ended_at - part.submitted, 200_us + Nanos(40960 / 4));
+    const auto& whole = disk.submit(BioOp::read, 3);
+    const auto& sector = disk.submit(BioOp::read, 3, 0x11, 3, 512);
+    disk.wait_for_all();
+    for (size_t i = 0; i < PAGE_SIZE; ++i)
+      ASSERT_EQ(whole.bytes[i], i >= 1024 && i < 2048 ? std::byte{0xbb} : std::byte{0xaa}) << i;
+    EXPECT_EQ(sector.bytes[511], std::byte{0xbb});
+    EXPECT_EQ(sector.bytes[512], std::byte{0x11}) << "not asked for";
+    // No whole sectors, or over the page's end.
+    for (const auto& [at, bytes] : {std::pair<uint64_t, uint32_t>{0, 0}, {0, 100}, {7, 1024}, {0, 8192}}) {
+      const auto& refused = disk.submit(BioOp::read, 3, 0, at, bytes);
+      disk.wait_for_all();
+      EXPECT_EQ(refused.bio.status, Errno::io) << at << " " << bytes;
+    }
+    EXPECT_EQ(disk.disk->logical_block_size(), 512u);
   });
 }
 
