@@ -47,6 +47,9 @@ inline constexpr uint16_t SWAP_MAP_MAX_16 = 0x7fff, SWAP_MAP_BAD_16 = 0x8000;
 inline constexpr unsigned SWAPFILE_CLUSTER = 256;
 /// So many slots are looked at in one go; then others may run.
 inline constexpr uint64_t LATENCY_LIMIT = 256;
+/// A batch that has slots already looks so far for the next one when there is no free cluster. (4.14 is content with
+/// one slot then; 5.8 and later go on as here: the same slots in the same order, but the area's lock is taken less.)
+inline constexpr uint64_t SCAN_AHEAD = 4 * LATENCY_LIMIT;
 /// Most slots taken in one go.
 inline constexpr unsigned SWAP_BATCH = 64;
 
@@ -289,6 +292,7 @@ class SwapFiles : private FrontswapMaps {
   unsigned scan_swap_map_slots(SwapInfo& si, unsigned n, SwpEntry* entries) WEIR_REQUIRES(si.lock);
   uint64_t scan_swap_map_try_ssd_cluster(SwapInfo& si) WEIR_REQUIRES(si.lock);
   uint64_t scan_swap_map_hand(SwapInfo& si) WEIR_REQUIRES(si.lock);
+  uint64_t free_slot_in(SwapInfo& si, uint64_t offset, uint64_t to) WEIR_REQUIRES(si.lock);
   uint64_t next_free_slot(SwapInfo& si) WEIR_REQUIRES(si.lock);
   enum class Wanted : uint8_t { free, free_or_copy, copy };
   [[nodiscard]] static uint64_t next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, Wanted what);

@@ -1,5 +1,6 @@
 // src/mm/swapfile_scan.cpp: taking slots and giving them back to their area. See swapfile.hpp
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "mm/swapfile.hpp"
@@ -8,6 +9,13 @@
 #define WEIR_FLOW_FILE "swapfile.cpp"
 
 namespace weir {
+
+namespace {
+
+/// The end of the stretch of LATENCY_LIMIT slots that it lies in.
+uint64_t stretch_end(uint64_t offset) { return (offset | (LATENCY_LIMIT - 1)) + 1; }
+
+}  // namespace
 
 unsigned SwapFiles::get_swap_pages(unsigned n, SwpEntry* entries) {
   WEIR_FLOW(n);
@@ -49,17 +57,19 @@ unsigned SwapFiles::take_slots(unsigned n, SwpEntry* entries) WEIR_NO_THREAD_SAF
 
 unsigned SwapFiles::scan_swap_map_slots(SwapInfo& si, unsigned n, SwpEntry* entries) {
   WEIR_FLOW(si.type, n);
-  const bool solid_state = static_cast<bool>(si.cluster_info);
+  bool by_cluster = static_cast<bool>(si.cluster_info);
   unsigned got = 0;
   while (got < n) {
-    uint64_t offset = solid_state ? scan_swap_map_try_ssd_cluster(si) : scan_swap_map_hand(si);
-    if (offset == 0 && solid_state) {
-      // Without a free cluster one slot is as good as another. When some are at hand, only the next is worth a look.
-      if (got == 0)
-        offset = next_free_slot(si);
-      else if (si.cluster_next <= si.highest_bit && may_take(si, si.cluster_next))
-        offset = si.cluster_next;
+    uint64_t offset = 0;
+    if (by_cluster) {
+      offset = scan_swap_map_try_ssd_cluster(si);
+      by_cluster = offset != 0;
     }
+    // Without a free cluster one slot is as good as another. When some are at hand, only what is near is worth a look.
+    if (offset == 0 && !si.cluster_info)
+      offset = scan_swap_map_hand(si);
+    else if (offset == 0)
+      offset = got == 0 ? next_free_slot(si) : free_slot_in(si, si.cluster_next, si.cluster_next + SCAN_AHEAD);
     if (offset == 0) break;
     swap_range_alloc(si, offset);
     entries[got++] = swp_entry(si.type, offset);
@@ -109,13 +119,15 @@ uint64_t SwapFiles::scan_swap_map_hand(SwapInfo& si) {
   si.cluster_nr = SWAPFILE_CLUSTER - 1;
   if (si.pages - si.inuse_pages >= SWAPFILE_CLUSTER) {
     uint64_t latency = LATENCY_LIMIT;
-    uint64_t run = 0;
-    for (uint64_t offset = si.lowest_bit; offset <= si.highest_bit; ++offset) {
-      run = map_at(si, offset) == 0 ? run + 1 : 0;
-      if (run == SWAPFILE_CLUSTER) {
-        si.cluster_next = offset + 1 - SWAPFILE_CLUSTER;
+    for (uint64_t start = si.lowest_bit; start + SWAPFILE_CLUSTER <= si.highest_bit + 1;) {
+      // From its end: a stretch with a used slot is over at once, and the next one begins behind that slot.
+      uint64_t free_from = start + SWAPFILE_CLUSTER;
+      while (free_from > start && map_at(si, free_from - 1) == 0) --free_from;
+      if (free_from == start) {
+        si.cluster_next = start;
         break;
       }
+      start = free_from;
       // What was free may not be when the lock is back: at worst the stretch has a gap.
       if (!breathe(si, latency)) return 0;
     }
@@ -133,67 +145,85 @@ bool SwapFiles::breathe(SwapInfo& si, uint64_t& latency) WEIR_NO_THREAD_SAFETY_A
   return (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0;
 }
 
-// The first slot of [from, to) that is free, or that only the cache uses; `to` if there is none. Eight slots at a time:
-// in a full area there is one free slot in a hundred.
-uint64_t SwapFiles::next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, Wanted what) {
-  const bool free = what != Wanted::copy, copies = what != Wanted::free;
-  if (si.swap_map16) {
-    while (from < to && si.swap_map16[from] != 0) ++from;
-    return from;
+namespace {
+
+// The first of n entries for which (entry ^ flip) & keep is 0; n if there is none. A word, for in most areas it has one;
+// then 64 bytes at a time, for in a full area one slot in a hundred is free.
+template <class T>
+uint64_t first_zero(const T* map, uint64_t n, T flip, T keep) {
+  constexpr uint64_t BLOCK = 64 / sizeof(T), WORD = 8 / sizeof(T);
+  constexpr uint64_t ONES = ~uint64_t{0} / static_cast<T>(~T{0}), TOPS = ONES << (8 * sizeof(T) - 1);
+  const uint64_t flips = ONES * flip, keeps = ONES * keep;
+  // The lowest bit that is set is that of the first zero.
+  const auto zeros = [=](const T* entries) {
+    uint64_t word;
+    std::memcpy(&word, entries, sizeof word);
+    word = (word ^ flips) & keeps;
+    return (word - ONES) & ~word & TOPS;
+  };
+  const auto index = [](uint64_t found) { return static_cast<unsigned>(std::countr_zero(found)) / (8 * sizeof(T)); };
+  uint64_t at = 0;
+  if (WORD <= n) {
+    if (const uint64_t found = zeros(map)) return index(found);
+    at = WORD;
   }
-  constexpr uint64_t ONES = 0x0101010101010101, TOPS = 0x8080808080808080, CACHE_ONLY = ONES * SWAP_HAS_CACHE;
-  const auto has_zero = [](uint64_t v) { return ((v - ONES) & ~v & TOPS) != 0; };
-  const auto wanted = [&](uint8_t map) { return (free && map == 0) || (copies && map == SWAP_HAS_CACHE); };
-  while (from < to) {
-    // A page of the map is whole words.
-    if (from % 8 == 0 && from + 8 <= to) {
-      uint64_t eight;
-      std::memcpy(&eight, &si.swap_map[from], sizeof eight);
-      if (!(free && has_zero(eight)) && !(copies && has_zero(eight ^ CACHE_ONLY))) {
-        from += 8;
-        continue;
-      }
-    }
-    if (wanted(si.swap_map[from])) return from;
-    ++from;
+  for (; at + BLOCK <= n; at += BLOCK) {
+    T least = static_cast<T>(~T{0});
+    for (uint64_t i = 0; i < BLOCK; ++i) least = std::min(least, static_cast<T>((map[at + i] ^ flip) & keep));
+    if (least == 0) break;
   }
-  return to;
+  for (; at + WORD <= n; at += WORD)
+    if (const uint64_t found = zeros(map + at)) return at + index(found);
+  while (at < n && static_cast<T>((map[at] ^ flip) & keep) != 0) ++at;
+  return at;
 }
 
-// The first free slot from cluster_next up, then from lowest_bit; 0 when there is none. While swap is short, slots that
-// hold only the cache's copy are freed on the way.
-uint64_t SwapFiles::next_free_slot(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
-  const uint64_t start = si.cluster_next;
-  for (int lap = 0; lap < 2; ++lap) {
-    uint64_t offset = lap == 0 ? std::max(start, si.lowest_bit) : si.lowest_bit;
-    while (offset <= si.highest_bit && (lap == 0 || offset < start)) {
-      const bool copies = vm_swap_full() && !traits_.cache_is_a_user && reclaim_ != nullptr;
-      if (si.cluster_info && !copies && offset % SWAPFILE_CLUSTER == 0 &&
-          si.cluster_info[offset / SWAPFILE_CLUSTER].count == SWAPFILE_CLUSTER) {
-        offset += SWAPFILE_CLUSTER;
-        continue;
-      }
-      const uint64_t stretch = std::min((offset | (LATENCY_LIMIT - 1)) + 1, si.highest_bit + 1);
-      const uint64_t stop = lap == 0 ? stretch : std::min(stretch, start);
-      offset = next_candidate(si, offset, stop, copies ? Wanted::free_or_copy : Wanted::free);
-      if (offset == stop) {
-        uint64_t now = 1;
-        if (!breathe(si, now)) return 0;
-        continue;
-      }
-      if (map_at(si, offset) == 0) {
-        if (may_take(si, offset)) return offset;
-      } else {
-        si.lock.unlock();
-        const bool freed = reclaim_(reclaim_arg_, swp_entry(si.type, offset));
-        si.lock.lock();
-        if ((si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) == 0) return 0;
-        if (freed && offset <= si.highest_bit && may_take(si, offset)) return offset;
-      }
-      ++offset;
+}  // namespace
+
+// The first slot of [from, to) that is free, or that only the cache uses; `to` if there is none. They lie in one page of
+// the map.
+uint64_t SwapFiles::next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, Wanted what) {
+  if (si.swap_map16) return from + first_zero<uint16_t>(&si.swap_map16[from], to - from, 0, 0xffff);
+  const uint8_t flip = what == Wanted::copy ? SWAP_HAS_CACHE : 0;
+  const uint8_t keep = what == Wanted::free_or_copy ? static_cast<uint8_t>(~SWAP_HAS_CACHE) : 0xff;
+  return from + first_zero<uint8_t>(&si.swap_map[from], to - from, flip, keep);
+}
+
+// The first free slot of [offset, to); 0 when there is none. While swap is short, slots that hold only the cache's copy
+// are freed on the way.
+uint64_t SwapFiles::free_slot_in(SwapInfo& si, uint64_t offset, uint64_t to) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  while (offset < std::min(to, si.highest_bit + 1)) {
+    if ((si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) == 0) return 0;
+    const uint64_t stop = std::min({stretch_end(offset), to, si.highest_bit + 1});
+    const bool copies = vm_swap_full() && !traits_.cache_is_a_user && reclaim_ != nullptr;
+    const bool none =
+        si.cluster_info && !copies && si.cluster_info[offset / SWAPFILE_CLUSTER].count == SWAPFILE_CLUSTER;
+    if (!none) offset = next_candidate(si, offset, stop, copies ? Wanted::free_or_copy : Wanted::free);
+    if (none || offset == stop) {
+      offset = stop;
+      uint64_t now = 1;
+      if (!none) (void)breathe(si, now);
+      continue;
     }
+    if (map_at(si, offset) == 0) {
+      if (may_take(si, offset)) return offset;
+    } else {
+      si.lock.unlock();
+      const bool freed = reclaim_(reclaim_arg_, swp_entry(si.type, offset));
+      si.lock.lock();
+      const bool usable = (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0;
+      if (freed && usable && offset <= si.highest_bit && may_take(si, offset)) return offset;
+    }
+    ++offset;
   }
   return 0;
+}
+
+// From cluster_next up, then from lowest_bit.
+uint64_t SwapFiles::next_free_slot(SwapInfo& si) {
+  const uint64_t start = std::max(si.cluster_next, si.lowest_bit);
+  if (const uint64_t offset = free_slot_in(si, start, si.max)) return offset;
+  return free_slot_in(si, si.lowest_bit, start);
 }
 
 // The device has no room left. What it holds of pages that are in memory is the first to go: those slots that only the
@@ -206,7 +236,7 @@ void SwapFiles::reclaim_copies(SwapInfo& si) WEIR_NO_THREAD_SAFETY_ANALYSIS {
   for (uint64_t looked = 0; looked < std::min(LOOK_AT, si.max) && freed < SWAP_BATCH;) {
     if ((si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) == 0) break;
     if (si.copy_hand >= si.max) si.copy_hand = 1;
-    const uint64_t from = si.copy_hand, stop = std::min(from + LATENCY_LIMIT, si.max);
+    const uint64_t from = si.copy_hand, stop = std::min(stretch_end(from), si.max);
     const uint64_t offset = next_candidate(si, from, stop, Wanted::copy);
     si.copy_hand = offset + (offset != stop ? 1 : 0);
     looked += si.copy_hand - from;
