@@ -442,7 +442,11 @@ void Shmem::shmem_truncate_range(ShmemInode& info, uint64_t first) {
         PageAllocator::get_page(*pages[nr_pages++]);
       }
     }
-    if (got == 0) break;
+    if (got == 0) {
+      // Reclaim may have been here before, and freed the clean ones.
+      shmem_recalc_inode(info, 0);
+      break;
+    }
     int64_t freed = 0;
     for (unsigned i = 0; i < got; ++i)
       if (is_exceptional_entry(found[i]) && shmem_free_swap(mapping, indices[i], radix_to_swp_entry(found[i]))) ++freed;

@@ -181,6 +181,20 @@ TEST_P(Shm, SharedMemoryIsOneForParentAndChildAlsoOutInSwap) {
   });
 }
 
+TEST_P(Shm, PagesThatWereOnlyReadAndAllReclaimedLeaveNothingToCount) {
+  run_vm(tagged(), [](Vm& vm) {
+    Task& task = vm.task();
+    Result<VirtAddr> at = vm.machine->spaces.mmap(*task.mm, {.length = 32 * PAGE_SIZE, .sharing = Sharing::shared});
+    ASSERT_TRUE(at.ok()) << errno_name(at.error());
+    for (uint64_t i = 0; i < 32; ++i) EXPECT_EQ(vm.read(task, Vm::page_at(*at, i)), 0u);
+    squeeze(vm);
+    EXPECT_FALSE(pte_present(vm.pte(task, *at)));
+    // The last mapping goes, and the file with it, of which no page is left.
+    vm.exit(task);
+    EXPECT_EQ(vm.gauge(NodeStat::nr_shmem), 0);
+  });
+}
+
 TEST_P(Shm, APrivateMappingCopiesThePageAndTheFileKeepsIts) {
   run_vm(tagged(), [](Vm& vm) {
     ShmFile f(vm, 4);
