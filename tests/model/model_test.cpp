@@ -45,16 +45,17 @@ void run_seeds(Mode mode, const char* what, uint64_t seeds) {
       "model, %s: seeds %lu-%lu (%lu ran, uffd model %s): %lu operations, %lu touches, %lu compared, verified %lu "
       "times; "
       "faults %lu cow %lu pswpin %lu pswpout %lu pgpgin %lu pgpgout %lu scanned %lu; killed %lu oom %lu errors %lu "
-      "swapoff %lu merged %lu\n",
+      "swapoff %lu merged %lu shared %lu\n",
       what, first, last, ran, uffd ? "too" : "not there", all.ops, all.touches, all.compared, all.verified, all.faults,
       all.cow, all.pswpin, all.pswpout, all.pgpgin, all.pgpgout, all.scans, all.kills, all.oom, all.errors,
-      all.swapoffs, all.merged);
+      all.swapoffs, all.merged, all.shared);
   if (ran < 20) return;
   // A run that tests nothing must not pass.
   EXPECT_GT(all.pswpin, 1000u);
   EXPECT_GT(all.cow, 100u);
   EXPECT_GT(all.pgpgout, 1000u);
   EXPECT_GT(all.merged, 100u);
+  EXPECT_GT(all.shared, 1000u);
 }
 
 TEST(Model, AgreesWithTheReference) { run_seeds(Mode::plain, "plain", 150); }

@@ -4,7 +4,7 @@
 // read, and which errors they get, must agree; at each round's end verify() must find nothing.
 //
 //   reference:   task --> {page number --> rights, file and offset (or none), own content}
-//                file --> {content of each page}
+//                file --> {content of each page}        (shared memory is a file that only its mappings know)
 //
 // Where two tasks change one file page at the same time the reference keeps out of the way: pages that somebody is
 // changing are not written by others, and what is read meanwhile is not compared.
@@ -14,7 +14,9 @@
 
 #include <array>
 #include <cstring>
+#include <deque>
 #include <optional>
+#include <set>
 
 #include "model/script.hpp"
 #include "support/machine_fixture.hpp"
@@ -54,9 +56,11 @@ struct RefPage {
 };
 
 struct RefFile {
-  File* file = nullptr;
-  uint64_t size = 0;  ///< in parts
-  uint64_t max_pages = 0;
+  RefFile(uint64_t pages_now, uint64_t most)
+      : size(pages_now * PARTS), max_pages(most), pages(most), changing(most), unknown(most) {}
+  File* file = nullptr;  ///< null: shared memory without a file
+  uint64_t size;         ///< in parts
+  uint64_t max_pages;
   uint32_t resizing = 0;  ///< odd while somebody may be moving the end
   std::vector<Words> pages;
   std::vector<uint32_t> changing;  ///< odd while somebody changes the page
@@ -81,11 +85,11 @@ struct RefTask {
 
 struct Totals {
   uint64_t ops = 0, touches = 0, compared = 0, verified = 0, kills = 0, errors = 0;
-  uint64_t swapoffs = 0, merged = 0;
+  uint64_t swapoffs = 0, merged = 0, shared = 0;  // shared: loads and stores of shared memory
   uint64_t pswpin = 0, pswpout = 0, pgpgin = 0, pgpgout = 0, cow = 0, faults = 0, oom = 0, scans = 0;
   void add(const Totals& o) {
     ops += o.ops, touches += o.touches, compared += o.compared, verified += o.verified, kills += o.kills,
-        errors += o.errors, swapoffs += o.swapoffs, merged += o.merged;
+        errors += o.errors, swapoffs += o.swapoffs, merged += o.merged, shared += o.shared;
     pswpin += o.pswpin, pswpout += o.pswpout, pgpgin += o.pgpgin, pgpgout += o.pgpgout, cow += o.cow,
         faults += o.faults, oom += o.oom, scans += o.scans;
   }
@@ -206,15 +210,9 @@ class Run {
   }
 
   void set_up() {
-    for (int i = 0; i < 2; ++i) {
-      RefFile f;
-      f.max_pages = 200 + 100 * static_cast<uint64_t>(i);
-      f.size = (100 + 60 * static_cast<uint64_t>(i)) * PARTS;
+    for (uint64_t i = 0; i < DISK_FILES; ++i) {
+      RefFile& f = files_.emplace_back(100 + 60 * i, 200 + 100 * i);
       f.file = &m_->make_file(i == 0 ? "one" : "two", f.size / PARTS, f.max_pages);
-      f.pages.resize(f.max_pages);
-      f.changing.resize(f.max_pages);
-      f.unknown.resize(f.max_pages);
-      files_.push_back(std::move(f));
     }
     adopt_task(m_->task(), "t1");
     while (alive() < c_.tasks) adopt_task(m_->make_task("t"), "t" + std::to_string(tasks_.size() + 1));
@@ -308,7 +306,8 @@ class Run {
     }
     if (!failure_.empty()) return;
     m_->in_a_thread("files", [this] {
-      for (RefFile& f : files_) {
+      for (unsigned i = 0; i < DISK_FILES; ++i) {
+        RefFile& f = disk_file(i);
         (void)m_->machine->files.fsync(*f.file);  // tells what failed earlier
         const Result<void> synced = m_->machine->files.fsync(*f.file);
         if (!synced) return fail("fsync at the end: %s", errno_name(synced.error()));
@@ -347,9 +346,13 @@ class Run {
   // ---- the reference's sums
   [[nodiscard]] uint64_t promised() const {
     uint64_t n = 0;
+    std::set<int> shared;  // memory, of which all counts as long as a page of it is mapped
     for (const auto& t : tasks_)
-      for (const auto& [vpn, page] : t->pages)
+      for (const auto& [vpn, page] : t->pages) {
         if (page.file < 0 || (!page.shared && (page.own || (page.prot & VM_WRITE) != 0 || c_.uffd != 0))) ++n;
+        if (page.file >= static_cast<int>(DISK_FILES)) shared.insert(page.file);
+      }
+    for (const int file : shared) n += files_[static_cast<size_t>(file)].max_pages;
     return n + reserved_;
   }
   [[nodiscard]] uint64_t locked() const {
@@ -368,6 +371,9 @@ class Run {
   };
 
   // ---- steps
+  static constexpr unsigned DISK_FILES = 2;
+  [[nodiscard]] RefFile& disk_file(uint32_t which) { return files_[which % DISK_FILES]; }
+
   struct Range {
     uint64_t start = 0, pages = 0;
     [[nodiscard]] VirtAddr address() const { return VirtAddr(start << PAGE_SHIFT); }
@@ -444,7 +450,7 @@ class Run {
         return;
       }
       case Kind::mmap_file: {
-        RefFile& f = files_[op.a % files_.size()];
+        RefFile& f = disk_file(op.a);
         const uint64_t pages = 1 + op.b % 40;
         const bool shared = op.c % 2 == 0 && c_.uffd == 0;
         const uint64_t pgoff = (op.c >> 3) % f.max_pages;
@@ -458,7 +464,18 @@ class Run {
                             .pgoff = pgoff};
         put_mapping(
             t, request,
-            RefPage{.prot = prot, .file = static_cast<int>(op.a % files_.size()), .pgoff = pgoff, .shared = shared});
+            RefPage{.prot = prot, .file = static_cast<int>(op.a % DISK_FILES), .pgoff = pgoff, .shared = shared});
+        return;
+      }
+      case Kind::mmap_shared: {
+        const uint64_t pages = 1 + op.a % (op.b % 4 == 0 ? 400 : 60);
+        if (c_.uffd != 0 || promised() + pages > budget_) return;
+        Reserve hold(reserved_, pages);
+        const int file = static_cast<int>(files_.size());
+        files_.emplace_back(pages, pages);
+        const uint64_t prot = op.b % 8 == 1 ? prot_of(op.b / 8) : VM_READ | VM_WRITE;
+        put_mapping(t, {.length = pages << PAGE_SHIFT, .prot = prot, .sharing = MmapRequest::Sharing::shared},
+                    RefPage{.prot = prot, .file = file, .shared = true});
         return;
       }
       case Kind::munmap: {
@@ -531,6 +548,12 @@ class Run {
       case Kind::mergeable: return mergeable(t, op);
       case Kind::ksm: return ksm(op);
       case Kind::mlock: return mlock(t, op);
+      case Kind::mlockall: return mlockall(t);
+      case Kind::munlockall: {
+        if (as_expected(t, "munlockall", Errno::ok, error_of(spaces.munlockall(*t.task)), everything(t)))
+          for (auto& [vpn, page] : t.pages) page.locked = false;
+        return;
+      }
       case Kind::munlock: {
         const auto r = range_of(t, op, 60);
         if (!r) return;
@@ -544,7 +567,7 @@ class Run {
       }
       case Kind::brk: return brk(t, op);
       case Kind::file_read: {
-        RefFile& f = files_[op.a % files_.size()];
+        RefFile& f = disk_file(op.a);
         const uint64_t unit = tagged() ? PARTS : 1;
         const uint64_t from = op.b % (f.max_pages * PARTS / unit) * unit;
         read_file(f, from, (1 + op.c % (tagged() ? 16 : 80)) * unit);
@@ -552,7 +575,7 @@ class Run {
       }
       case Kind::file_write: return write_file(t, op);
       case Kind::fsync: {
-        const Result<void> r = m_->machine->files.fsync(*files_[op.a % files_.size()].file);
+        const Result<void> r = m_->machine->files.fsync(*disk_file(op.a).file);
         if (!r && !dying(t) && !(c_.io_errors != 0 && r.error() == Errno::io) &&
             !(failures() && r.error() == Errno::nomem))
           fail("%s fsync: %s", t.name.c_str(), errno_name(r.error()));
@@ -821,7 +844,7 @@ class Run {
     std::vector<uint32_t> sizes;
     for (RefFile& f : files_) sizes.push_back(f.resizing);
     const Errno found = error_of(m_->machine->spaces.mlock(*t.task, r->address(), r->bytes()));
-    for (size_t i = 0; i < files_.size(); ++i) moving |= files_[i].resizing != sizes[i];
+    for (size_t i = 0; i < sizes.size(); ++i) moving |= files_[i].resizing != sizes[i];
     if (dying(t)) return;
     if (moving && (found == Errno::nomem || found == Errno::ok)) {
       learn(t, r->start, r->pages);
@@ -835,6 +858,24 @@ class Run {
         it->second.own = true;
         it->second.unknown = 0xff;
       }
+  }
+
+  [[nodiscard]] static Range everything(const RefTask& t) {
+    if (t.pages.empty()) return {};
+    const uint64_t first = t.pages.begin()->first;
+    return {first, t.pages.rbegin()->first + 1 - first};
+  }
+  void mlockall(RefTask& t) {
+    if (locked() + t.pages.size() > c_.ram / 10) return;
+    Reserve hold(reserved_locked_, t.pages.size());
+    // What cannot be brought in is left out, and nobody says what that is.
+    for (auto& [vpn, page] : t.pages) {
+      page.locked = true;
+      if (copied_by_mlock(page) && !page.own) page.vague = true;
+    }
+    const Errno found =
+        error_of(m_->machine->spaces.mlockall(*t.task, AddressSpaces::Lock::yes, AddressSpaces::LockFuture::no));
+    (void)as_expected(t, "mlockall", Errno::ok, found, everything(t));
   }
 
   /// What a device works on cannot be moved meanwhile: some of the task's pages, while others go on.
@@ -1025,6 +1066,7 @@ class Run {
                   name(expected));
     }
     if (r != FaultResult::done) return;
+    if (f != nullptr && f->file == nullptr) ++totals.shared;
     if (write) {
       if (f != nullptr && page->shared) return;
       if (of_file && mask != 0xff) {
@@ -1136,7 +1178,7 @@ class Run {
   }
 
   void write_file(RefTask& t, const Op& op) {
-    RefFile& f = files_[op.a % files_.size()];
+    RefFile& f = disk_file(op.a);
     const uint64_t unit = tagged() ? PARTS : 1;
     const uint64_t from = op.b % (f.max_pages * PARTS / unit) * unit;
     const uint64_t n = (1 + op.c % (tagged() ? 12 : 60)) * unit;
@@ -1199,7 +1241,7 @@ class Run {
   std::unique_ptr<MachineFixture> m_;
   std::unique_ptr<LazyPressure> lazy_;
   std::vector<std::unique_ptr<RefTask>> tasks_;
-  std::vector<RefFile> files_;
+  std::deque<RefFile> files_;  // DISK_FILES, then shared memory
   std::vector<std::pair<std::byte*, size_t>> objects_;
   std::vector<VirtAddr> areas_;
   uint64_t kernel_bytes_ = 0, budget_ = 0, reserved_ = 0, reserved_locked_ = 0, births_ = 0;

@@ -33,7 +33,7 @@ struct Random {
   X(round) X(mmap) X(mmap_file) X(munmap) X(mremap) X(mprotect) X(store) X(load) X(dontneed) X(mlock) X(munlock)       \
   X(brk) X(file_read) X(file_write) X(fsync) X(fork) X(birth) X(exit) X(kill) X(kmalloc) X(kfree) X(vmalloc)           \
   X(sleep) X(balloon) X(pin) X(swapoff) X(swapon) X(lazyfree) X(cold) X(pageout)            \
-  X(mergeable) X(ksm)
+  X(mergeable) X(ksm) X(mmap_shared) X(mlockall) X(munlockall)
 // clang-format on
 enum class Kind : uint8_t {
 #define X(k) k,
@@ -119,13 +119,13 @@ inline Script script_of(uint64_t seed, Mode mode, bool uffd_there, uint64_t ops_
   }
   // How often each kind is drawn. Each seed leaves some kinds out, so that others meet more often.
   std::vector<std::pair<Kind, unsigned>> weights = {
-      {Kind::mmap, 14},   {Kind::mmap_file, 8}, {Kind::munmap, 5},     {Kind::mremap, 4},  {Kind::mprotect, 6},
-      {Kind::store, 30},  {Kind::load, 25},     {Kind::dontneed, 4},   {Kind::mlock, 3},   {Kind::munlock, 3},
-      {Kind::brk, 4},     {Kind::file_read, 6}, {Kind::file_write, 6}, {Kind::fsync, 2},   {Kind::fork, 4},
-      {Kind::birth, 2},   {Kind::exit, 2},      {Kind::kill, 1},       {Kind::kmalloc, 3}, {Kind::kfree, 2},
-      {Kind::vmalloc, 1}, {Kind::sleep, 4},     {Kind::balloon, 1},    {Kind::pin, 3},     {Kind::swapoff, 2},
-      {Kind::swapon, 3},  {Kind::lazyfree, 4},  {Kind::cold, 2},       {Kind::pageout, 3}, {Kind::mergeable, 4},
-      {Kind::ksm, 5},
+      {Kind::mmap, 14},   {Kind::mmap_file, 8},   {Kind::munmap, 5},     {Kind::mremap, 4},     {Kind::mprotect, 6},
+      {Kind::store, 30},  {Kind::load, 25},       {Kind::dontneed, 4},   {Kind::mlock, 3},      {Kind::munlock, 3},
+      {Kind::brk, 4},     {Kind::file_read, 6},   {Kind::file_write, 6}, {Kind::fsync, 2},      {Kind::fork, 4},
+      {Kind::birth, 2},   {Kind::exit, 2},        {Kind::kill, 1},       {Kind::kmalloc, 3},    {Kind::kfree, 2},
+      {Kind::vmalloc, 1}, {Kind::sleep, 4},       {Kind::balloon, 1},    {Kind::pin, 3},        {Kind::swapoff, 2},
+      {Kind::swapon, 3},  {Kind::lazyfree, 4},    {Kind::cold, 2},       {Kind::pageout, 3},    {Kind::mergeable, 4},
+      {Kind::ksm, 5},     {Kind::mmap_shared, 6}, {Kind::mlockall, 1},   {Kind::munlockall, 2},
   };
   unsigned all = 0;
   for (auto& [kind, weight] : weights) {
