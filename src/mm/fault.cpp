@@ -69,6 +69,7 @@ FaultResult Fault::serve(Task& task, VirtAddr address, uint32_t error_code) WEIR
     }
     mm.mmap_sem.up_read();
     WEIR_STATE(fault_return, address, 0, fault);
+    if ((fault & VM_FAULT_KILLED) != 0) return FaultResult::killed;
     if ((fault & VM_FAULT_OOM) != 0) {
       if (killed(task) || pressure_ == nullptr || !pressure_->fault_out_of_memory(task)) return FaultResult::killed;
       if (killed(task)) return FaultResult::killed;

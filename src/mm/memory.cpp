@@ -7,7 +7,7 @@ namespace {
 
 /// Between map_file_page and its callers only: the page is in the address space now.
 constexpr uint32_t MAPPED = 1u << 31;
-constexpr uint32_t VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV;
+constexpr uint32_t VM_FAULT_ERROR = VM_FAULT_OOM | VM_FAULT_SIGBUS | VM_FAULT_SIGSEGV | VM_FAULT_KILLED;
 
 /// Could two neighbours' pages hang on one anon_vma? As if they were one VMA, but for rights, which mprotect may make
 /// equal.

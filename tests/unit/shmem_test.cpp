@@ -1,4 +1,6 @@
 // tests/unit/shmem_test.cpp: files in memory, under each kernel: to swap and back, shared, limited, locked, truncated.
+#include <utility>
+
 #include "support/vm_fixture.hpp"
 
 namespace weir::test {
@@ -192,6 +194,19 @@ TEST_P(Shm, PagesThatWereOnlyReadAndAllReclaimedLeaveNothingToCount) {
     // The last mapping goes, and the file with it, of which no page is left.
     vm.exit(task);
     EXPECT_EQ(vm.gauge(NodeStat::nr_shmem), 0);
+  });
+}
+
+TEST_P(Shm, ATaskThatWasKilledGetsNoPageOfIt) {
+  run_vm(tagged(), [](Vm& vm) {
+    Task& task = vm.task();
+    Result<VirtAddr> at = vm.machine->spaces.mmap(*task.mm, {.length = PAGE_SIZE, .sharing = Sharing::shared});
+    ASSERT_TRUE(at.ok()) << errno_name(at.error());
+    Task* const before = std::exchange(current().task, &task);
+    vm.machine->task_kill(task);
+    EXPECT_EQ(vm.mmu->store(task, *at, 1), FaultResult::killed);
+    current().task = before;
+    vm.exit(task);
   });
 }
 
