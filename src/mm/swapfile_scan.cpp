@@ -66,10 +66,14 @@ unsigned SwapFiles::scan_swap_map_slots(SwapInfo& si, unsigned n, SwpEntry* entr
       by_cluster = offset != 0;
     }
     // Without a free cluster one slot is as good as another. When some are at hand, only what is near is worth a look.
-    if (offset == 0 && !si.cluster_info)
+    if (offset == 0 && !si.cluster_info) {
       offset = scan_swap_map_hand(si);
-    else if (offset == 0)
+    } else if (offset == 0) {
       offset = got == 0 ? next_free_slot(si) : free_slot_in(si, si.cluster_next, si.cluster_next + SCAN_AHEAD);
+      // One that became free while the lock was let go is taken as a cluster.
+      by_cluster = si.free_clusters_head != 0 && (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0;
+      if (offset == 0 && by_cluster) continue;
+    }
     if (offset == 0) break;
     swap_range_alloc(si, offset);
     entries[got++] = swp_entry(si.type, offset);
@@ -192,12 +196,17 @@ uint64_t SwapFiles::next_candidate(const SwapInfo& si, uint64_t from, uint64_t t
 // The first free slot of [offset, to); 0 when there is none. While swap is short, slots that hold only the cache's copy
 // are freed on the way.
 uint64_t SwapFiles::free_slot_in(SwapInfo& si, uint64_t offset, uint64_t to) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  const auto cluster_of = [&](uint64_t slot) { return si.cluster_info[slot / SWAPFILE_CLUSTER]; };
+  // Such a one is taken from its list.
+  const auto free_cluster_of = [&](uint64_t slot) {
+    return si.cluster_info && cluster_of(slot).count == 0 && cluster_of(slot).owner != SwapCluster::Owner::cpu;
+  };
   while (offset < std::min(to, si.highest_bit + 1)) {
     if ((si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) == 0) return 0;
     const uint64_t stop = std::min({stretch_end(offset), to, si.highest_bit + 1});
     const bool copies = vm_swap_full() && !traits_.cache_is_a_user && reclaim_ != nullptr;
     const bool none =
-        si.cluster_info && !copies && si.cluster_info[offset / SWAPFILE_CLUSTER].count == SWAPFILE_CLUSTER;
+        free_cluster_of(offset) || (si.cluster_info && !copies && cluster_of(offset).count == SWAPFILE_CLUSTER);
     if (!none) offset = next_candidate(si, offset, stop, copies ? Wanted::free_or_copy : Wanted::free);
     if (none || offset == stop) {
       offset = stop;
@@ -212,7 +221,8 @@ uint64_t SwapFiles::free_slot_in(SwapInfo& si, uint64_t offset, uint64_t to) WEI
       const bool freed = reclaim_(reclaim_arg_, swp_entry(si.type, offset));
       si.lock.lock();
       const bool usable = (si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) != 0;
-      if (freed && usable && offset <= si.highest_bit && may_take(si, offset)) return offset;
+      if (freed && usable && offset <= si.highest_bit && may_take(si, offset) && !free_cluster_of(offset))
+        return offset;
     }
     ++offset;
   }
