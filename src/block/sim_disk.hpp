@@ -41,6 +41,24 @@ struct SimDiskOptions {
   unsigned congested_above = 113;  ///< requests waiting or in service; Linux's 7/8 of nr_requests 128
 };
 
+/// Disks as they are sold: round figures of data sheets of the 2010s.
+struct DiskPreset {
+  const char* name;
+  DiskMotion motion;
+  Nanos read_latency, write_latency;  ///< rotational: half a turn
+  Nanos seek;
+  uint64_t megabytes_per_second;
+  unsigned queue_depth;
+};
+inline constexpr DiskPreset DISK_PRESETS[] = {
+    // 7200 turns a minute, SATA
+    {"spinning", DiskMotion::rotational, Nanos(4'170'000), Nanos(4'170'000), 8_ms, 150, 32},
+    // flash behind SATA: what the bus lets through, 32 commands at once
+    {"ssd", DiskMotion::none, 80_us, 50_us, Nanos(0), 500, 32},
+    // flash behind PCIe: writes end in its memory
+    {"nvme", DiskMotion::none, 80_us, 20_us, Nanos(0), 3000, 64},
+};
+
 struct SimDiskStats {
   unsigned waiting = 0, in_service = 0;
   unsigned max_queued = 0;  ///< most that ever waited or were in service

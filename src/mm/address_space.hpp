@@ -58,6 +58,24 @@ struct Inode;
 /// Do the copies that private mappings have made of a file's pages go with them? Linux: even_cows.
 enum class EvenCows : uint8_t { no, yes };
 
+/// What is counted for a device's dirty pages. Linux: bdi_writeback's stat.
+struct WbStat {
+  std::atomic<int64_t> reclaimable{0}, writeback{0};  ///< pages dirty, under writeback
+  std::atomic<uint64_t> dirtied{0}, written{0};       ///< pages that became dirty, whose write ended
+  WaitQueue room;                                     ///< for a request's place. Linux: request_queue's, nr_requests
+
+  /// Who writes more waits, so that a slow device does not take all bios.
+  static constexpr int64_t NR_REQUESTS = 128;
+  void wait_for_room() {
+    room.wait([this] { return writeback.load(std::memory_order_acquire) < NR_REQUESTS; });
+  }
+  void end_writeback() {
+    written.fetch_add(1, std::memory_order_relaxed);
+    // Not for each place: who has waited writes a few.
+    if (writeback.fetch_sub(1, std::memory_order_acq_rel) <= NR_REQUESTS * 7 / 8 && !room.empty()) room.wake_all();
+  }
+};
+
 struct AddressSpace {
   Inode* host = nullptr;             ///< null: swap
   uint64_t host_ino = 0;             ///< by which a recording names it: the host's number; a memory file's with bit 15
@@ -69,6 +87,7 @@ struct AddressSpace {
   uint64_t shadow_nodes = 0;   ///< tree nodes that hold shadows only; tree_lock
   uint64_t shadow_cursor = 0;  ///< where the search for such nodes goes on; tree_lock
   ListHook shadow_list;        ///< Workingset's, while there are such nodes
+  WbStat* wb = nullptr;        ///< its device's; null: swap, memory files. Immutable
   gfp_t gfp_mask = GFP_HIGHUSER_MOVABLE;
   bool no_writeback_tags = false;        ///< swap and memory files: never tagged, nor counted as dirty
   std::atomic<bool> unevictable{false};  ///< SHM_LOCK: reclaim leaves its pages alone. Linux: AS_UNEVICTABLE

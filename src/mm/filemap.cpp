@@ -136,6 +136,7 @@ void Filemap::set_page_writeback(Page& page) {
     (void)was;
   }
   vmstat_.inc_node_page_state(NodeStat::nr_writeback);
+  if (mapping != nullptr && mapping->wb != nullptr) mapping->wb->writeback.fetch_add(1, std::memory_order_relaxed);
 }
 
 void Filemap::end_page_writeback(Page& page) {
@@ -149,6 +150,7 @@ void Filemap::end_page_writeback(Page& page) {
   WaitQueue& queue = page_waitqueue(page);
   bool was;
   AddressSpace* mapping = file_mapping(page);
+  if (mapping != nullptr && mapping->wb != nullptr) mapping->wb->end_writeback();
   if (mapping != nullptr && !mapping->no_writeback_tags) {
     // A page under writeback stays in its tree.
     ScopedLock guard(mapping->tree_lock);
@@ -343,8 +345,10 @@ void Filemap::__delete_from_page_cache(Page& page, void* shadow) {
   vmstat_.dec_node_page_state(NodeStat::nr_file_pages);
   if (PageSwapBacked(page)) vmstat_.dec_node_page_state(NodeStat::nr_shmem);
   // Its bytes are given up with it.
-  if (page.test_and_clear(PageFlag::dirty) && !mapping->no_writeback_tags)
+  if (page.test_and_clear(PageFlag::dirty) && !mapping->no_writeback_tags) {
     vmstat_.dec_node_page_state(NodeStat::nr_dirty);
+    if (mapping->wb != nullptr) mapping->wb->reclaimable.fetch_sub(1, std::memory_order_relaxed);
+  }
 }
 
 void Filemap::delete_from_page_cache(Page& page) {

@@ -26,7 +26,10 @@ FilemapIo::FilemapIo(Filemap& filemap, PageIo& io, PageWriteback& writeback, Buf
       mmu_(mmu),
       check_errors_(profile_of(kernel).errseq ? &FilemapIo::file_check_and_advance_wb_err
                                               : &FilemapIo::filemap_check_errors),
-      readahead_(filemap),
+      mmap_missed_(kernel == KernelEra::linux_2_6_20 ? &FilemapIo::mmap_readahead : &FilemapIo::do_sync_mmap_readahead),
+      ondemand_(filemap),
+      two_window_(filemap),
+      readahead_(kernel == KernelEra::linux_2_6_20 ? static_cast<Readahead&>(two_window_) : ondemand_),
       truncate_(filemap, writeback, buffers, mmu) {
   buffers.set_read_end(&end_read, this);
 }
@@ -62,6 +65,7 @@ Result<Inode*> FilemapIo::create_inode(const char* name, BlockDevice& device, ui
   inode->i_data.host = inode;
   inode->i_data.host_ino = inode->ino;
   inode->i_data.a_ops = this;
+  inode->i_data.wb = &writeback_.wb_of(device);
   inode->i_data.max_index = max_pages - 1;
   inode_sb_list_add(*inode);
   return inode;
@@ -209,23 +213,24 @@ Result<bool> FilemapIo::wait_for_read(Inode& inode, Page& page) {
 }
 
 /// The page at `index`, referenced and uptodate; null behind the end of the file. `wanted`: pages from there on that
-/// the request asks for. Errors: EIO, ENOMEM, EINTR.
-Result<Page*> FilemapIo::read_cache_page(File& file, uint64_t index, uint64_t wanted) {
+/// the request asks for. `next`: readahead's, 0 at the request's beginning. Errors: EIO, ENOMEM, EINTR.
+Result<Page*> FilemapIo::read_cache_page(File& file, uint64_t index, uint64_t wanted, uint64_t& next) {
   Inode& inode = *file.f_inode;
   AddressSpace& mapping = inode.i_data;
   for (;;) {
     if (fatal_signal_pending()) return Errno::intr;
     if (index >= i_size_pages(inode)) return nullptr;
+    readahead_.request_reaches(mapping, file, index, wanted, next);
     Page* page = find_page(inode, index);
     if (page == nullptr) {
-      readahead_.page_cache_sync_readahead(mapping, file, index, wanted);
+      readahead_.page_missing(mapping, file, index, wanted);
       page = filemap_.find_get_page(mapping, index);
       if (page == nullptr) {  // no readahead, or no memory for it: this one page is needed
         WEIR_TRY_VOID(page_cache_read(mapping, index, mapping.gfp_mask));
         continue;
       }
     }
-    if (Readahead::PageReadahead(*page)) readahead_.page_cache_async_readahead(mapping, file, *page, index, wanted);
+    if (readahead_.due(*page)) readahead_.page_found(mapping, file, *page, index, wanted);
     if (!page->test(PageFlag::uptodate)) {
       Result<bool> there = wait_for_read(inode, *page);
       if (!there || !*there) {
@@ -242,13 +247,13 @@ Result<Page*> FilemapIo::read_cache_page(File& file, uint64_t index, uint64_t wa
 Result<uint64_t> FilemapIo::generic_file_buffered_read(File& file, uint64_t pos, std::byte* to, uint64_t bytes) {
   WEIR_FLOW(pos, bytes);
   Inode& inode = *file.f_inode;
-  uint64_t done = 0;
+  uint64_t done = 0, next = 0;
   while (done < bytes) {
     world().cond_resched();
     const uint64_t at = pos + done, index = at >> PAGE_SHIFT;
     const auto offset = static_cast<uint32_t>(at % PAGE_SIZE);
     const uint64_t wanted = ((pos + bytes + PAGE_SIZE - 1) >> PAGE_SHIFT) - index;
-    Result<Page*> got = read_cache_page(file, index, wanted);
+    Result<Page*> got = read_cache_page(file, index, wanted, next);
     if (!got) {
       if (done > 0) break;
       return got.error();
@@ -287,7 +292,8 @@ Result<uint64_t> FilemapIo::read(File& file, uint64_t pos, std::byte* to, uint64
 Result<uint64_t> FilemapIo::read_tag(File& file, uint64_t index) {
   WEIR_STATE(user_request, index << PAGE_SHIFT, 3, PAGE_SIZE);
   WEIR_STATE(file_request, file.f_inode->ino, FileRequest::read, index);
-  Page* page = WEIR_TRY(read_cache_page(file, index, 1));
+  uint64_t next = 0;
+  Page* page = WEIR_TRY(read_cache_page(file, index, 1, next));
   if (page == nullptr) return Errno::noent;
   filemap_.lru().mark_page_accessed(*page);
   file.prev_index = index;
@@ -301,27 +307,28 @@ Result<uint64_t> FilemapIo::read_tag(File& file, uint64_t index) {
 
 void FilemapIo::do_sync_mmap_readahead(const VmArea& vma, File& file, uint64_t index) {
   WEIR_FLOW(index);
+  mmap_readahead(vma, file, index);
+}
+
+void FilemapIo::mmap_readahead(const VmArea& vma, File& file, uint64_t index) {
   if ((vma.vm_flags & VM_RAND_READ) != 0 || file.ra_pages == 0) return;
   AddressSpace& mapping = file.f_inode->i_data;
   if ((vma.vm_flags & VM_SEQ_READ) != 0) {
-    readahead_.page_cache_sync_readahead(mapping, file, index, file.ra_pages);
+    readahead_.page_missing(mapping, file, index, file.ra_pages);
     return;
   }
   if (file.mmap_miss < MMAP_LOTSAMISS * 10) ++file.mmap_miss;
   if (file.mmap_miss > MMAP_LOTSAMISS) return;
   // Faults of a program tend to lie close together, in both directions: read around.
-  file.ra_start = index > file.ra_pages / 2 ? index - file.ra_pages / 2 : 0;
-  file.ra_size = file.ra_pages;
-  file.ra_async_size = file.ra_pages / 4;
-  readahead_.ra_submit(mapping, file);
+  readahead_.read_around(mapping, file, index);
 }
 
 void FilemapIo::do_async_mmap_readahead(const VmArea& vma, File& file, Page& page, uint64_t index) {
   if ((vma.vm_flags & VM_RAND_READ) != 0) return;
   if (file.mmap_miss > 0) --file.mmap_miss;
-  if (!Readahead::PageReadahead(page)) return;
+  if (!readahead_.due(page)) return;
   WEIR_FLOW(index);
-  readahead_.page_cache_async_readahead(file.f_inode->i_data, file, page, index, file.ra_pages);
+  readahead_.page_found(file.f_inode->i_data, file, page, index, file.ra_pages);
 }
 
 /// False: the page is not ours, and mmap_sem is no longer held.
@@ -357,11 +364,15 @@ uint32_t FilemapIo::filemap_fault(FaultRequest& request) {
   }
 
   uint32_t result = 0;
+  if ((vma.vm_flags & VM_SEQ_READ) != 0 && (request.flags & FAULT_FLAG_TRIED) == 0) {
+    uint64_t next = 0;
+    readahead_.request_reaches(mapping, file, index, 1, next);
+  }
   Page* page = find_page(inode, index);
   if (page != nullptr) {
     if ((request.flags & FAULT_FLAG_TRIED) == 0) do_async_mmap_readahead(vma, file, *page, index);
   } else {
-    do_sync_mmap_readahead(vma, file, index);
+    (this->*mmap_missed_)(vma, file, index);
     vmstat_.count_vm_event(VmEvent::pgmajfault);
     result = VM_FAULT_MAJOR;
     page = filemap_.find_get_page(mapping, index);

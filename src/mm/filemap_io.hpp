@@ -107,7 +107,7 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   // read
   Result<uint64_t> generic_file_read_iter(File& file, uint64_t pos, std::byte* to, uint64_t bytes);
   Result<uint64_t> generic_file_buffered_read(File& file, uint64_t pos, std::byte* to, uint64_t bytes);
-  Result<Page*> read_cache_page(File& file, uint64_t index, uint64_t wanted);
+  Result<Page*> read_cache_page(File& file, uint64_t index, uint64_t wanted, uint64_t& next);
   Result<bool> wait_for_read(Inode& inode, Page& page);
   Result<Page*> find_missed(Inode& inode, uint64_t index);
   Result<void> page_cache_read(AddressSpace& mapping, uint64_t index, gfp_t gfp);
@@ -130,6 +130,7 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   // fault
   uint32_t filemap_fault(FaultRequest& request);
   uint32_t filemap_page_mkwrite(FaultRequest& request);
+  void mmap_readahead(const VmArea& vma, File& file, uint64_t index);
   void do_sync_mmap_readahead(const VmArea& vma, File& file, uint64_t index);
   void do_async_mmap_readahead(const VmArea& vma, File& file, Page& page, uint64_t index);
   bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags) WEIR_NO_THREAD_SAFETY_ANALYSIS;
@@ -145,7 +146,10 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   VmStat& vmstat_;
   Mmu& mmu_;
   Result<void> (FilemapIo::*const check_errors_)(File& file);  ///< what fsync says, as the kernel does
-  Readahead readahead_;
+  void (FilemapIo::*const mmap_missed_)(const VmArea& vma, File& file, uint64_t index);  ///< under the kernel's name
+  OndemandReadahead ondemand_;
+  TwoWindowReadahead two_window_;
+  Readahead& readahead_;  ///< the kernel's
   Truncate truncate_;
   KmemCache* inode_cache_ = nullptr;
   KmemCache* file_cache_ = nullptr;

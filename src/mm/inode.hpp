@@ -108,7 +108,14 @@ struct File {
   // ra_start + ra_size - ra_async_size starts the next one.
   uint64_t ra_start = 0;
   uint32_t ra_size = 0, ra_async_size = 0;
-  uint32_t ra_pages = 32;              ///< largest window; 128 KiB
+  uint32_t ra_pages = 32;  ///< largest window; 128 KiB
+  // 2.6.20: the window is [ra_start, ra_start + ra_size), the one ahead of it follows; 0: there is none.
+  uint64_t ahead_start = 0;
+  uint32_t ahead_size = 0;
+  uint32_t cache_hit = 0;              ///< pages in a row that were to be read and were there
+  uint64_t prev_page = ~uint64_t{0};   ///< last page that a request came to
+  bool ra_missed = false;              ///< what was read ahead was gone when it was needed
+  bool ra_incache = false;             ///< all that was to be read was there for long: nothing is read ahead
   uint32_t mmap_miss = 0;              ///< faults that found no page, less those that did
   uint64_t prev_index = ~uint64_t{0};  ///< page of the last read
   uint32_t prev_offset = 0;            ///< where in it the last read ended: 4096 if it went to the page's end

@@ -28,7 +28,7 @@ Machine::Machine(World& w, Mmu& m, const MachineOptions& options)
       ksm(memory, vmas, rmap, swap_cache, slab, mmu, profile),
       fault(memory, vmas, pressure_, options.kernel),
       spaces(memory, fault, vmas, rmap, tables, swap_files, slab, vmstat, mmu, profile),
-      writeback(filemap, vmstat),
+      writeback(filemap, vmstat, options.kernel),
       buffers(filemap, bios, writeback, slab, vmstat, mmu, options.kernel),
       files(filemap, page_io, writeback, buffers, slab, vmstat, mmu, options.kernel),
       shmem(swap_cache, swap_files, page_io, files, writeback, slab, vmstat, profile),
@@ -86,7 +86,8 @@ Result<void> Machine::boot(std::byte* arena, const MachineOptions& options) {
     filemap.set_workingset(&workingset);
     vmscan.register_shrinker(workingset);
   }
-  writeback.set_ratios(options.dirty_background_ratio, options.dirty_ratio);
+  writeback.set_ratios(options.dirty_background_ratio,
+                       options.dirty_ratio != 0 ? options.dirty_ratio : profile.dirty_ratio);
   writeback.set_flusher(&flusher);
   writeback.set_mapped_pages(this);
   swap_cache.set_page_cluster(options.page_cluster);

@@ -31,7 +31,8 @@ struct MachineOptions {
   unsigned page_cluster = 3;     ///< log2 of the swap readahead window
   uint64_t min_free_kbytes = 0;  ///< 0: from the size, as Linux does
   unsigned watermark_scale_factor = 10;
-  unsigned dirty_background_ratio = 10, dirty_ratio = 20;
+  unsigned dirty_background_ratio = 10;
+  unsigned dirty_ratio = 0;  ///< 0: the kernel's
   unsigned bio_pool = 256;
   enum class Threads : uint8_t { none, kswapd, all } threads = Threads::all;
 };

@@ -174,7 +174,9 @@ struct Task {
   std::atomic<bool> oom_origin{false};  ///< swapoff: first candidate
   std::atomic<uint64_t> maj_flt{0}, min_flt{0};
   Thread* thread = nullptr;  ///< to be woken by a kill; null if it has none of its own
-  uint64_t nr_dirtied = 0;   ///< pages dirtied since the last balance_dirty_pages; its own thread only
+  uint64_t nr_dirtied = 0;   ///< pages dirtied since the last balance_dirty_pages; its own thread only, as the next
+  uint64_t nr_dirtied_pause = 32;  ///< after so many it looks at the limits (3.2)
+  Nanos dirty_paused_when{};       ///< until when its dirtying is paid for by pauses (3.2)
   // Waits for pages to be freed; its own thread only. Linux: struct task_delay_info.
   Nanos freepages_start{}, freepages_delay{};
   uint32_t freepages_count = 0;

@@ -5,7 +5,17 @@
 
 namespace weir {
 
-PageWriteback::PageWriteback(Filemap& filemap, VmStat& vmstat) : filemap_(filemap), vmstat_(vmstat) {}
+namespace {
+
+/// What a device wrote counts half as much every so often.
+constexpr Nanos VM_COMPLETIONS_PERIOD_LEN = 3_s;
+
+}  // namespace
+
+const DirtyEra& DirtyEra::of(KernelEra kernel) { return kernel == KernelEra::linux_2_6_20 ? of_2_6_20() : of_3(); }
+
+PageWriteback::PageWriteback(Filemap& filemap, VmStat& vmstat, KernelEra kernel)
+    : filemap_(filemap), vmstat_(vmstat), era_(DirtyEra::of(kernel)), vm_dirty_ratio_(profile_of(kernel).dirty_ratio) {}
 
 void PageWriteback::set_ratios(unsigned background_percent, unsigned dirty_percent) {
   WEIR_BUG_ON(background_percent > 100 || dirty_percent > 100);
@@ -22,17 +32,22 @@ PageCount PageWriteback::global_dirtyable_memory() const {
                    vmstat_.node_page_state(NodeStat::nr_active_file) + 1);
 }
 
-DirtyLimits PageWriteback::global_dirty_limits() const {
-  const int64_t memory = global_dirtyable_memory().v;
-  int64_t dirty = memory * vm_dirty_ratio_.load(std::memory_order_relaxed) / 100;
+DirtyLimits PageWriteback::ratios_of(int64_t memory, unsigned most_percent) const {
+  const unsigned ratio = std::min(vm_dirty_ratio_.load(std::memory_order_relaxed), most_percent);
+  int64_t dirty = memory * ratio / 100;
   int64_t background = memory * dirty_background_ratio_.load(std::memory_order_relaxed) / 100;
   if (background >= dirty) background = dirty / 2;
+  return {.background = PageCount(background), .dirty = PageCount(dirty)};
+}
+
+DirtyLimits PageWriteback::global_dirty_limits() const {
+  auto [background, dirty] = era_.limits(*this);
   // Who writes on behalf of others (a loop device's thread) must not be stopped by what these have dirtied.
   if ((current_flags() & PF_LESS_THROTTLE) != 0) {
     background += background / 4;
     dirty += dirty / 4;
   }
-  return {.background = PageCount(background), .dirty = PageCount(dirty)};
+  return {.background = background, .dirty = dirty};
 }
 
 PageCount PageWriteback::dirty_and_writeback() const {
@@ -52,9 +67,12 @@ bool PageWriteback::node_dirty_ok() const {
 
 void PageWriteback::account_page_dirtied(Page& page, AddressSpace& mapping) {
   WEIR_FLOW(filemap_.pages().mem().pfn(page), page.index);
-  (void)mapping;
   const int64_t before = vmstat_.node_page_state(NodeStat::nr_dirty);
   vmstat_.inc_node_page_state(NodeStat::nr_dirty);
+  if (mapping.wb != nullptr) {
+    mapping.wb->reclaimable.fetch_add(1, std::memory_order_relaxed);
+    mapping.wb->dirtied.fetch_add(1, std::memory_order_relaxed);
+  }
   vmstat_.inc_node_page_state(NodeStat::nr_dirtied);
   WEIR_STATE(dirty_count, 0, before, before + 1);
   bdp_ratelimits_.fetch_add(1, std::memory_order_relaxed);
@@ -62,8 +80,9 @@ void PageWriteback::account_page_dirtied(Page& page, AddressSpace& mapping) {
     ++thread->task->nr_dirtied;
 }
 
-void PageWriteback::account_page_cleaned(Page& page) {
+void PageWriteback::account_page_cleaned(Page& page, const AddressSpace& mapping) {
   (void)page;
+  if (mapping.wb != nullptr) mapping.wb->reclaimable.fetch_sub(1, std::memory_order_relaxed);
   const int64_t before = vmstat_.node_page_state(NodeStat::nr_dirty);
   vmstat_.dec_node_page_state(NodeStat::nr_dirty);
   WEIR_STATE(dirty_count, 0, before, before - 1);
@@ -90,6 +109,7 @@ void PageWriteback::redirty_page_for_writepage(WritebackControl& wbc, Page& page
   AddressSpace* mapping = Filemap::file_mapping(page);
   if (mapping == nullptr || !__set_page_dirty_nobuffers(page, *mapping)) return;
   vmstat_.dec_node_page_state(NodeStat::nr_dirtied);
+  if (mapping->wb != nullptr) mapping->wb->dirtied.fetch_sub(1, std::memory_order_relaxed);
   if (const Thread* thread = engine_thread().thread;
       thread != nullptr && thread->task != nullptr && thread->task->nr_dirtied > 0)
     --thread->task->nr_dirtied;
@@ -104,7 +124,7 @@ bool PageWriteback::clear_page_dirty_for_io(Page& page) {
   // written.
   if (page_mapped(page) && mapped_ != nullptr && mapped_->page_mkclean(page) > 0) mapping->a_ops->set_page_dirty(page);
   if (!page.test_and_clear(PageFlag::dirty)) return false;
-  account_page_cleaned(page);
+  account_page_cleaned(page, *mapping);
   return true;
 }
 
@@ -117,19 +137,15 @@ void PageWriteback::cancel_dirty_page(Page& page) {
   ScopedLock guard(mapping->tree_lock);
   if (!page.test_and_clear(PageFlag::dirty)) return;
   mapping->page_tree.tag_clear(page.index, PAGECACHE_TAG_DIRTY);
-  account_page_cleaned(page);
+  account_page_cleaned(page, *mapping);
 }
 
 // ---- Throttling ----------------------------------------------------------------------------------------------------
 
-unsigned PageWriteback::ratelimit() const {
-  return dirty_exceeded_.load(std::memory_order_relaxed) ? DIRTY_EXCEEDED_RATELIMIT_PAGES : DIRTY_RATELIMIT_PAGES;
-}
-
 void PageWriteback::balance_dirty_pages_ratelimited(AddressSpace& mapping) {
   const Thread* thread = engine_thread().thread;
   Task* task = thread != nullptr ? thread->task : nullptr;
-  const uint32_t limit = ratelimit();
+  const uint64_t limit = era_.ratelimit(*this, wb_of(mapping));
   const uint32_t by_all = bdp_ratelimits_.load(std::memory_order_relaxed);
   uint64_t dirtied = by_all;
   // Threads without a task have only the common count.
@@ -144,37 +160,74 @@ void PageWriteback::balance_dirty_pages_ratelimited(AddressSpace& mapping) {
   balance_dirty_pages(mapping, PageCount(static_cast<int64_t>(dirtied)));
 }
 
-void PageWriteback::balance_dirty_pages(AddressSpace& mapping, PageCount dirtied) {
-  WEIR_FLOW(dirtied);
-  for (;;) {
-    const DirtyLimits limits = global_dirty_limits();
-    const int64_t freerun = (limits.dirty.v + limits.background.v) / 2;
-    const int64_t dirty = dirty_and_writeback().v;
-    const bool exceeded = dirty > limits.dirty.v;
-    dirty_exceeded_.store(exceeded, std::memory_order_relaxed);
-    ratelimit_pages_.store(static_cast<uint32_t>(std::clamp<int64_t>(limits.dirty.v / 32, 16, 1024)),
-                           std::memory_order_relaxed);
-    if (dirty <= freerun) break;
+void PageWriteback::set_ratelimit(PageCount dirty_limit) {
+  ratelimit_pages_.store(static_cast<uint32_t>(std::clamp<int64_t>(dirty_limit.v / 32, 16, 1024)),
+                         std::memory_order_relaxed);
+}
 
-    if (flusher_ != nullptr && flusher_->has_thread()) {
-      flusher_->wakeup(WB_REASON_BACKGROUND);
-    } else {
-      WritebackControl wbc;
-      wbc.nr_to_write = DIRTY_RATELIMIT_PAGES + DIRTY_RATELIMIT_PAGES / 2;
-      wbc.range_cyclic = true;
-      write_cache_pages(mapping, wbc);
-    }
+void PageWriteback::pause(Nanos time) {
+  WEIR_STATE(dirty_pause, current().tid, 0, time);
+  vmstat_.count_vm_event(VmEvent::balance_dirty_pause);
+  world().schedule_timeout(time);
+}
 
-    const int64_t over = dirty - freerun, span = std::max<int64_t>(limits.dirty.v - freerun, 1);
-    const Nanos pause(over >= span ? MAX_PAUSE.v
-                                   : MAX_PAUSE.v * static_cast<uint64_t>(over) / static_cast<uint64_t>(span));
-    if (fatal_signal_pending()) break;
-    WEIR_STATE(dirty_pause, current().tid, 0, pause);
-    vmstat_.count_vm_event(VmEvent::balance_dirty_pause);
-    world().schedule_timeout(pause);
-    if (fatal_signal_pending() || !exceeded) break;
+// ---- Devices -------------------------------------------------------------------------------------------------------
+
+BdiWriteback& PageWriteback::wb_of(const BlockDevice& device) {
+  BdiWriteback* made = nullptr;
+  {
+    ScopedLock guard(wbs_lock_);
+    const unsigned n = nr_wbs_.load(std::memory_order_relaxed);
+    for (unsigned i = 1; i < n; ++i)
+      if (wbs_[i].bdi == &device) return wbs_[i];
+    if (n == MAX_BDIS) return wbs_[0];
+    made = &wbs_[n];
+    made->bdi = &device;
+    nr_wbs_.store(n + 1, std::memory_order_release);
   }
-  if (flusher_ != nullptr && over_background_thresh()) flusher_->wakeup(WB_REASON_BACKGROUND);
+  if (flusher_ != nullptr) flusher_->bdi_register(*made);
+  return *made;
+}
+
+int64_t PageWriteback::wb_calc_thresh(const BdiWriteback& wb, int64_t thresh) {
+  ScopedLock guard(wbs_lock_);
+  const auto of = [](const BdiWriteback& w) {
+    return w.completions + w.written.load(std::memory_order_relaxed) - w.written_stamp;
+  };
+  uint64_t all = 0;
+  for (unsigned i = 0; i < nr_wbs_.load(std::memory_order_relaxed); ++i) all += of(wbs_[i]);
+  // While nothing has been written nothing is known of any.
+  return all == 0 ? thresh : static_cast<int64_t>(static_cast<uint64_t>(thresh) * of(wb) / all);
+}
+
+DirtyControl PageWriteback::dirty_control(BdiWriteback& wb) {
+  const DirtyLimits limits = global_dirty_limits();
+  DirtyControl control{.thresh = limits.dirty.v, .bg_thresh = limits.background.v, .dirty = dirty_and_writeback().v};
+  control.wb_thresh = wb_calc_thresh(wb, control.thresh);
+  control.wb_dirty = wb.reclaimable.load(std::memory_order_relaxed) + wb.writeback.load(std::memory_order_relaxed);
+  {
+    ScopedLock guard(wbs_lock_);
+    control.write_bw = wb.avg_write_bandwidth;
+  }
+  control.pos_ratio = wb_position_ratio(control);
+  return control;
+}
+
+void PageWriteback::wb_update_bandwidth(BdiWriteback& wb, const DirtyControl& control, Nanos start) {
+  const Nanos now = world().now();
+  ScopedLock guard(wbs_lock_);
+  wb.update_bandwidth(control, start, now);
+  for (; now >= completions_since_ + VM_COMPLETIONS_PERIOD_LEN; completions_since_ += VM_COMPLETIONS_PERIOD_LEN) {
+    bool any = false;
+    for (unsigned i = 0; i < nr_wbs_.load(std::memory_order_relaxed); ++i) any |= (wbs_[i].completions /= 2) != 0;
+    if (!any) completions_since_ = now;
+  }
+}
+
+bool PageWriteback::wb_over_bg_thresh(BdiWriteback& wb) {
+  if (over_background_thresh()) return true;
+  const int64_t background = global_dirty_limits().background.v;
+  return wb.reclaimable.load(std::memory_order_relaxed) > wb_calc_thresh(wb, background);
 }
 
 // ---- Writing -------------------------------------------------------------------------------------------------------
@@ -232,6 +285,7 @@ PageCount PageWriteback::write_range(AddressSpace& mapping, WritebackControl& wb
     const unsigned found = filemap_.find_get_pages_tag(mapping, start, end, tag, PAGEVEC_SIZE, pages);
     for (unsigned i = 0; i < found && more; ++i) {
       done_index = pages[i]->index + 1;
+      if (mapping.wb != nullptr) mapping.wb->wait_for_room();
       if (!write_one(mapping, *pages[i], wbc)) continue;
       ++written;
       // A sync writes all that it tagged, or it would report success for pages that are not written.

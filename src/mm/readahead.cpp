@@ -1,4 +1,4 @@
-// src/mm/readahead.cpp: see readahead.hpp
+// src/mm/readahead.cpp: what kernels share, and readahead on demand. See readahead.hpp
 #include "mm/readahead.hpp"
 
 #include <algorithm>
@@ -17,7 +17,7 @@ uint32_t Readahead::get_next_ra_size(uint32_t size, uint32_t max) {
   return std::min(size < max / 16 ? size * 4 : size * 2, max);
 }
 
-uint64_t Readahead::page_cache_next_hole(AddressSpace& mapping, uint64_t index, uint64_t max_scan) {
+uint64_t OndemandReadahead::page_cache_next_hole(AddressSpace& mapping, uint64_t index, uint64_t max_scan) {
   ScopedLock guard(mapping.tree_lock);
   return mapping.page_tree.next_hole(index, max_scan, RadixHole::no_object);
 }
@@ -55,13 +55,13 @@ uint64_t Readahead::__do_page_cache_readahead(AddressSpace& mapping, uint64_t in
   return started;
 }
 
-uint64_t Readahead::ra_submit(AddressSpace& mapping, File& file) {
+uint64_t OndemandReadahead::ra_submit(AddressSpace& mapping, File& file) {
   WEIR_FLOW(file.ra_start, file.ra_size, file.ra_async_size);
   return __do_page_cache_readahead(mapping, file.ra_start, file.ra_size, file.ra_async_size);
 }
 
-void Readahead::ondemand_readahead(AddressSpace& mapping, File& file, Trigger trigger, uint64_t index,
-                                   uint64_t req_size) {
+void OndemandReadahead::ondemand_readahead(AddressSpace& mapping, File& file, Trigger trigger, uint64_t index,
+                                           uint64_t req_size) {
   WEIR_FLOW(index, req_size);
   const uint32_t max = file.ra_pages;
   const auto advance_to = [&](uint64_t start, uint32_t size) {
@@ -103,20 +103,28 @@ void Readahead::ondemand_readahead(AddressSpace& mapping, File& file, Trigger tr
   ra_submit(mapping, file);
 }
 
-void Readahead::page_cache_sync_readahead(AddressSpace& mapping, File& file, uint64_t index, uint64_t req_size) {
+void OndemandReadahead::page_cache_sync_readahead(AddressSpace& mapping, File& file, uint64_t index,
+                                                  uint64_t req_size) {
   WEIR_FLOW(index, req_size);
   if (file.ra_pages == 0) return;
   ondemand_readahead(mapping, file, Trigger::miss, index, req_size);
 }
 
-void Readahead::page_cache_async_readahead(AddressSpace& mapping, File& file, Page& page, uint64_t index,
-                                           uint64_t req_size) {
+void OndemandReadahead::page_cache_async_readahead(AddressSpace& mapping, File& file, Page& page, uint64_t index,
+                                                   uint64_t req_size) {
   WEIR_FLOW(index, req_size);
-  if (file.ra_pages == 0 || !PageReadahead(page)) return;
+  if (file.ra_pages == 0) return;
   page.clear(PageFlag::reclaim);
   // The reader does not need it yet, and the device has enough to do.
   if (mapping.host->bdev->congested()) return;
   ondemand_readahead(mapping, file, Trigger::marker, index, req_size);
+}
+
+void OndemandReadahead::read_around(AddressSpace& mapping, File& file, uint64_t index) {
+  file.ra_start = index > file.ra_pages / 2 ? index - file.ra_pages / 2 : 0;
+  file.ra_size = file.ra_pages;
+  file.ra_async_size = file.ra_pages / 4;
+  ra_submit(mapping, file);
 }
 
 }  // namespace weir

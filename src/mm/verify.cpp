@@ -38,6 +38,7 @@ namespace {
   X(swap_cache_page, "a page in the swap cache has the flag, the entry it is under, and backs swap")                   \
   X(page_cache_page, "a page in a file's tree has that mapping and index; nrpages = the tree's pages")                 \
   X(dirty_tags, "in a file's tree the tags DIRTY and WRITEBACK are where PG_dirty and PG_writeback are")               \
+  X(wb_stat, "a device's counts of dirty pages and of pages under writeback = those of its files; none elsewhere")     \
   X(shadows, "a file's tree holds nrexceptional shadows, untagged; shadow_nodes = nodes that hold nothing else; sums") \
   X(lru_size, "LRU list length = its size = the node's counter")                                                       \
   X(mlocked, "PG_mlocked: a VM_LOCKED VMA maps the page; an unevictable page is PG_mlocked or its file is locked")     \
@@ -470,6 +471,18 @@ class Scan {
     m_.files.for_each_inode([&](Inode& inode) {
       scan_tree(inode.i_data, 0, false);
       shadow_nodes += scan_shadow_nodes(inode.i_data);
+    });
+    m_.writeback.for_each_wb([&](const BdiWriteback& wb) {
+      int64_t dirty = 0, writeback = 0;
+      m_.files.for_each_inode([&](Inode& inode) {
+        if (inode.i_data.wb != &wb) return;
+        inode.i_data.page_tree.walk([&](uint64_t, const void*, unsigned tags) {
+          dirty += tags >> PAGECACHE_TAG_DIRTY & 1;
+          writeback += tags >> PAGECACHE_TAG_WRITEBACK & 1;
+        });
+      });
+      equal(Inv::wb_stat, 0, dirty, wb.reclaimable.load());
+      equal(Inv::wb_stat, 0, writeback, wb.writeback.load());
     });
     equal(Inv::shadows, 0, shadow_nodes, m_.workingset.shadow_nodes().v);
     int64_t used = 0;

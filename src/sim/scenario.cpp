@@ -11,6 +11,7 @@
 #include <sstream>
 
 #include "base/parse.hpp"
+#include "block/sim_disk.hpp"
 #include "mm/inode.hpp"
 #include "mm/mmap.hpp"
 #include "mm/oom_kill.hpp"
@@ -31,6 +32,9 @@ const std::map<std::string, Op, std::less<>> OPS = {
     {"read", Op::read},
     {"write", Op::write},
     {"fsync", Op::fsync},
+    {"truncate", Op::truncate},
+    {"fallocate", Op::fallocate},
+    {"drop-caches", Op::drop_caches},
     {"madvise", Op::madvise},
     {"mlock", Op::mlock},
     {"mlock2", Op::mlock2},
@@ -282,6 +286,18 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
       s.size = t.size("size", none, ram);
       s.count = static_cast<uint64_t>(t.integer("count", 1, 1, 1000000));
       break;
+    case Op::truncate:
+      s.area = t.text("file", std::nullopt);
+      s.size = t.size("size", none, ram);
+      if (s.size.v % PAGE_SIZE != 0) t.fail("size", "whole pages: a multiple of 4K");
+      break;
+    case Op::fallocate:
+      s.area = t.text("file", std::nullopt);
+      s.from = t.size("from", all);
+      s.size = t.size("size", none, ram);
+      s.punch = t.boolean("punch", false);
+      if (s.punch && (s.from.v | s.size.v) % PAGE_SIZE != 0) t.fail("size", "a hole is whole pages: a multiple of 4K");
+      break;
     case Op::fsync:
     case Op::shm_lock:
     case Op::shm_unlock: s.area = t.text("file", std::nullopt); break;
@@ -303,6 +319,7 @@ Step step_of(const toml::node& node, const std::string& file, Bytes ram, int dep
     case Op::ram: s.size = t.size("size", none, ram); break;
     case Op::verify:
     case Op::munlockall:
+    case Op::drop_caches:
     case Op::wait: break;
     case Op::mremap:
       s.area = t.text("area", std::nullopt);
@@ -413,6 +430,8 @@ void check_names(const Scenario& s, const std::vector<Step>& steps, std::set<std
       case Op::brk: areas.insert(step.area); break;
       case Op::read:
       case Op::write:
+      case Op::truncate:
+      case Op::fallocate:
       case Op::fsync: known_file(step, step.area); break;
       case Op::shm_lock:
       case Op::shm_unlock:
@@ -488,9 +507,10 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     t.done();
   }
   for (const Sysctl& one : SYSCTLS) s.sysctl[one.name] = one.fallback;
+  s.sysctl["vm.dirty_ratio"] = find_profile(s.kernel)->dirty_ratio;
   if (const toml::table* c = root.table("sysctl")) {
     Table t(*c, file, "sysctl");
-    for (const Sysctl& one : SYSCTLS) s.sysctl[one.name] = t.integer(one.name, one.fallback, one.least, one.most);
+    for (const Sysctl& one : SYSCTLS) s.sysctl[one.name] = t.integer(one.name, s.sysctl[one.name], one.least, one.most);
     t.done();
   }
   each(root, "disk", file, [&](Table& t) {
@@ -498,11 +518,22 @@ Scenario scenario_of(const toml::table& tree, const std::string& file) {
     d.name = t.text("name", std::nullopt);
     d.size = t.size("size", d.size);
     if (d.size.v < PAGE_SIZE) t.fail("size", "a disk has at least a page, 4K");
+    if (t.has("kind")) {
+      std::map<std::string, const DiskPreset*> kinds;
+      for (const DiskPreset& preset : DISK_PRESETS) kinds[preset.name] = &preset;
+      const DiskPreset& kind = *t.choice("kind", kinds, std::nullopt);
+      d.read_latency = kind.read_latency;
+      d.write_latency = kind.write_latency;
+      d.bandwidth = Bytes(kind.megabytes_per_second * 1000000);
+      d.queue_depth = kind.queue_depth;
+      d.rotational = kind.motion == DiskMotion::rotational;
+      d.seek = kind.seek;
+    }
     d.read_latency = t.time("read-latency", d.read_latency);
     d.write_latency = t.time("write-latency", d.write_latency);
     d.bandwidth = t.size("bandwidth", d.bandwidth);
     if (d.bandwidth.v < 1000000) t.fail("bandwidth", "a second at least 1M");
-    d.queue_depth = static_cast<unsigned>(t.integer("queue-depth", 32, 1, 64));
+    d.queue_depth = static_cast<unsigned>(t.integer("queue-depth", d.queue_depth, 1, 64));
     d.read_error = t.real("read-error", 0, 0, 1);
     d.write_error = t.real("write-error", 0, 0, 1);
     d.block_size = t.size("block-size", d.block_size);

@@ -31,6 +31,8 @@ struct DiskConfig {
   Nanos read_latency{80000}, write_latency{80000};
   Bytes bandwidth{uint64_t{500} << 20};  ///< a second
   unsigned queue_depth = 32;
+  bool rotational = false;
+  Nanos seek{};                            ///< rotational: of an average seek
   double read_error = 0, write_error = 0;  ///< probability of EIO a request
   Bytes block_size{0};                     ///< 0: no file system's table on it; else of its blocks
 };
@@ -71,6 +73,9 @@ enum class Op {
   read,
   write,
   fsync,
+  truncate,
+  fallocate,
+  drop_caches,
   madvise,
   mlock,
   mlock2,
@@ -117,6 +122,7 @@ struct Step {
   Bytes to{0};                                           ///< remap_file_pages: where in the file
   bool write = true;                                     ///< touch: store or load
   bool shared = false;                                   ///< mmap, mmap_file, mmap_device
+  bool punch = false;                                    ///< fallocate
   bool onfault = false, current = true, future = false;  ///< mlock2, mlockall
   Pattern pattern = Pattern::sequential;
   uint64_t count = 0;   ///< touches (0: once a page); objects; times

@@ -98,6 +98,8 @@ void Simulation::make_disks() {
     o.write_latency = d.write_latency;
     o.megabytes_per_second = std::max<uint64_t>(1, d.bandwidth.v / 1000000);
     o.queue_depth = std::min(d.queue_depth, 64u);
+    o.motion = d.rotational ? DiskMotion::rotational : DiskMotion::none;
+    if (d.rotational) o.seek = d.seek;
     disk.place = std::make_unique<Mapping>(sizeof(SimDisk));
     disk.sim = boot_must(SimDisk::create(disk.place->data(), *world_, o), "disk " + d.name);
     disk.device = disk.sim;

@@ -140,6 +140,8 @@ class Simulation final : private VerifySink, private Executioner {
   /// Stores that content, or loads.
   void touch_page(Program& program, const std::string& name, Area& area, uint64_t page, std::optional<uint64_t> store);
   void file_io(Program& program, const Step& step);
+  void truncate(const Step& step);
+  void empty_pages(const Step& step, uint64_t first, uint64_t end, const std::function<Result<void>()>& call);
   void fork(Program& program, const Step& step);
   Result<void> write_file_page(FileModel& file, uint64_t page, uint64_t content);
   /// Nothing in the option: bytes of no page.

@@ -231,6 +231,24 @@ void Simulation::run_step(Program& program, const Step& step) {
       must(file.f_op->fsync(file), step, "fsync");
       break;
     }
+    case Op::truncate: truncate(step); break;
+    case Op::fallocate: {
+      FileModel& file = file_of(step.area);
+      const auto call = [&](uint32_t mode) {
+        return file.file->f_op->fallocate(*file.inode, mode, step.from.v, step.size.v);
+      };
+      if (!step.punch) {
+        must(call(0), step, "fallocate");
+        break;
+      }
+      const uint64_t first = step.from.v >> PAGE_SHIFT;
+      empty_pages(step, first, first + (step.size.v >> PAGE_SHIFT),
+                  [&] { return call(FALLOC_PUNCH_HOLE | FALLOC_KEEP_SIZE); });
+      break;
+    }
+    case Op::drop_caches:
+      machine_->files.for_each_inode([&](Inode& inode) { machine_->files.invalidate(inode); });
+      break;
     case Op::shm_lock:
     case Op::shm_unlock:
       machine_->shmem.shmem_lock(*file_of(step.area).inode,
@@ -533,6 +551,32 @@ void Simulation::file_io(Program& program, const Step& step) {
       world_->cond_resched();
     }
   }
+}
+
+/// `call` makes pages [first, end) of a file zero, or takes them off. What is read meanwhile is not compared.
+void Simulation::empty_pages(const Step& step, uint64_t first, uint64_t end,
+                             const std::function<Result<void>()>& call) {
+  FileModel& file = file_of(step.area);
+  end = std::min<uint64_t>(end, file.expected.size());
+  for (uint64_t page = first; page < end; ++page) ++file.changing[page];
+  Result<void> done = call();
+  for (uint64_t page = first; page < end; ++page) {
+    if (done) file.expected[page] = 0;
+    ++file.changing[page];
+  }
+  must(std::move(done), step, step.op == Op::truncate ? "truncate" : "fallocate");
+}
+
+void Simulation::truncate(const Step& step) {
+  FileModel& file = file_of(step.area);
+  const VmaFileTree& mappings = file.inode->i_data.i_mmap;
+  for (VmArea* vma = mappings.first(); vma != nullptr; vma = mappings.next(vma))
+    if ((vma->vm_flags & VM_SHARED) == 0)
+      throw Ended{TaskOutcome::Fate::exited, 1,
+                  fmt::format("line {}: \"{}\" is mapped privately: what becomes of the copies is not followed",
+                              step.line, step.area)};
+  empty_pages(step, step.size.v >> PAGE_SHIFT, ~uint64_t{0},
+              [&] { return file.file->f_op->truncate(*file.inode, step.size); });
 }
 
 void Simulation::fork(Program& program, const Step& step) {

@@ -89,6 +89,7 @@ struct FileWorldOptions {
   Bytes ram = Bytes(uint64_t{16} << 20);
   ContentKind content = ContentKind::bytes;
   bool flusher = false;
+  unsigned bio_pool = 64;
   KernelEra kernel = DEFAULT_KERNEL;
   SimDiskOptions disk{.name = "disk0", .capacity = PageCount(1 << 16)};
 };
@@ -96,7 +97,7 @@ struct FileWorldOptions {
 /// The rooms that files need, over a TestMachine.
 class FileMachine : public TestMachine {
  public:
-  FileMachine(Bytes ram, unsigned cpus, ContentKind content, KernelEra kernel = DEFAULT_KERNEL)
+  FileMachine(Bytes ram, unsigned cpus, ContentKind content, KernelEra kernel = DEFAULT_KERNEL, unsigned bio_pool = 64)
       : TestMachine({.ram = ram, .cpus = cpus}),
         tags(mem, content == ContentKind::tags ? layout.end() : PageCount(0)),
         user(content == ContentKind::tags ? static_cast<Mmu&>(tags) : mmu),
@@ -108,12 +109,12 @@ class FileMachine : public TestMachine {
         swap_files(pages, slab, vmalloc, vmstat, cpus),
         bios(pages),
         io(filemap, swap_files, bios, vmstat, user),
-        writeback(filemap, vmstat),
+        writeback(filemap, vmstat, kernel),
         buffers(filemap, bios, writeback, slab, vmstat, user),
         files(filemap, io, writeback, buffers, slab, vmstat, user, kernel),
         flusher(writeback, vmstat, kernel) {
     slab.kmem_cache_init();
-    WEIR_BUG_ON(!lru.init() || !filemap.init() || !bios.init(64) || !buffers.init() || !files.init());
+    WEIR_BUG_ON(!lru.init() || !filemap.init() || !bios.init(bio_pool) || !buffers.init() || !files.init());
   }
 
   TagMmu tags;
@@ -139,7 +140,7 @@ class FileWorld {
  public:
   explicit FileWorld(FileWorldOptions options = {})
       : world({.seed = options.seed, .cpus = options.cpus, .preempt_one_in = options.preempt_one_in, .log = {}}),
-        m(options.ram, options.cpus, options.content, options.kernel) {
+        m(options.ram, options.cpus, options.content, options.kernel, options.bio_pool) {
     options.disk.content = options.content;
     Result<SimDisk*> made = SimDisk::create(disk_place_, world, options.disk);
     WEIR_BUG_ON(!made);

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "kernel/freezer.hpp"
@@ -310,8 +311,9 @@ struct Throttled {
   Nanos time{};
   uint64_t pauses = 0;
 };
-Throttled throttle(unsigned writers, uint64_t megabytes_per_second, uint64_t pages_each) {
-  FileWorldOptions options{.ram = 32_MiB, .flusher = true};
+Throttled throttle(unsigned writers, uint64_t megabytes_per_second, uint64_t pages_each,
+                   KernelEra kernel = KernelEra::linux_4_14) {
+  FileWorldOptions options{.ram = 32_MiB, .flusher = true, .kernel = kernel};
   options.disk = {.name = "slow", .capacity = PageCount(1 << 18), .megabytes_per_second = megabytes_per_second};
   FileWorld w(options);
   std::vector<Inode*> inodes;
@@ -344,11 +346,17 @@ Throttled throttle(unsigned writers, uint64_t megabytes_per_second, uint64_t pag
 }
 
 TEST(DirtyThrottle, DirtyIsNeverAboveTheLimitByMoreThanABatch) {
-  for (unsigned writers : {1u, 2u, 5u}) {
-    SCOPED_TRACE(std::to_string(writers) + " writers");
-    const Throttled t = throttle(writers, 40, 8000 / writers);
-    EXPECT_LE(t.most_over, static_cast<int64_t>(DIRTY_RATELIMIT_PAGES));
-    EXPECT_GT(t.pauses, 0u);
+  for (const KernelEra kernel : {KernelEra::linux_2_6_20, KernelEra::linux_3, KernelEra::linux_4_14}) {
+    for (unsigned writers : {1u, 2u, 5u}) {
+      const Throttled t = throttle(writers, 40, 8000 / writers, kernel);
+      std::printf("kernel %s, %u writers: at most %ld pages above the limit, %lu pauses, %.2f s\n",
+                  profile_of(kernel).name, writers, t.most_over, t.pauses, static_cast<double>(t.time.v) / 1e9);
+      EXPECT_LE(t.most_over, static_cast<int64_t>(writers * DIRTY_RATELIMIT_PAGES));
+      // In 2.6.20 a writer that has written its share goes on.
+      if (kernel != KernelEra::linux_2_6_20) {
+        EXPECT_GT(t.pauses, 0u);
+      }
+    }
   }
 }
 
@@ -404,6 +412,156 @@ TEST(DirtyThrottle, ItHoldsInAnySchedule) {
     EXPECT_LE(most_over, static_cast<int64_t>(4 * DIRTY_RATELIMIT_PAGES));
     EXPECT_GT(w.m.event(VmEvent::balance_dirty_pause), 0u);
   }
+}
+
+// ---- Two devices
+
+/// What writers on a fast disk and, perhaps, on a slow one have written in `seconds`, in pages, once the estimates have
+/// had 15 s to settle.
+struct Written {
+  uint64_t fast = 0, slow = 0;
+};
+Written write_on_two_disks(KernelEra kernel, bool slow_too, uint64_t seconds) {
+  FileWorld w({.ram = 32_MiB,
+               .flusher = true,
+               .bio_pool = 512,
+               .kernel = kernel,
+               .disk = {.name = "fast", .capacity = PageCount(1 << 16), .megabytes_per_second = 50}});
+  alignas(SimDisk) std::byte place[sizeof(SimDisk)];
+  SimDisk* slow = *SimDisk::create(
+      place, w.world, {.name = "slow", .capacity = PageCount(1 << 16), .megabytes_per_second = 1, .queue_depth = 1});
+  Inode* fast_file = w.make_file(Bytes(0));
+  Inode* slow_file = nullptr;
+  w.run([&] { slow_file = *w.m.files.create_inode("slow", *slow, 0, Bytes(0), 64_MiB); });
+  const Nanos begin = w.world.now() + 15_s, end = begin + Nanos(seconds * 1'000'000'000);
+  Written written;
+  std::vector<Task> tasks(2);
+  const auto writer = [&](Inode& inode, uint64_t& count) {
+    File* file = *w.m.files.open(inode);
+    const std::vector<std::byte> data(PAGE_SIZE);
+    for (uint64_t i = 0; w.world.now() < end; ++i) {
+      EXPECT_TRUE(w.m.files.write(*file, i % (1 << 14) * PAGE_SIZE, data.data(), PAGE_SIZE));
+      if (w.world.now() >= begin) ++count;
+      w.world.spend(20_us);
+      if (i % 64 == 0) w.m.files.invalidate(inode);
+    }
+    w.m.files.close(*file);
+  };
+  w.spawn(
+      "fast", [&] { writer(*fast_file, written.fast); }, &tasks[0]);
+  if (slow_too)
+    w.spawn(
+        "slow", [&] { writer(*slow_file, written.slow); }, &tasks[1]);
+  w.run();
+  w.run([&] {
+    w.m.files.iput(*slow_file);
+    w.m.files.iput(*fast_file);
+    w.m.flusher.stop();
+  });
+  w.forget(fast_file);
+  while (slow->sim_stats().in_service != 0) w.run_for(1_s);
+  slow->~SimDisk();
+  return written;
+}
+
+TEST(PerDevice, ASlowDeviceSlowsOnlyItsWriter) {
+  constexpr KernelEra KERNEL = KernelEra::linux_4_14;
+  constexpr uint64_t SECONDS = 10;
+  const Written alone = write_on_two_disks(KERNEL, false, SECONDS), both = write_on_two_disks(KERNEL, true, SECONDS);
+  std::printf("in %lu s %lu pages alone on the fast disk; beside a slow one %lu, and %lu there\n", SECONDS, alone.fast,
+              both.fast, both.slow);
+  EXPECT_GT(both.fast, alone.fast * 7 / 10);
+  // 1 MB/s.
+  EXPECT_NEAR(static_cast<double>(both.slow), SECONDS * 1e6 / PAGE_SIZE, SECONDS * 1e6 / PAGE_SIZE / 5);
+}
+
+// ---- 2.6.20
+
+TEST(Pdflush, DirtyPagesAreOnTheDiskWithin35SecondsAndNotBefore30) {
+  FileWorld w({.flusher = true, .kernel = KernelEra::linux_2_6_20});
+  Inode* inode = w.make_file(Bytes(0));
+  w.run_for(103200_ms);
+  const Nanos begin = w.world.now();
+  w.run([&] { write_pages(w, *inode, 0, 3); });
+  while (w.writes() == 0 && w.world.now() - begin < 60_s) w.run_for(100_ms);
+  EXPECT_GE(w.world.now() - begin, 30_s);
+  w.world.run_until(begin + 36_s);
+  EXPECT_EQ(w.writes(), 3u);
+  EXPECT_EQ(w.m.gauge(NodeStat::nr_dirty), 0);
+  EXPECT_EQ(w.m.flusher.dirty_inodes(), 0u);
+  const uint64_t after = w.world.switches();
+  w.run_for(1000_s);
+  EXPECT_LE(w.world.switches() - after, 20u) << "asleep";
+}
+
+TEST(Pdflush, TheWriterItselfWritesAboveTheLimit) {
+  FileWorldOptions options{.ram = 16_MiB, .kernel = KernelEra::linux_2_6_20};  // no threads at all
+  FileWorld w(options);
+  Inode* inode = w.make_file(Bytes(0));
+  Task task;
+  w.spawn(
+      "writer",
+      [&] {
+        const auto limit = static_cast<uint64_t>(w.m.writeback.global_dirty_limits().dirty.v);
+        for (uint64_t i = 0; i < limit; ++i) write_pages(w, *inode, i, 1);
+        EXPECT_EQ(w.writes(), 0u);
+        write_pages(w, *inode, limit, 100);
+      },
+      &task);
+  w.run();
+  w.run_for(1_s);
+  EXPECT_GE(w.writes(), 48u);
+  EXPECT_LE(w.writes(), 48u * 13);
+}
+
+TEST(Pdflush, OneThreadMoreWhenAllAreBusyForASecondOneLessWhenOneHasNothingToDoForAsLong) {
+  FileWorld w({.ram = 64_MiB, .flusher = true, .bio_pool = 2048, .kernel = KernelEra::linux_2_6_20});
+  constexpr unsigned DISKS = 10;
+  std::vector<std::unique_ptr<std::byte[]>> places;
+  std::vector<SimDisk*> disks;
+  std::vector<Inode*> files;
+  for (unsigned i = 0; i < DISKS; ++i) {
+    places.push_back(std::make_unique<std::byte[]>(sizeof(SimDisk) + alignof(SimDisk)));
+    void* at = places.back().get();
+    size_t room = sizeof(SimDisk) + alignof(SimDisk);
+    std::align(alignof(SimDisk), sizeof(SimDisk), at, room);
+    disks.push_back(*SimDisk::create(at, w.world,
+                                     {.name = "slow",
+                                      .capacity = PageCount(1 << 12),
+                                      .write_latency = 50_ms,
+                                      .queue_depth = 1,
+                                      .congested_above = 1}));
+    w.run([&] { files.push_back(*w.m.files.create_inode("f", *disks[i], 0, Bytes(0), 4_MiB)); });
+  }
+  EXPECT_EQ(w.m.flusher.nr_threads(), Flusher::MIN_PDFLUSH_THREADS);
+  w.run([&] {
+    for (Inode* file : files) write_pages(w, *file, 0, 300);
+  });
+  const Nanos begin = w.world.now();
+  unsigned most = 0;
+  while (w.world.now() - begin < 12_s) {
+    w.run([&] { w.m.flusher.wakeup(WB_REASON_SYNC); });
+    w.run_for(100_ms);
+    const unsigned threads = w.m.flusher.nr_threads();
+    most = std::max(most, threads);
+    ASSERT_LE(threads, Flusher::MIN_PDFLUSH_THREADS + (w.world.now() - begin).v / 1'000'000'000 + 1);
+  }
+  std::printf("pdflush: at most %u threads\n", most);
+  EXPECT_GT(most, Flusher::MIN_PDFLUSH_THREADS);
+  EXPECT_LE(most, Flusher::MAX_PDFLUSH_THREADS);
+  // All is written; now and then there is a little to do.
+  w.run_for(60_s);
+  EXPECT_EQ(w.m.gauge(NodeStat::nr_dirty), 0);
+  for (int i = 0; i < 100; ++i) {
+    w.run([&] { w.m.flusher.wakeup(WB_REASON_SYNC); });
+    w.run_for(200_ms);
+  }
+  EXPECT_EQ(w.m.flusher.nr_threads(), Flusher::MIN_PDFLUSH_THREADS);
+  w.run([&] {
+    for (Inode* file : files) w.m.files.iput(*file);
+  });
+  w.run([&] { w.m.flusher.stop(); });
+  for (SimDisk* disk : disks) disk->~SimDisk();
 }
 
 }  // namespace

@@ -225,5 +225,125 @@ TEST_F(ReadaheadTest, ShortOfMemoryAReaderStillGetsItsPage) {
   EXPECT_FALSE(pages_read().empty());
 }
 
+// ---- 2.6.20: two windows
+
+class TwoWindowTest : public testing::Test {
+ protected:
+  void SetUp() override { w.world.set_sink(&log); }
+  void TearDown() override { w.world.set_sink(nullptr); }
+  /// What was asked for, read or not: start and size.
+  std::vector<std::pair<uint64_t, uint64_t>> windows() const {
+    std::vector<std::pair<uint64_t, uint64_t>> found;
+    for (const FlowLog::Entry& e : log.calls("__do_page_cache_readahead")) found.emplace_back(e.a, e.b);
+    return found;
+  }
+  using Windows = std::vector<std::pair<uint64_t, uint64_t>>;
+  void read_page(File& file, uint64_t index, uint64_t pages = 1) {
+    ASSERT_TRUE(w.m.files.read(file, index * PAGE_SIZE, nullptr, pages * PAGE_SIZE));
+  }
+  void with_file(Bytes size, std::function<void(File&)> fn) {
+    Inode* inode = w.make_file(size);
+    w.run([&] {
+      File* file = *w.m.files.open(*inode);
+      fn(*file);
+      w.m.files.close(*file);
+    });
+  }
+  FileWorld w{{.kernel = KernelEra::linux_2_6_20,
+               .disk = {.name = "disk0", .capacity = PageCount(1 << 16), .congested_above = 40}}};
+  FlowLog log;
+};
+
+TEST_F(TwoWindowTest, ASequentialReadersWindowsGrowFrom4To32) {
+  with_file(1_MiB, [&](File& file) {
+    for (uint64_t i = 0; i < 100; ++i) read_page(file, i);
+  });
+  EXPECT_EQ(windows(), (Windows{{0, 4}, {4, 8}, {12, 16}, {28, 32}, {60, 32}, {92, 32}, {124, 32}}));
+}
+
+TEST_F(TwoWindowTest, TheWindowAheadIsReadWhenTheReaderEntersTheOneBeforeIt) {
+  std::vector<size_t> at;
+  with_file(1_MiB, [&](File& file) {
+    for (uint64_t i = 0; i < 30; ++i) {
+      const size_t before = windows().size();
+      read_page(file, i);
+      if (windows().size() != before) at.push_back(i);
+    }
+  });
+  EXPECT_EQ(at, (std::vector<size_t>{0, 1, 4, 12, 28}));
+}
+
+TEST_F(TwoWindowTest, RandomReadsReadOnlyWhatTheyAskFor) {
+  with_file(16_MiB, [&](File& file) { read_page(file, 500), read_page(file, 100, 3), read_page(file, 900); });
+  EXPECT_EQ(windows(), (Windows{{500, 1}, {100, 3}, {900, 1}}));
+}
+
+TEST_F(TwoWindowTest, AStreamThatJumpsBeginsAnew) {
+  with_file(16_MiB, [&](File& file) {
+    for (uint64_t i = 0; i < 14; ++i) read_page(file, i);
+    for (uint64_t i = 1000; i < 1006; ++i) read_page(file, i);
+  });
+  EXPECT_EQ(windows(), (Windows{{0, 4}, {4, 8}, {12, 16}, {28, 32}, {1000, 1}, {1001, 4}, {1005, 8}, {1013, 16}}));
+}
+
+TEST_F(TwoWindowTest, ALargeRequestHasTwoWindowsUnderWayAtOnce) {
+  with_file(4_MiB, [&](File& file) { read_page(file, 0, 64); });
+  const Windows found = windows();
+  ASSERT_GE(found.size(), 2u);
+  EXPECT_EQ(found[0], (std::pair<uint64_t, uint64_t>{0, 32}));
+  EXPECT_EQ(found[1], (std::pair<uint64_t, uint64_t>{32, 32}));
+}
+
+TEST_F(TwoWindowTest, ThrashingMakesTheNextWindowTwoPagesSmaller) {
+  with_file(4_MiB, [&](File& file) {
+    uint64_t i = 0;
+    for (; i < 60; ++i) read_page(file, i);  // current [28, 60), ahead [60, 92)
+    ASSERT_EQ(windows().back(), (std::pair<uint64_t, uint64_t>{60, 32}));
+    // What was read ahead is gone again.
+    w.world.schedule_timeout(1_s);
+    (void)w.m.files.invalidate(*file.f_inode);
+    log.entries.clear();
+    read_page(file, i++);  // enters the window ahead: the next one is read; then its page is missed
+    EXPECT_EQ(windows(), (Windows{{92, 32}}));
+    for (; i < 93; ++i) read_page(file, i);
+    EXPECT_EQ(windows().back(), (std::pair<uint64_t, uint64_t>{124, 30}));
+  });
+}
+
+TEST_F(TwoWindowTest, AFileThatIsCachedIsNotReadAheadUntilAPageIsMissing) {
+  with_file(4_MiB, [&](File& file) {
+    for (uint64_t i = 0; i < 600; ++i) read_page(file, i);
+    File* again = *w.m.files.open(*file.f_inode);
+    log.entries.clear();
+    for (uint64_t i = 0; i < 500; ++i) read_page(*again, i);
+    uint64_t asked = 0;
+    for (const auto& [start, size] : windows()) asked += size;
+    EXPECT_GE(asked, 256u);
+    EXPECT_LE(asked, 256u + 32) << "after 256 pages that were there nothing is asked for";
+    EXPECT_TRUE(again->ra_incache);
+    for (uint64_t i = 500; i < 700; ++i) read_page(*again, i);
+    EXPECT_FALSE(again->ra_incache);
+    w.m.files.close(*again);
+  });
+}
+
+TEST_F(TwoWindowTest, ABusyDeviceIsAskedForTheCurrentWindowOnly) {
+  Inode* other = w.make_file(4_MiB);
+  with_file(4_MiB, [&](File& file) {
+    read_page(file, 0);
+    File* busy = *w.m.files.open(*other);
+    for (uint64_t i = 0; i < 45; ++i) ASSERT_TRUE(w.m.files.write_tag(*busy, i, 1));
+    WritebackControl wbc;
+    wbc.nr_to_write = 100;
+    w.m.writeback.write_cache_pages(other->i_data, wbc);
+    ASSERT_TRUE(other->bdev->congested());
+    log.entries.clear();
+    read_page(file, 1);
+    EXPECT_EQ(windows(), (Windows{}));
+    EXPECT_EQ(file.ahead_start, 0u);
+    w.m.files.close(*busy);
+  });
+}
+
 }  // namespace
 }  // namespace weir

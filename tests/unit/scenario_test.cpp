@@ -44,6 +44,35 @@ TEST(Scenario, DefaultsAreThoseOfTheManual) {
   EXPECT_EQ(s.tasks[0].name, "t");
 }
 
+TEST(Scenario, ADiskOfAKindIsAsItIsSoldButForWhatIsSaid) {
+  const Scenario s = parse_scenario(std::string(R"(
+[[disk]]
+name = "hdd"
+kind = "spinning"
+bandwidth = "100M"
+[[disk]]
+name = "flash"
+kind = "nvme"
+)") + TASK,
+                                    "x.toml");
+  ASSERT_EQ(s.disks.size(), 2u);
+  EXPECT_TRUE(s.disks[0].rotational);
+  EXPECT_EQ(s.disks[0].seek, 8_ms);
+  EXPECT_EQ(s.disks[0].bandwidth, 100_MiB);
+  EXPECT_FALSE(s.disks[1].rotational);
+  EXPECT_EQ(s.disks[1].queue_depth, 64u);
+  EXPECT_EQ(s.disks[1].write_latency, 20_us);
+}
+
+TEST(Scenario, TheDirtyRatioIsTheKernels) {
+  const auto ratio = [](const std::string& head) {
+    return parse_scenario(head + TASK, "x.toml").sysctl.at("vm.dirty_ratio");
+  };
+  EXPECT_EQ(ratio("[machine]\nkernel = \"2.6.20\"\n"), 40);
+  EXPECT_EQ(ratio("[machine]\nkernel = \"3.x\"\n"), 20);
+  EXPECT_EQ(ratio("[machine]\nkernel = \"2.6.20\"\n[sysctl]\n\"vm.dirty_ratio\" = 15\n"), 15);
+}
+
 TEST(Scenario, EverythingIsRead) {
   const Scenario s = parse_scenario(R"(
 title = "all"

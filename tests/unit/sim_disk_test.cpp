@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -283,6 +284,40 @@ TEST(SimDisk, BehindTheEndIsAnIoError) {
     EXPECT_EQ(disk.disk->stats().read_errors, 1u);
     EXPECT_EQ(disk.disk->stats().write_errors, 1u);
   });
+}
+
+/// Requests a second: 256 reads at once, in order or anywhere.
+double reads_a_second(const DiskPreset& kind, bool random) {
+  Disk d({.capacity = PageCount(100'000),
+          .read_latency = kind.read_latency,
+          .write_latency = kind.write_latency,
+          .megabytes_per_second = kind.megabytes_per_second,
+          .queue_depth = kind.queue_depth,
+          .motion = kind.motion,
+          .seek = kind.seek});
+  std::mt19937_64 rng(1);
+  d.run([&] {
+    for (uint64_t i = 0; i < 256; ++i) {
+      d.submit(BioOp::read, random ? rng() % 100'000 : i);
+      // Random ones come one by one: a queue would put them in order.
+      if (random && kind.motion == DiskMotion::rotational) d.wait_for_all();
+    }
+  });
+  return 256 / (static_cast<double>(d.world.now().v) / 1e9);
+}
+
+TEST(SimDisk, DisksOfAKindDoWhatTheirKindDoes) {
+  const auto kind = [](std::string_view name) {
+    return *std::find_if(std::begin(DISK_PRESETS), std::end(DISK_PRESETS),
+                         [&](const DiskPreset& p) { return name == p.name; });
+  };
+  const double spinning = reads_a_second(kind("spinning"), true), ssd = reads_a_second(kind("ssd"), true),
+               nvme = reads_a_second(kind("nvme"), true);
+  std::printf("random reads a second: spinning %.0f, ssd %.0f, nvme %.0f\n", spinning, ssd, nvme);
+  EXPECT_NEAR(spinning, 1000 / (8 + 4.17), 10);
+  EXPECT_GT(ssd, 80'000);
+  EXPECT_GT(nvme, 400'000);
+  EXPECT_GT(reads_a_second(kind("spinning"), false), 30'000) << "in order it does not seek";
 }
 
 TEST(SimDisk, OptionsOutOfRangeAreRefused) {

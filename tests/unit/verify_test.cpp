@@ -393,6 +393,7 @@ const Plant PLANTS[] = {
        uint64_t& n = p.file->f_inode->i_data.nrpages;
        return change(n, n + 1);
      }},
+    {"wb_stat", [](Populated& p) { return add(p.file->f_inode->i_data.wb->reclaimable, 1); }},
     {"shadows",
      [](Populated& p) {
        uint64_t& n = p.file->f_inode->i_data.nrexceptional;
