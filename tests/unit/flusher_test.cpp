@@ -471,8 +471,9 @@ TEST(PerDevice, ASlowDeviceSlowsOnlyItsWriter) {
   std::printf("in %lu s %lu pages alone on the fast disk; beside a slow one %lu, and %lu there\n", SECONDS, alone.fast,
               both.fast, both.slow);
   EXPECT_GT(both.fast, alone.fast * 7 / 10);
-  // 1 MB/s.
-  EXPECT_NEAR(static_cast<double>(both.slow), SECONDS * 1e6 / PAGE_SIZE, SECONDS * 1e6 / PAGE_SIZE / 5);
+  // 1 MB/s at most; less while what was dirtied before goes out.
+  EXPECT_LT(both.slow, SECONDS * 1'200'000 / PAGE_SIZE);
+  EXPECT_GT(both.slow, SECONDS * 1'000'000 / PAGE_SIZE / 3);
 }
 
 // ---- 2.6.20
@@ -515,7 +516,7 @@ TEST(Pdflush, TheWriterItselfWritesAboveTheLimit) {
 }
 
 TEST(Pdflush, OneThreadMoreWhenAllAreBusyForASecondOneLessWhenOneHasNothingToDoForAsLong) {
-  FileWorld w({.ram = 64_MiB, .flusher = true, .bio_pool = 2048, .kernel = KernelEra::linux_2_6_20});
+  FileWorld w({.ram = 64_MiB, .flusher = true, .kernel = KernelEra::linux_2_6_20});
   constexpr unsigned DISKS = 10;
   std::vector<std::unique_ptr<std::byte[]>> places;
   std::vector<SimDisk*> disks;
@@ -535,7 +536,7 @@ TEST(Pdflush, OneThreadMoreWhenAllAreBusyForASecondOneLessWhenOneHasNothingToDoF
   }
   EXPECT_EQ(w.m.flusher.nr_threads(), Flusher::MIN_PDFLUSH_THREADS);
   w.run([&] {
-    for (Inode* file : files) write_pages(w, *file, 0, 300);
+    for (Inode* file : files) write_pages(w, *file, 0, 60);
   });
   const Nanos begin = w.world.now();
   unsigned most = 0;
