@@ -28,6 +28,10 @@ int64_t pages_in_time(int64_t a_second, Nanos time) {
 }
 
 class DirtyEra_3 final : public DirtyEra {
+  /// Not 1: a store through a mapping, whose page is cleaned while its task pauses for it, would be made again and pause
+  /// again without end.
+  static constexpr uint64_t LEAST_POLL = 2;
+
   [[nodiscard]] DirtyLimits limits(const PageWriteback& self) const override {
     return self.ratios_of(self.global_dirtyable_memory().v);
   }
@@ -41,7 +45,7 @@ class DirtyEra_3 final : public DirtyEra {
 
   /// What is left before the limit, shared by as many writers as there may well be: its root.
   [[nodiscard]] static uint64_t dirty_poll_interval(int64_t dirty, int64_t thresh) {
-    return thresh > dirty ? uint64_t{1} << (log2_of(thresh - dirty) / 2) : 1;
+    return std::max(thresh > dirty ? uint64_t{1} << (log2_of(thresh - dirty) / 2) : 1, LEAST_POLL);
   }
   /// Nobody sleeps so long that his device runs dry.
   [[nodiscard]] static Nanos wb_max_pause(const DirtyControl& control) {
@@ -70,7 +74,7 @@ class DirtyEra_3 final : public DirtyEra {
     }
     const Nanos shortest = pages >= POLL ? time / 2 : time;
     // Linux lets it go on for longer; here nobody is to pass the limit by more.
-    pages = std::clamp<int64_t>(pages, 1, POLL);
+    pages = std::clamp<int64_t>(pages, LEAST_POLL, POLL);
     return shortest;
   }
 
@@ -109,7 +113,7 @@ class DirtyEra_3 final : public DirtyEra {
       const int64_t dirty_ratelimit = wb.dirty_ratelimit.load(std::memory_order_relaxed);
       const int64_t task_ratelimit = dirty_ratelimit * control.pos_ratio >> RATELIMIT_CALC_SHIFT;
       const Nanos max_pause = wb_max_pause(control);
-      int64_t due = 1;
+      int64_t due = LEAST_POLL;
       const Nanos min_pause = wb_min_pause(control, task_ratelimit, dirty_ratelimit, max_pause, due);
       Nanos pause = max_pause;
       if (task_ratelimit != 0) {
