@@ -48,7 +48,7 @@ inline constexpr unsigned SWAPFILE_CLUSTER = 256;
 /// So many slots are looked at in one go; then others may run.
 inline constexpr uint64_t LATENCY_LIMIT = 256;
 /// A batch that has slots already looks so far for the next one when there is no free cluster. (4.14 is content with
-/// one slot then; 5.8 and later go on as here: the same slots in the same order, but the area's lock is taken less.)
+/// one slot then. Here it goes on: the same slots in the same order, but the lock of the area is taken less.)
 inline constexpr uint64_t SCAN_AHEAD = 4 * LATENCY_LIMIT;
 /// Most slots taken in one go.
 inline constexpr unsigned SWAP_BATCH = 64;
