@@ -4,7 +4,7 @@
 // Linux: struct bdi_writeback (include/linux/backing-dev-defs.h), mm/backing-dev.c; the estimates are
 // mm/page-writeback.c's (3.2 and later).
 //
-//   every 200 ms:   written since, a second                   --averaged over 3 s--> write_bandwidth
+//   every 200 ms:   written since, a second                   --averaged over 4 s--> write_bandwidth
 //                   ratelimit x pos_ratio = what each of N writers was let do; dirtied since = what N of them did
 //                   ratelimit x pos_ratio x bandwidth / dirtied = what each may do, so that all together do what the
 //                   device does                               --in small steps--> dirty_ratelimit

@@ -145,7 +145,7 @@ void PageWriteback::cancel_dirty_page(Page& page) {
 void PageWriteback::balance_dirty_pages_ratelimited(AddressSpace& mapping) {
   const Thread* thread = engine_thread().thread;
   Task* task = thread != nullptr ? thread->task : nullptr;
-  const uint64_t limit = era_.ratelimit(*this, wb_of(mapping));
+  const uint64_t limit = era_.ratelimit(wb_of(mapping));
   const uint32_t by_all = bdp_ratelimits_.load(std::memory_order_relaxed);
   uint64_t dirtied = by_all;
   // Threads without a task have only the common count.

@@ -88,7 +88,7 @@ class DirtyEra {
   /// Without what single threads get on top.
   [[nodiscard]] virtual DirtyLimits limits(const PageWriteback& self) const = 0;
   /// Pages that a thread, and that all of them, may dirty between two looks at the limits.
-  [[nodiscard]] virtual uint64_t ratelimit(const PageWriteback& self, const BdiWriteback& wb) const = 0;
+  [[nodiscard]] virtual uint64_t ratelimit(const BdiWriteback& wb) const = 0;
   virtual void balance_dirty_pages(PageWriteback& self, AddressSpace& mapping, PageCount dirtied) const = 0;
   static const DirtyEra& of(KernelEra kernel);
   static const DirtyEra& of_2_6_20();  // page_writeback_2_6_20.cpp

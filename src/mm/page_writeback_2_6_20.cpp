@@ -22,7 +22,7 @@ class DirtyEra_2_6_20 final : public DirtyEra {
     const int64_t unmapped_percent = 100 - std::min<int64_t>(mapped * 100 / memory, 100);
     return self.ratios_of(memory, static_cast<unsigned>(std::max<int64_t>(unmapped_percent / 2, 5)));
   }
-  [[nodiscard]] uint64_t ratelimit(const PageWriteback&, const BdiWriteback& wb) const override {
+  [[nodiscard]] uint64_t ratelimit(const BdiWriteback& wb) const override {
     return wb.dirty_exceeded.load(std::memory_order_relaxed) ? DIRTY_EXCEEDED_RATELIMIT_PAGES : DIRTY_RATELIMIT_PAGES;
   }
 

@@ -35,7 +35,7 @@ class DirtyEra_3 final : public DirtyEra {
   [[nodiscard]] DirtyLimits limits(const PageWriteback& self) const override {
     return self.ratios_of(self.global_dirtyable_memory().v);
   }
-  [[nodiscard]] uint64_t ratelimit(const PageWriteback&, const BdiWriteback& wb) const override {
+  [[nodiscard]] uint64_t ratelimit(const BdiWriteback& wb) const override {
     const Thread* thread = engine_thread().thread;
     const uint64_t own =
         thread != nullptr && thread->task != nullptr ? thread->task->nr_dirtied_pause : uint64_t{DIRTY_RATELIMIT_PAGES};

@@ -23,20 +23,14 @@ struct Window {
   }
 };
 
-class ReadaheadTest : public testing::Test {
+constexpr SimDiskOptions DISK{.name = "disk0", .capacity = PageCount(1 << 16), .congested_above = 40};
+
+/// Files that are read under a kernel, and what was recorded.
+class FileReading : public testing::Test {
  protected:
+  explicit FileReading(KernelEra kernel) : w{{.kernel = kernel, .disk = DISK}} {}
   void SetUp() override { w.world.set_sink(&log); }
   void TearDown() override { w.world.set_sink(nullptr); }
-  std::vector<Window> windows() const {
-    std::vector<Window> found;
-    for (const FlowLog::Entry& e : log.calls("ra_submit")) found.push_back({e.a, e.b, e.c});
-    return found;
-  }
-  std::vector<uint64_t> pages_read() const {
-    std::vector<uint64_t> found;
-    for (const FlowLog::Entry& e : log.states(State::page_cache_read)) found.push_back(e.b);
-    return found;
-  }
   void read_page(File& file, uint64_t index, uint64_t pages = 1) {
     Result<uint64_t> n = w.m.files.read(file, index * PAGE_SIZE, nullptr, pages * PAGE_SIZE);
     ASSERT_TRUE(n);
@@ -49,8 +43,23 @@ class ReadaheadTest : public testing::Test {
       w.m.files.close(*file);
     });
   }
-  FileWorld w{{.disk = {.name = "disk0", .capacity = PageCount(1 << 16), .congested_above = 40}}};
+  FileWorld w;
   FlowLog log;
+};
+
+class ReadaheadTest : public FileReading {
+ protected:
+  ReadaheadTest() : FileReading(DEFAULT_KERNEL) {}
+  std::vector<Window> windows() const {
+    std::vector<Window> found;
+    for (const FlowLog::Entry& e : log.calls("ra_submit")) found.push_back({e.a, e.b, e.c});
+    return found;
+  }
+  std::vector<uint64_t> pages_read() const {
+    std::vector<uint64_t> found;
+    for (const FlowLog::Entry& e : log.states(State::page_cache_read)) found.push_back(e.b);
+    return found;
+  }
 };
 
 TEST_F(ReadaheadTest, TheFirstWindowIsTheRequestRoundedUpTimesFourTwoOrTheMaximum) {
@@ -227,10 +236,9 @@ TEST_F(ReadaheadTest, ShortOfMemoryAReaderStillGetsItsPage) {
 
 // ---- 2.6.20: two windows
 
-class TwoWindowTest : public testing::Test {
+class TwoWindowTest : public FileReading {
  protected:
-  void SetUp() override { w.world.set_sink(&log); }
-  void TearDown() override { w.world.set_sink(nullptr); }
+  TwoWindowTest() : FileReading(KernelEra::linux_2_6_20) {}
   /// What was asked for, read or not: start and size.
   std::vector<std::pair<uint64_t, uint64_t>> windows() const {
     std::vector<std::pair<uint64_t, uint64_t>> found;
@@ -238,20 +246,6 @@ class TwoWindowTest : public testing::Test {
     return found;
   }
   using Windows = std::vector<std::pair<uint64_t, uint64_t>>;
-  void read_page(File& file, uint64_t index, uint64_t pages = 1) {
-    ASSERT_TRUE(w.m.files.read(file, index * PAGE_SIZE, nullptr, pages * PAGE_SIZE));
-  }
-  void with_file(Bytes size, std::function<void(File&)> fn) {
-    Inode* inode = w.make_file(size);
-    w.run([&] {
-      File* file = *w.m.files.open(*inode);
-      fn(*file);
-      w.m.files.close(*file);
-    });
-  }
-  FileWorld w{{.kernel = KernelEra::linux_2_6_20,
-               .disk = {.name = "disk0", .capacity = PageCount(1 << 16), .congested_above = 40}}};
-  FlowLog log;
 };
 
 TEST_F(TwoWindowTest, ASequentialReadersWindowsGrowFrom4To32) {

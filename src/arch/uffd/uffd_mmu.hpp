@@ -68,7 +68,7 @@ struct UffdDescriptors {
 
 class UffdMmu final : public Mmu {
  public:
-  /// Bounce pages: one frame in 64, at least 64.
+  /// Bounce pages: one frame in 64, within these.
   static constexpr unsigned MIN_BOUNCE_PAGES = 64, MAX_BOUNCE_PAGES = 1024;
   static constexpr unsigned WINDOW_SHIFT = 21;
   static constexpr unsigned NR_WINDOW_LOCKS = 256;
