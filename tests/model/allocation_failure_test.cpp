@@ -1,11 +1,13 @@
 // tests/model/allocation_failure_test.cpp
 //
-// Every page allocation of every example fails once: the 0th, the 1st, ... until a run in which none is left to fail.
-// Whoever asked gets ENOMEM, or somebody is killed by the OOM killer; nothing leaks, no page is lost, the machine
+// Every site of every example that allocates pages fails: at its first allocation, its second, fourth, eighth ... A site is
+// the recorded functions that are open when the page is asked for, so that the same function fails once for each way into
+// it. Whoever asked gets ENOMEM, or somebody is killed by the OOM killer; nothing leaks, no page is lost, the machine
 // verifies, and no task sees a content that is not its own.
 //
-//   test_allocation_failure                          a few of each example
-//   WEIR_LONG=1 test_allocation_failure              all of them (a debug build: every fourth, as they are 200,000)
+//   test_allocation_failure                          a few sites of each example
+//   WEIR_LONG=1 test_allocation_failure              all of them
+//   WEIR_LONG=every test_allocation_failure          each single allocation; 460,000 runs, hours
 //   WEIR_SCENARIO=FILE WEIR_FAIL=17 test_...         one
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -13,12 +15,18 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <numeric>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
+#include "base/engine_stack.hpp"
+#include "base/flow.hpp"
+#include "mm/types.hpp"
 #include "places.hpp"
 #include "sim/simulation.hpp"
 
@@ -35,10 +43,37 @@ std::vector<std::string> scenarios() {
   return all;
 }
 
+/// Hears a whole run and tells its allocations apart by the functions that are open.
+class Sites final : public FlowSink {
+ public:
+  void enter(const FlowSite& site, uint64_t a, uint64_t, uint64_t) override {
+    std::vector<uint64_t>& open = open_[&engine_thread()];
+    const uint64_t outside = open.empty() ? 0 : open.back();
+    open.push_back((outside ^ reinterpret_cast<uintptr_t>(&site)) * 0x9e3779b97f4a7c15 ^ outside >> 29);
+    if (std::strcmp(site.function, "should_fail_alloc_page") != 0 || (a & __GFP_NOFAIL.v) != 0) return;
+    ++sites_[open.back()];
+    // 1, 2, 4, 8, ...
+    if (std::has_single_bit(sites_[open.back()])) tries_.push_back(allocations_);
+    ++allocations_;
+  }
+  void leave(const FlowSite&) override { open_[&engine_thread()].pop_back(); }
+  void state(const FlowSite&, State, uint64_t, uint64_t, uint64_t) override {}
+
+  [[nodiscard]] uint64_t sites() const { return sites_.size(); }
+  /// Which allocations of the run have their turn.
+  [[nodiscard]] const std::vector<int64_t>& tries() const { return tries_; }
+  [[nodiscard]] int64_t allocations() const { return allocations_; }
+
+ private:
+  std::unordered_map<const EngineThread*, std::vector<uint64_t>> open_;
+  std::unordered_map<uint64_t, uint64_t> sites_;  ///< how many allocations each has made
+  std::vector<int64_t> tries_;
+  int64_t allocations_ = 0;
+};
+
 struct Failed {
   bool reached = false;  ///< the allocation that was to fail was asked for
-  int64_t allocations = 0;
-  char why[2000] = {};  ///< empty: as it must be
+  char why[2000] = {};   ///< empty: as it must be
 };
 
 /// What a task may come to when there is no memory for something: its own error, or a kill.
@@ -57,7 +92,6 @@ Failed run(const Scenario& scenario, int64_t fail, const std::vector<TaskOutcome
   try {
     const SimResult result = run_scenario(scenario, {.seed = {}, .record = {}, .kernel = {}, .fail_allocation = fail});
     failed.reached = result.allocations > fail;
-    failed.allocations = result.allocations;
     for (const Broken& b : result.broken) why += b.id + ": " + b.text + "\n";
     why += result.deadlock_report;
     // A fork that fails has no child: then there are fewer.
@@ -103,29 +137,30 @@ Failed run_apart(const Scenario& scenario, int64_t fail, const std::vector<TaskO
 }
 
 TEST(AllocationFailure, LeavesNothingBehindInAnyExample) {
-  const bool all = std::getenv("WEIR_LONG") != nullptr;
+  const char* text = std::getenv("WEIR_LONG");
+  const bool all = text != nullptr, every = all && std::strcmp(text, "every") == 0;
   constexpr int64_t NEVER = int64_t{1} << 60;
-#ifdef WEIR_DEBUG
-  constexpr int64_t EACH = 4;
-#else
-  constexpr int64_t EACH = 1;
-#endif
-  uint64_t runs = 0, reached = 0, sites = 0, failures = 0;
+  uint64_t runs = 0, reached = 0, sites = 0, allocations = 0, failures = 0;
   for (const std::string& path : scenarios()) {
     const Scenario scenario = load_scenario(path);
     const std::vector<TaskOutcome> clean = run_scenario(scenario, {}).tasks;
-    const auto count = run_apart(scenario, NEVER, clean).allocations;
-    EXPECT_GT(count, 0) << path;
-    sites += static_cast<uint64_t>(count);
-    std::vector<int64_t> tries;
-    if (const char* one = std::getenv("WEIR_FAIL"))
+    Sites heard;
+    run_scenario(scenario,
+                 {.seed = {}, .record = {}, .kernel = {}, .fail_allocation = NEVER, .sink = &heard, .booted = {}});
+    EXPECT_GT(heard.allocations(), 0) << path;
+    sites += heard.sites();
+    allocations += static_cast<uint64_t>(heard.allocations());
+    std::vector<int64_t> tries = heard.tries();
+    if (const char* one = std::getenv("WEIR_FAIL")) {
       tries = {std::atoll(one)};
-    else if (all)
-      for (int64_t i = 0; i <= count; i += EACH) tries.push_back(i);
-    else  // the first ones, where tasks and tables are made; then others, of another kind in each example
-      tries = {static_cast<int64_t>(runs % 7), count / 3 + static_cast<int64_t>(runs % 11), count - 1 - count / 5};
+    } else if (every) {
+      tries.resize(static_cast<size_t>(heard.allocations()));
+      std::iota(tries.begin(), tries.end(), 0);
+    } else if (!all) {  // one of the first, where tasks and tables are made; others of another kind in each example
+      const size_t n = tries.size();
+      tries = {tries[runs % 7 % n], tries[(n / 3 + runs % 11) % n], tries[n - 1 - n / 5]};
+    }
     for (const int64_t fail : tries) {
-      if (fail < 0) continue;
       const Failed failed = run_apart(scenario, fail, clean);
       ++runs;
       if (failed.reached) ++reached;
@@ -134,7 +169,8 @@ TEST(AllocationFailure, LeavesNothingBehindInAnyExample) {
       if (++failures == 10) return;
     }
   }
-  std::printf("allocation failures: %lu runs, %lu allocations failed of %lu in all\n", runs, reached, sites);
+  std::printf("allocation failures: %lu runs, %lu allocations failed of %lu in all, which come from %lu sites\n", runs,
+              reached, allocations, sites);
   EXPECT_GT(reached, 0u);
 }
 
