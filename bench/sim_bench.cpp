@@ -38,7 +38,6 @@ struct Run {
 void simulated(Table& table, const Run& run) {
   BenchMachine m({.swap = run.swap});
   const uint64_t pages = (uint64_t{64} << 20) / PAGE_SIZE * run.over_ram_percent / 100;
-  WEIR_BUG_ON(pages == 0);
   Sample sample;
   uint64_t in = 0, out = 0, faults_of_all = 0;
   m.run([&] {
@@ -46,7 +45,8 @@ void simulated(Table& table, const Run& run) {
     Random random;
     uint64_t next = 0;
     const auto touch = [&] {
-      const uint64_t page = run.random ? random.below(pages) : next++ % pages;
+      const uint64_t page = run.random ? random.below(pages) : next;
+      next = next + 1 < pages ? next + 1 : 0;
       const FaultResult r = m.mmu.touch(m.task(), base + (page << PAGE_SHIFT),
                                         run.write ? SoftMmu::Access::write : SoftMmu::Access::read);
       WEIR_BUG_ON(r != FaultResult::done);
@@ -63,8 +63,8 @@ void simulated(Table& table, const Run& run) {
                    faults_before = faults();
     sample = measure(BATCHES, FAULTS, [&] {
       if (run.fresh) {
-        if (next % pages + FAULTS > pages) next = 0;
-        const VirtAddr start = base + (next % pages << PAGE_SHIFT);
+        if (next + FAULTS > pages) next = 0;
+        const VirtAddr start = base + (next << PAGE_SHIFT);
         WEIR_BUG_ON(!m.machine->spaces.madvise(*m.task().mm, start, FAULTS << PAGE_SHIFT, Advice::dontneed));
       }
       const uint64_t until = faults() + FAULTS;

@@ -22,10 +22,6 @@ namespace weir::flows {
 
 namespace {
 
-bool has(const std::vector<std::string>& list, std::string_view name) {
-  return std::find(list.begin(), list.end(), name) != list.end();
-}
-
 // ---- The recording, by name -----------------------------------------------------------------------------------------
 
 constexpr int64_t FOREVER = INT64_MAX;

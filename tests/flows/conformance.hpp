@@ -35,6 +35,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <optional>
 #include <span>
@@ -45,6 +46,10 @@
 #include "record/reader.hpp"
 
 namespace weir::flows {
+
+[[nodiscard]] inline bool has(const std::vector<std::string>& list, std::string_view name) {
+  return std::find(list.begin(), list.end(), name) != list.end();
+}
 
 struct Step {
   std::string fn;  ///< or

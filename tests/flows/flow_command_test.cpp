@@ -13,7 +13,6 @@
 namespace {
 
 using testing::HasSubstr;
-using testing::Not;
 
 struct Said {
   int status = -1;

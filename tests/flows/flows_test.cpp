@@ -10,8 +10,9 @@
 #include <map>
 #include <string>
 
-#include "flows/conformance.cpp"
+#include "flows/conformance.hpp"
 #include "mm/profile.hpp"
+#include "places.hpp"
 #include "record/reader.hpp"
 #include "sim/simulation.hpp"
 

@@ -8,7 +8,8 @@
 #include <algorithm>
 #include <cstdio>
 
-#include "flows/conformance.cpp"
+#include "flows/conformance.hpp"
+#include "places.hpp"
 #include "sim/simulation.hpp"
 
 namespace weir::flows {

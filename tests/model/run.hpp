@@ -769,9 +769,7 @@ class Run {
     const VmArea* vma = machine.vmas.vma_lookup(mm, r->address());
     const bool in_one = vma != nullptr && vma->vm_end >= r->address() + r->bytes();
     Errno expected = Errno::ok;
-    if (first == t.pages.end())
-      expected = Errno::fault;
-    else if (extra != 0 && !in_one)
+    if (first == t.pages.end() || (extra != 0 && !in_one))
       expected = Errno::fault;
     else if (extra != 0 && !may_move && !all_free(t, r->start + r->pages, extra))
       expected = Errno::nomem;

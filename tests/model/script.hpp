@@ -25,7 +25,10 @@ struct Random {
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
     return z ^ (z >> 31);
   }
-  uint64_t below(uint64_t n) { return next() % n; }
+  uint64_t below(uint64_t n) {
+    const uint64_t x = next();
+    return n == 0 ? 0 : x % n;
+  }
 };
 
 // clang-format off

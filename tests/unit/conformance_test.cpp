@@ -1,10 +1,11 @@
 // tests/unit/conformance_test.cpp: the checker that holds runs to the documents' flows, on recordings written by hand
-#include "flows/conformance.cpp"
+#include "flows/conformance.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "flows/synthetic.hpp"
+#include "places.hpp"
 
 namespace weir::flows {
 namespace {

@@ -210,7 +210,7 @@ inline WeirOutcome weir_run(const std::string& ram, const Command& command, cons
 inline std::string program(const std::string& name) {
   const std::string source = std::string(WEIR_SOURCE_DIR) + "/tests/live/programs/" + name + ".c";
   const std::string folder = build_dir() + "/tests/live/programs";
-  const std::string binary = folder + "/" + name;
+  std::string binary = folder + "/" + name;
   std::error_code e;
   std::filesystem::create_directories(folder, e);
   struct stat s {
