@@ -1,7 +1,8 @@
 // src/mm/swapfile_scan.cpp: taking slots and giving them back to their area. See swapfile.hpp
+#include <emmintrin.h>
+
 #include <algorithm>
 #include <bit>
-#include <cstring>
 
 #include "mm/swapfile.hpp"
 
@@ -151,35 +152,21 @@ bool SwapFiles::breathe(SwapInfo& si, uint64_t& latency) WEIR_NO_THREAD_SAFETY_A
 
 namespace {
 
-// The first of n entries for which (entry ^ flip) & keep is 0; n if there is none. A word, for in most areas it has one;
-// then 64 bytes at a time, for in a full area one slot in a hundred is free.
-template <class T>
-uint64_t first_zero(const T* map, uint64_t n, T flip, T keep) {
-  constexpr uint64_t BLOCK = 64 / sizeof(T), WORD = 8 / sizeof(T);
-  constexpr uint64_t ONES = ~uint64_t{0} / static_cast<T>(~T{0}), TOPS = ONES << (8 * sizeof(T) - 1);
-  const uint64_t flips = ONES * flip, keeps = ONES * keep;
-  // The lowest bit that is set is that of the first zero.
-  const auto zeros = [=](const T* entries) {
-    uint64_t word;
-    std::memcpy(&word, entries, sizeof word);
-    word = (word ^ flips) & keeps;
-    return (word - ONES) & ~word & TOPS;
-  };
-  const auto index = [](uint64_t found) { return static_cast<unsigned>(std::countr_zero(found)) / (8 * sizeof(T)); };
-  uint64_t at = 0;
-  if (WORD <= n) {
-    if (const uint64_t found = zeros(map)) return index(found);
-    at = WORD;
-  }
-  for (; at + BLOCK <= n; at += BLOCK) {
-    T least = static_cast<T>(~T{0});
-    for (uint64_t i = 0; i < BLOCK; ++i) least = std::min(least, static_cast<T>((map[at + i] ^ flip) & keep));
-    if (least == 0) break;
-  }
-  for (; at + WORD <= n; at += WORD)
-    if (const uint64_t found = zeros(map + at)) return at + index(found);
-  while (at < n && static_cast<T>((map[at] ^ flip) & keep) != 0) ++at;
-  return at;
+constexpr uint64_t LOOK = 16;  // slots looked at in one step
+
+// Which of LOOK entries are 0 once flipped and masked, a bit each. They begin at a multiple of LOOK.
+unsigned zeros(const uint8_t* map, uint8_t flip, uint8_t keep) {
+  const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(map));
+  const __m128i wanted = _mm_and_si128(_mm_xor_si128(entries, _mm_set1_epi8(static_cast<char>(flip))),
+                                       _mm_set1_epi8(static_cast<char>(keep)));
+  return static_cast<unsigned>(_mm_movemask_epi8(_mm_cmpeq_epi8(wanted, _mm_setzero_si128())));
+}
+
+unsigned zeros(const uint16_t* map) {
+  const auto* half = reinterpret_cast<const __m128i*>(map);
+  const __m128i none = _mm_setzero_si128();
+  return static_cast<unsigned>(_mm_movemask_epi8(
+      _mm_packs_epi16(_mm_cmpeq_epi16(_mm_load_si128(half), none), _mm_cmpeq_epi16(_mm_load_si128(half + 1), none))));
 }
 
 }  // namespace
@@ -187,10 +174,18 @@ uint64_t first_zero(const T* map, uint64_t n, T flip, T keep) {
 // The first slot of [from, to) that is free, or that only the cache uses; `to` if there is none. They lie in one page of
 // the map.
 uint64_t SwapFiles::next_candidate(const SwapInfo& si, uint64_t from, uint64_t to, Wanted what) {
-  if (si.swap_map16) return from + first_zero<uint16_t>(&si.swap_map16[from], to - from, 0, 0xffff);
+  const uint64_t first = from & ~(LOOK - 1);
+  const auto* map = si.swap_map16 ? nullptr : &si.swap_map[first];
+  const auto* map16 = si.swap_map16 ? &si.swap_map16[first] : nullptr;
   const uint8_t flip = what == Wanted::copy ? SWAP_HAS_CACHE : 0;
   const uint8_t keep = what == Wanted::free_or_copy ? static_cast<uint8_t>(~SWAP_HAS_CACHE) : 0xff;
-  return from + first_zero<uint8_t>(&si.swap_map[from], to - from, flip, keep);
+  unsigned not_before = ~0u << (from - first);
+  for (uint64_t at = first; at < to; at += LOOK, not_before = ~0u) {
+    const unsigned found =
+        (map != nullptr ? zeros(map + (at - first), flip, keep) : zeros(map16 + (at - first))) & not_before;
+    if (found != 0) return std::min(to, at + static_cast<unsigned>(std::countr_zero(found)));
+  }
+  return to;
 }
 
 // The first free slot of [offset, to); 0 when there is none. While swap is short, slots that hold only the cache's copy
@@ -201,6 +196,7 @@ uint64_t SwapFiles::free_slot_in(SwapInfo& si, uint64_t offset, uint64_t to) WEI
   const auto free_cluster_of = [&](uint64_t slot) {
     return si.cluster_info && cluster_of(slot).count == 0 && cluster_of(slot).owner != SwapCluster::Owner::cpu;
   };
+  uint64_t latency = 4;  // stretches
   while (offset < std::min(to, si.highest_bit + 1)) {
     if ((si.flags.load(std::memory_order_relaxed) & SWP_WRITEOK) == 0) return 0;
     const uint64_t stop = std::min({stretch_end(offset), to, si.highest_bit + 1});
@@ -210,8 +206,7 @@ uint64_t SwapFiles::free_slot_in(SwapInfo& si, uint64_t offset, uint64_t to) WEI
     if (!none) offset = next_candidate(si, offset, stop, copies ? Wanted::free_or_copy : Wanted::free);
     if (none || offset == stop) {
       offset = stop;
-      uint64_t now = 1;
-      if (!none) (void)breathe(si, now);
+      if (!none) (void)breathe(si, latency);
       continue;
     }
     if (map_at(si, offset) == 0) {
