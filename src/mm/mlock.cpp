@@ -312,6 +312,12 @@ Result<void> AddressSpaces::populate(Task& task, VirtAddr start, VirtAddr end) {
   return {};
 }
 
+/// What has just been mapped and is locked, as far as it can be brought in. The caller's own memory only.
+void AddressSpaces::mm_populate(Mm& mm, VirtAddr start, VirtAddr end) {
+  if (Task* task = current_task(); task != nullptr && task->mm == &mm)
+    (void)mlock_era_.bring_in(*this, *task, start, end);
+}
+
 /// The range's pages may be reclaimed again, but those that another locked mapping has. The VMA does not say any more
 /// that it is locked.
 void AddressSpaces::munlock_vma_pages_range(VmArea& vma, VirtAddr start, VirtAddr end) {

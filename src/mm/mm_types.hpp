@@ -185,6 +185,12 @@ struct Task {
 using TaskListT = boost::intrusive::list<Task, boost::intrusive::member_hook<Task, ListHook, &Task::tasks>,
                                          boost::intrusive::constant_time_size<false>>;
 
+/// Whose thread this is; null if it is no task's. Linux: current.
+[[nodiscard]] inline Task* current_task() {
+  const Thread* thread = engine_thread().thread;
+  return thread != nullptr ? thread->task : nullptr;
+}
+
 /// Names a task; what does not fit is cut off.
 inline void set_task_comm(Task& task, const char* comm) {
   std::memset(task.comm, 0, sizeof task.comm);

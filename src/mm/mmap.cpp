@@ -199,8 +199,14 @@ Result<void> AddressSpaces::call_mmap(Mm& mm, VmArea& vma) {
 Result<VirtAddr> AddressSpaces::mmap(Mm& mm, const MmapRequest& request) {
   WEIR_FLOW(request.addr, request.length);
   WEIR_STATE(user_request, request.addr, request.file != nullptr ? 3 : 0, request.length);
-  ScopedWrite guard(mm.mmap_sem);
-  return do_mmap(mm, request);
+  bool locked = false;
+  Result<VirtAddr> at = [&]() -> Result<VirtAddr> {
+    ScopedWrite guard(mm.mmap_sem);
+    locked = locked_at_once(mm.def_flags | request.extra_flags);
+    return do_mmap(mm, request);
+  }();
+  if (at && locked) mm_populate(mm, *at, *at + page_align_up(request.length));
+  return at;
 }
 
 Result<VirtAddr> AddressSpaces::do_mmap(Mm& mm, const MmapRequest& request) {
@@ -322,20 +328,26 @@ void AddressSpaces::remove_vma(VmArea& vma) {
 VirtAddr AddressSpaces::brk(Mm& mm, VirtAddr brk) {
   WEIR_FLOW(brk);
   WEIR_STATE(user_request, brk, 1, brk > mm.brk ? brk - mm.brk : 0);
-  ScopedWrite guard(mm.mmap_sem);
-  if (brk < mm.start_brk || brk >= mm.task_size) return mm.brk;
   const VirtAddr new_end{page_align_up(brk.v)};
-  const VirtAddr old_end{page_align_up(mm.brk.v)};
-  bool moved = true;
-  if (new_end < old_end) {
-    moved = do_munmap(mm, new_end, old_end - new_end).ok();
-  } else if (new_end > old_end) {
-    // One page stays free above the heap: what overruns it faults.
-    moved = vmas_.find_vma_intersection(mm, old_end, new_end + PAGE_SIZE) == nullptr &&
-            do_brk_flags(mm, old_end, new_end - old_end).ok();
+  VirtAddr old_end;
+  bool moved = true, locked = false;
+  {
+    ScopedWrite guard(mm.mmap_sem);
+    if (brk < mm.start_brk || brk >= mm.task_size) return mm.brk;
+    old_end = VirtAddr(page_align_up(mm.brk.v));
+    if (new_end < old_end) {
+      moved = do_munmap(mm, new_end, old_end - new_end).ok();
+    } else if (new_end > old_end) {
+      // One page stays free above the heap: what overruns it faults.
+      moved = vmas_.find_vma_intersection(mm, old_end, new_end + PAGE_SIZE) == nullptr &&
+              do_brk_flags(mm, old_end, new_end - old_end).ok();
+    }
+    if (!moved) return mm.brk;
+    mm.brk = brk;
+    locked = locked_at_once(mm.def_flags);
   }
-  if (moved) mm.brk = brk;
-  return mm.brk;
+  if (locked && new_end > old_end) mm_populate(mm, old_end, new_end);
+  return brk;
 }
 
 Result<void> AddressSpaces::do_brk_flags(Mm& mm, VirtAddr start, uint64_t length) {

@@ -84,7 +84,8 @@ class AddressSpaces {
   // All take mmap_sem themselves. Errors as the system calls.
   /// Errors: EINVAL (length 0, place not aligned, pgoff), ENOMEM (no room, too many VMAs), EOVERFLOW (end of the file
   /// offset), ENODEV (a file that cannot be mapped; shared memory without a file where there is no shmem), ENOSYS
-  /// (shared where hardware has no alias), FileOperations::mmap's. With VM_LOCKED pages come at their faults and stay.
+  /// (shared where hardware has no alias), FileOperations::mmap's. What is VM_LOCKED comes at once, as far as it can,
+  /// where the thread is one of the Mm's task; so in brk and mremap.
   Result<VirtAddr> mmap(Mm& mm, const MmapRequest& request);
   Result<void> munmap(Mm& mm, VirtAddr start, uint64_t length);
   /// Returns the new break (the old one when it cannot move).
@@ -119,9 +120,8 @@ class AddressSpaces {
   /// Errors: EINVAL (it wraps), ENOMEM (a hole).
   Result<void> munlock(Task& task, VirtAddr start, uint64_t length);
   enum class LockFuture : uint8_t { no, yes, onfault };
-  /// All that is mapped now (`current`; onfault as above), and what is mapped from now on (`future`: its pages stay
-  /// from their faults on; they are not brought in by mmap). What cannot be brought in is left out. Errors: EINVAL
-  /// (neither; onfault before 4.4).
+  /// All that is mapped now (`current`; onfault as above), and what is mapped from now on (`future`). What cannot be
+  /// brought in is left out. Errors: EINVAL (neither; onfault before 4.4).
   Result<void> mlockall(Task& task, Lock current, LockFuture future);
   Result<void> munlockall(Task& task);
 
@@ -164,7 +164,11 @@ class AddressSpaces {
   template <class Fn>
   Result<void> for_each_part(Mm& mm, VirtAddr start, VirtAddr end, Holes holes, Fn fn);
 
+  // mlock.cpp; mmap_sem not held
+  void mm_populate(Mm& mm, VirtAddr start, VirtAddr end);
   // mremap.cpp
+  Result<VirtAddr> resize_mapping(Mm& mm, VirtAddr old_addr, uint64_t old_len, uint64_t new_len, MayMove may_move,
+                                  VirtAddr fixed);
   Result<VmArea*> vma_to_resize(Mm& mm, VirtAddr address, uint64_t old_len, uint64_t new_len);
   Result<VirtAddr> move_vma(Mm& mm, VmArea& vma, VirtAddr old_addr, uint64_t old_len, uint64_t new_len,
                             VirtAddr new_addr);
@@ -222,6 +226,8 @@ class AddressSpaces {
 
 /// What munlock and fork take off a mapping.
 inline constexpr uint64_t VM_LOCKED_CLEAR = VM_LOCKED | VM_LOCKONFAULT;
+/// Its pages come when it is mapped, not at their faults.
+[[nodiscard]] constexpr bool locked_at_once(uint64_t vm_flags) { return (vm_flags & VM_LOCKED_CLEAR) == VM_LOCKED; }
 /// Rights that a mapping may be given later.
 inline constexpr uint64_t VM_MAY_FLAGS = VM_MAYREAD | VM_MAYWRITE | VM_MAYEXEC;
 /// One past the last address that user tables can map. What lies in [0, this) is freed with its last mapping.

@@ -14,8 +14,20 @@ Result<VirtAddr> AddressSpaces::mremap(Mm& mm, VirtAddr old_addr, uint64_t old_l
   new_len = page_align_up(new_len);
   // Linux makes a second mapping of shared pages for an old length of 0; not here.
   if (new_len == 0 || old_len == 0 || new_len > mm.task_size.v || old_len > mm.task_size.v) return Errno::inval;
-  ScopedWrite guard(mm.mmap_sem);
+  bool locked = false;
+  Result<VirtAddr> at = [&]() -> Result<VirtAddr> {
+    ScopedWrite guard(mm.mmap_sem);
+    Result<VirtAddr> now = resize_mapping(mm, old_addr, old_len, new_len, may_move, fixed);
+    locked = now && new_len > old_len && locked_at_once(vmas_.vma_lookup(mm, *now)->vm_flags);
+    return now;
+  }();
+  if (locked) mm_populate(mm, *at + old_len, *at + new_len);
+  return at;
+}
 
+/// mmap_sem held for writing.
+Result<VirtAddr> AddressSpaces::resize_mapping(Mm& mm, VirtAddr old_addr, uint64_t old_len, uint64_t new_len,
+                                               MayMove may_move, VirtAddr fixed) {
   if (fixed.v != 0) {
     if (may_move == MayMove::no || (fixed.v & ~PAGE_MASK) != 0 || fixed.v > mm.task_size.v - new_len ||
         fixed < MMAP_MIN_ADDR)

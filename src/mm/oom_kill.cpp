@@ -33,11 +33,6 @@ OomKiller::OomKiller(TaskList& tasks, PageAllocator& pages, SwapFiles& swap, VmS
 
 PageCount OomKiller::totalpages() const { return pages_.managed_pages() + PageCount(swap_.total_swap_pages()); }
 
-Task* OomKiller::current_task() {
-  const Thread* thread = engine_thread().thread;
-  return thread != nullptr ? thread->task : nullptr;
-}
-
 // ---- Asking for points ----------------------------------------------------------------------------------------------
 
 Result<void> OomKiller::set_oom_score_adj(Task& task, int32_t value) {

@@ -175,7 +175,6 @@ class OomKiller {
   [[nodiscard]] PageAllocator& pages() { return pages_; }
   [[nodiscard]] SwapFiles& swap() { return swap_; }
   [[nodiscard]] int64_t stat(NodeStat s) const { return vmstat_.node_page_state(s); }
-  static Task* current_task();
 
  private:
   /// What one run found.

@@ -57,7 +57,7 @@ class Policy final : public OomPolicy {
     if (task.mm == nullptr) return Scan::pass;
     if (task.memdie.load(std::memory_order_acquire)) return Scan::wait;
     if (task.exiting.load(std::memory_order_acquire)) {
-      if (&task != OomKiller::current_task()) return Scan::wait;
+      if (&task != current_task()) return Scan::wait;
       points = INT64_MAX;
       return Scan::choose;
     }
@@ -91,7 +91,7 @@ class Policy final : public OomPolicy {
   }
 
   void dump_header(OomKiller& oom, const OomControl& control) const override {
-    const Task* task = OomKiller::current_task();
+    const Task* task = current_task();
     const Thread* thread = engine_thread().thread;
     {
       LogLine line;

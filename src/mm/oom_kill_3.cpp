@@ -52,7 +52,7 @@ class Policy final : public OomPolicy {
   bool reaps() const override { return false; }
 
   void dump_header(OomKiller& oom, const OomControl& control) const override {
-    const Task* task = OomKiller::current_task();
+    const Task* task = current_task();
     const Thread* thread = engine_thread().thread;
     {
       LogLine line;

@@ -76,8 +76,7 @@ void PageWriteback::account_page_dirtied(Page& page, AddressSpace& mapping) {
   vmstat_.inc_node_page_state(NodeStat::nr_dirtied);
   WEIR_STATE(dirty_count, 0, before, before + 1);
   bdp_ratelimits_.fetch_add(1, std::memory_order_relaxed);
-  if (const Thread* thread = engine_thread().thread; thread != nullptr && thread->task != nullptr)
-    ++thread->task->nr_dirtied;
+  if (Task* task = current_task()) ++task->nr_dirtied;
 }
 
 void PageWriteback::account_page_cleaned(Page& page, const AddressSpace& mapping) {
@@ -110,9 +109,7 @@ void PageWriteback::redirty_page_for_writepage(WritebackControl& wbc, Page& page
   if (mapping == nullptr || !__set_page_dirty_nobuffers(page, *mapping)) return;
   vmstat_.dec_node_page_state(NodeStat::nr_dirtied);
   if (mapping->wb != nullptr) mapping->wb->dirtied.fetch_sub(1, std::memory_order_relaxed);
-  if (const Thread* thread = engine_thread().thread;
-      thread != nullptr && thread->task != nullptr && thread->task->nr_dirtied > 0)
-    --thread->task->nr_dirtied;
+  if (Task* task = current_task(); task != nullptr && task->nr_dirtied > 0) --task->nr_dirtied;
 }
 
 bool PageWriteback::clear_page_dirty_for_io(Page& page) {
@@ -143,8 +140,7 @@ void PageWriteback::cancel_dirty_page(Page& page) {
 // ---- Throttling ----------------------------------------------------------------------------------------------------
 
 void PageWriteback::balance_dirty_pages_ratelimited(AddressSpace& mapping) {
-  const Thread* thread = engine_thread().thread;
-  Task* task = thread != nullptr ? thread->task : nullptr;
+  Task* task = current_task();
   const uint64_t limit = era_.ratelimit(wb_of(mapping));
   const uint32_t by_all = bdp_ratelimits_.load(std::memory_order_relaxed);
   uint64_t dirtied = by_all;

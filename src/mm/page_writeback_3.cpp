@@ -36,9 +36,8 @@ class DirtyEra_3 final : public DirtyEra {
     return self.ratios_of(self.global_dirtyable_memory().v);
   }
   [[nodiscard]] uint64_t ratelimit(const BdiWriteback& wb) const override {
-    const Thread* thread = engine_thread().thread;
-    const uint64_t own =
-        thread != nullptr && thread->task != nullptr ? thread->task->nr_dirtied_pause : uint64_t{DIRTY_RATELIMIT_PAGES};
+    const Task* task = current_task();
+    const uint64_t own = task != nullptr ? task->nr_dirtied_pause : uint64_t{DIRTY_RATELIMIT_PAGES};
     return wb.dirty_exceeded.load(std::memory_order_relaxed) ? std::min<uint64_t>(own, DIRTY_EXCEEDED_RATELIMIT_PAGES)
                                                              : own;
   }
@@ -82,9 +81,8 @@ class DirtyEra_3 final : public DirtyEra {
     WEIR_FLOW(dirtied);
     BdiWriteback& wb = self.wb_of(mapping);
     WritebackControlSink* flusher = self.flusher();
-    const Thread* thread = engine_thread().thread;
     Task nobody;
-    Task& task = thread != nullptr && thread->task != nullptr ? *thread->task : nobody;
+    Task& task = current_task() != nullptr ? *current_task() : nobody;
     const Nanos start = world().now();
     bool exceeded = false;
     for (;;) {

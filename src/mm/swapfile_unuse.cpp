@@ -240,7 +240,7 @@ Result<void> SwapOn::swapoff(unsigned type) {
   const int prio = si->prio;
   swap_.disable_swap_info(*si);
   slots_.disable_swap_slots_cache();
-  Task* task = engine_thread().thread != nullptr ? engine_thread().thread->task : nullptr;
+  Task* task = current_task();
   // Who asks for so much memory is the first to go when there is none.
   if (task != nullptr) task->oom_origin.store(true, std::memory_order_release);
   const Result<void> unused = try_to_unuse(*si);

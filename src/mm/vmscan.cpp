@@ -274,11 +274,6 @@ void Vmscan::shrink_zones(ScanControl& sc) {
 
 namespace {
 
-Task* current_task() {
-  const Thread* thread = engine_thread().thread;
-  return thread != nullptr ? thread->task : nullptr;
-}
-
 #undef WEIR_FLOW_FILE
 #define WEIR_FLOW_FILE "vmscan.h"
 void trace_mm_vmscan_direct_reclaim_begin(Order order, gfp_t gfp) { WEIR_FLOW(order, gfp); }

@@ -29,6 +29,7 @@
 #include "mm/types.hpp"
 #include "places.hpp"
 #include "sim/simulation.hpp"
+#include "support/limit_cpu.hpp"
 
 namespace weir::sim {
 namespace {
@@ -115,7 +116,7 @@ Failed run_apart(const Scenario& scenario, int64_t fail, const std::vector<TaskO
   const pid_t child = fork();
   if (child == 0) {
     close(results[0]);
-    alarm(120);
+    limit_cpu(120);
     const Failed failed = run(scenario, fail, clean);
     (void)!write(results[1], &failed, sizeof failed);
     _exit(0);

@@ -12,6 +12,7 @@
 #include <cstdlib>
 
 #include "model/run.hpp"
+#include "support/limit_cpu.hpp"
 
 namespace weir::model {
 
@@ -30,7 +31,7 @@ inline Outcome run_in_child(const Script& script, unsigned seconds = 120) {
     close(results[0]), close(errors[0]);
     dup2(errors[1], 2);
     dup2(errors[1], 1);
-    alarm(seconds);
+    limit_cpu(seconds);
     const testing::TestResult& result = *testing::UnitTest::GetInstance()->current_test_info()->result();
     const int failures_before = result.total_part_count();
     Run run(script);
@@ -73,7 +74,7 @@ inline Outcome run_in_child(const Script& script, unsigned seconds = 120) {
   }
   if (WIFSIGNALED(status)) {
     out.good = false;
-    out.text += WTERMSIG(status) == SIGALRM ? "hangs" : std::string("ends with ") + strsignal(WTERMSIG(status));
+    out.text += WTERMSIG(status) == SIGXCPU ? "hangs" : std::string("ends with ") + strsignal(WTERMSIG(status));
   }
   if (!out.good && !from[1].empty()) out.text += "\n" + from[1].substr(0, 3000);
   return out;

@@ -80,6 +80,7 @@ struct RefTask {
   std::map<uint64_t, RefPage> pages;  // by page number
   uint64_t brk = 0, start_brk = 0;    // page numbers
   bool may_die = false;               // somebody sent it a kill
+  bool locks_future = false;          // mlockall(MCL_FUTURE)
   bool gone = false;
 };
 
@@ -361,6 +362,7 @@ class Run {
       for (const auto& [vpn, page] : t->pages) n += page.locked ? 1 : 0;
     return n + reserved_locked_;
   }
+  [[nodiscard]] bool may_lock(uint64_t pages) const { return locked() + pages <= c_.ram / 10; }
   /// Room for so many pages more. Held until the end of the step: other tasks' steps run meanwhile.
   struct Reserve {
     uint64_t& sum;
@@ -548,8 +550,9 @@ class Run {
       case Kind::mergeable: return mergeable(t, op);
       case Kind::ksm: return ksm(op);
       case Kind::mlock: return mlock(t, op);
-      case Kind::mlockall: return mlockall(t);
+      case Kind::mlockall: return mlockall(t, op);
       case Kind::munlockall: {
+        t.locks_future = false;
         if (as_expected(t, "munlockall", Errno::ok, error_of(spaces.munlockall(*t.task)), everything(t)))
           for (auto& [vpn, page] : t.pages) page.locked = false;
         return;
@@ -670,6 +673,10 @@ class Run {
 
   void put_mapping(RefTask& t, const MmapRequest& request, RefPage page) {
     const uint64_t pages = request.length >> PAGE_SHIFT;
+    page.locked = t.locks_future;
+    if (page.locked && !may_lock(pages)) return;
+    Reserve hold(reserved_locked_, page.locked ? pages : 0);
+    page.vague = page.locked && copied_by_mlock(page);
     Result<VirtAddr> at = m_->machine->spaces.mmap(*t.task->mm, request);
     if (dying(t)) return;
     if (!at) {
@@ -762,8 +769,10 @@ class Run {
     const uint64_t extra = pages > r->pages ? pages - r->pages : 0;
     if (promised() + extra > budget_) return;
     const auto first = t.pages.find(r->start);
-    if (first != t.pages.end() && first->second.locked && locked() + extra > c_.ram / 10) return;
+    const bool stays = first != t.pages.end() && first->second.locked;
+    if (stays && !may_lock(extra)) return;
     Reserve hold(reserved_, extra);
+    Reserve hold_locked(reserved_locked_, stays ? extra : 0);
     Machine& machine = *m_->machine;
     Mm& mm = *t.task->mm;
     const VmArea* vma = machine.vmas.vma_lookup(mm, r->address());
@@ -802,7 +811,8 @@ class Run {
     std::vector<RefPage> moved;
     for (uint64_t i = 0; i < r->pages; ++i) moved.push_back(t.pages[r->start + i]);
     RefPage fresh = moved.front();
-    fresh.own = fresh.vague = fresh.lazy = false;
+    fresh.own = fresh.lazy = false;
+    fresh.vague = fresh.locked && copied_by_mlock(fresh);
     fresh.unknown = 0;
     fresh.words = {};
     erase(t, r->start, r->pages);
@@ -819,7 +829,7 @@ class Run {
 
   void mlock(RefTask& t, const Op& op) {
     const auto r = range_of(t, op, 40);
-    if (!r || locked() + r->pages > c_.ram / 10) return;
+    if (!r || !may_lock(r->pages)) return;
     Reserve hold(reserved_locked_, r->pages);
     const uint64_t end = first_hole(t, *r);
     const bool hole = end < r->start + r->pages;
@@ -863,16 +873,20 @@ class Run {
     const uint64_t first = t.pages.begin()->first;
     return {first, t.pages.rbegin()->first + 1 - first};
   }
-  void mlockall(RefTask& t) {
-    if (locked() + t.pages.size() > c_.ram / 10) return;
-    Reserve hold(reserved_locked_, t.pages.size());
+  void mlockall(RefTask& t, const Op& op) {
+    const bool current = op.a % 4 != 0, future = op.a % 4 < 2;
+    if (current && !may_lock(t.pages.size())) return;
+    Reserve hold(reserved_locked_, current ? t.pages.size() : 0);
+    t.locks_future = future;
     // What cannot be brought in is left out, and nobody says what that is.
     for (auto& [vpn, page] : t.pages) {
+      if (!current) break;
       page.locked = true;
       if (copied_by_mlock(page) && !page.own) page.vague = true;
     }
     const Errno found =
-        error_of(m_->machine->spaces.mlockall(*t.task, AddressSpaces::Lock::yes, AddressSpaces::LockFuture::no));
+        error_of(m_->machine->spaces.mlockall(*t.task, current ? AddressSpaces::Lock::yes : AddressSpaces::Lock::no,
+                                              future ? AddressSpaces::LockFuture::yes : AddressSpaces::LockFuture::no));
     (void)as_expected(t, "mlockall", Errno::ok, found, everything(t));
   }
 
@@ -934,15 +948,17 @@ class Run {
     const bool grows = op.a % 3 != 0 || heap == 0;
     const uint64_t n = 1 + op.b % 100;
     const uint64_t want = grows ? t.brk + n : t.brk - std::min(n, heap);
-    if (grows && promised() + n > budget_) return;
+    if (grows && (promised() + n > budget_ || (t.locks_future && !may_lock(n)))) return;
     Reserve hold(reserved_, grows ? n : 0);
+    Reserve hold_locked(reserved_locked_, grows && t.locks_future ? n : 0);
     const uint64_t expected = !grows || all_free(t, t.brk, n + 1) ? want : t.brk;
     const uint64_t found = m_->machine->spaces.brk(mm, VirtAddr(want << PAGE_SHIFT)).v >> PAGE_SHIFT;
     if (dying(t)) return;
     if (found != expected && !(failures() && found == t.brk))
       return fail("%s brk(%#lx): %#lx instead of %#lx", t.name.c_str(), want, found, expected);
     if (found > t.brk)
-      for (uint64_t vpn = t.brk; vpn < found; ++vpn) t.pages.emplace(vpn, RefPage{.prot = VM_READ | VM_WRITE});
+      for (uint64_t vpn = t.brk; vpn < found; ++vpn)
+        t.pages.emplace(vpn, RefPage{.prot = VM_READ | VM_WRITE, .locked = t.locks_future});
     else
       erase(t, found, t.brk - found);
     t.brk = found;

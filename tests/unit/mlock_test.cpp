@@ -178,11 +178,20 @@ TEST_F(Mlock, AllOfATaskNowAndLater) {
     ASSERT_TRUE(spaces.mlockall(task, Lock::yes, LockFuture::yes).ok());
     EXPECT_EQ(task.mm->rss(RssKind::anon), 3);
     EXPECT_EQ(task.mm->locked_vm, 4);
+    engine_thread().thread->task = &task;
     const VirtAddr later = vm.map(task, 2);
     EXPECT_EQ(task.mm->locked_vm, 6);
-    vm.write(task, later, 5);
+    EXPECT_EQ(task.mm->rss(RssKind::anon), 5) << "it is there when mmap returns";
+    Result<VirtAddr> moved =
+        spaces.mremap(*task.mm, later, 2 * PAGE_SIZE, 5 * PAGE_SIZE, AddressSpaces::MayMove::yes);
+    ASSERT_TRUE(moved.ok());
+    EXPECT_EQ(task.mm->rss(RssKind::anon), 8) << "so is what mremap adds";
+    const VirtAddr end = spaces.brk(*task.mm, task.mm->brk + 3 * PAGE_SIZE);
+    EXPECT_EQ(task.mm->rss(RssKind::anon), 11) << "and what brk adds";
+    EXPECT_TRUE(unevictable(vm, task, end - PAGE_SIZE));
+    engine_thread().thread->task = nullptr;
     EXPECT_TRUE(unevictable(vm, task, before));
-    EXPECT_TRUE(unevictable(vm, task, later));
+    EXPECT_TRUE(unevictable(vm, task, *moved));
     EXPECT_TRUE(pte_none(vm.pte(task, forbidden)));
     Task& child = vm.fork(task);
     EXPECT_EQ(child.mm->def_flags, 0u);
