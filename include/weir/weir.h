@@ -66,7 +66,8 @@ WEIR_API void weir_region_options_init(weir_region_options* options);
  * memory reads zero. When RAM and swap are full, a report like the kernel's goes to standard error and the process is
  * killed (SIGKILL). After fork() the child must not touch the region. */
 WEIR_API weir_region* weir_region_create(const weir_region_options* options, char* error, size_t error_size);
-/* The region is unmapped. No thread uses it any more. NULL is allowed. */
+/* The region is unmapped, and files in it as by weir_region_unmap_file, but that nobody is told what could not be
+ * written. No thread uses it any more. NULL is allowed. */
 WEIR_API void weir_region_destroy(weir_region* region);
 
 WEIR_API void* weir_region_data(const weir_region* region);
@@ -78,6 +79,38 @@ WEIR_API uint64_t weir_region_size(const weir_region* region);
 WEIR_API int weir_region_discard(weir_region* region, uint64_t offset, uint64_t length);
 /* Brings the pages in. They may leave again when others need room. */
 WEIR_API int weir_region_populate(weir_region* region, uint64_t offset, uint64_t length, int for_writing);
+
+/* Files, mapped beside the region's memory and paged by it: their pages are the region's RAM too, are read ahead, and
+ * are written by threads of weir's when too much is dirty (a tenth of what can be; who dirties more waits) or 30 s after
+ * the store. All mappings of a file in one region show the same bytes. Functions return 0 or an errno.
+ *
+ * What differs from mmap(2):
+ *   - A file is told by its device and inode, and at most 15 are mapped at a time.
+ *   - What others write to the file by write(), or by mappings elsewhere, another region's too, is seen by pages that
+ *     are read after it: MS_INVALIDATE drops those that are here and clean. They see what MS_SYNC or a flusher has
+ *     written. A file that grows or shrinks: a page is looked up again only when it is read.
+ *   - A page is mapped at one address at a time. Two mappings of a file may be used by several threads, slowly where they
+ *     meet; but one instruction that touches the same page of it at two addresses does not get on.
+ *   - A store to memory that is mapped for reading is SIGSEGV, as there, and its page then stays in RAM.
+ *   - System calls on these addresses: as in the region (WEIR_DELIVERY_SIGNAL: MADV_POPULATE_READ or _WRITE first).
+ *   - Under WEIR_DELIVERY_THREAD a page whose access was SIGBUS stays so until it is unmapped.
+ * A touch of a page behind the file's end, or that cannot be read, is SIGBUS. */
+
+/* offset: a multiple of 4096. prot: PROT_READ or PROT_READ|PROT_WRITE. flags: MAP_SHARED or MAP_PRIVATE. fd may be
+ * closed afterwards. EACCES, EBADF, ENODEV, EINVAL, EOVERFLOW, ENOMEM as mmap; ENFILE: 15 files are mapped; EBUSY: to be
+ * written, and mapped already through a descriptor that cannot write; EAGAIN: no thread can be had. */
+WEIR_API int weir_region_map_file(weir_region* region, int fd, uint64_t offset, uint64_t length, int prot, int flags,
+                                  void** address);
+/* A mapping or a part of it goes, when what was stored in it has been written. EIO, ENOSPC and others: what the file
+ * refused to take and this mapping was not told of yet (weir_region_sync_file tells too); it is gone nevertheless, and
+ * with the last mapping of the file what could not be written. EINVAL: not page aligned, or no mapping of a file. */
+WEIR_API int weir_region_unmap_file(weir_region* region, void* address, uint64_t length);
+/* flags as msync(2)'s. MS_SYNC: what was stored is on the disk; EIO, ENOSPC and others as above. MS_ASYNC: starts
+ * nothing, as in Linux since 2.6.19. MS_INVALIDATE: see above. EINVAL; ENOMEM: a part is not mapped. */
+WEIR_API int weir_region_sync_file(weir_region* region, void* address, uint64_t length, int flags);
+/* MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL: how far is read ahead. MADV_WILLNEED: reads, and does not wait.
+ * MADV_DONTNEED: a private mapping's copies go. MADV_POPULATE_READ, MADV_POPULATE_WRITE. Others: EINVAL. */
+WEIR_API int weir_region_advise_file(weir_region* region, void* address, uint64_t length, int advice);
 
 /* A snapshot. Names as in /proc/vmstat and zram's mm_stat; pages are 4096 bytes. */
 typedef struct weir_region_statistics {
@@ -95,6 +128,8 @@ typedef struct weir_region_statistics {
   uint64_t pinned;            /* times that a page could not leave: the kernel was using it */
   uint64_t swap_total_pages, swap_free_pages;
   uint64_t zram_orig_data_size, zram_compr_data_size, zram_mem_used_total; /* bytes */
+  uint64_t file_pages;                                                     /* of mapped files in RAM */
+  uint64_t dirty_pages, writeback_pages;                                   /* of them, to be written; being written */
 } weir_region_statistics;
 
 /* 0, or EINVAL. */

@@ -10,6 +10,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <span>
 #include <string>
 #include <utility>
@@ -52,6 +53,44 @@ struct RegionOptions {
 
 using RegionStats = weir_region_statistics;
 
+/// A mapped file: weir_region_map_file and the functions there. Unmaps itself. Moves; does not copy. Not longer than its
+/// Region.
+class MappedFile {
+ public:
+  ~MappedFile() { (void)close(); }
+  MappedFile(MappedFile&& other) noexcept
+      : region_(std::exchange(other.region_, nullptr)), data_(other.data_), size_(other.size_) {}
+  MappedFile& operator=(MappedFile&& other) noexcept {
+    std::swap(region_, other.region_);
+    std::swap(data_, other.data_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  [[nodiscard]] void* data() const { return data_; }
+  [[nodiscard]] uint64_t size() const { return size_; }
+  [[nodiscard]] std::span<std::byte> bytes() const {
+    return {static_cast<std::byte*>(data_), static_cast<size_t>(size_)};
+  }
+  /// 0 or an errno. MS_SYNC, MS_ASYNC, MS_INVALIDATE; MADV_….
+  int sync(int flags) { return weir_region_sync_file(region_, data_, size_, flags); }
+  int advise(int advice) { return weir_region_advise_file(region_, data_, size_, advice); }
+  /// Unmaps. 0, or the errno of a write that nobody was told of.
+  int close() {
+    weir_region* region = std::exchange(region_, nullptr);
+    return region != nullptr ? weir_region_unmap_file(region, data_, size_) : 0;
+  }
+
+ private:
+  friend class Region;
+  MappedFile(weir_region* region, void* data, uint64_t size) : region_(region), data_(data), size_(size) {}
+  weir_region* region_;
+  void* data_;
+  uint64_t size_;
+};
+
 /// Owns its memory. Moves; does not copy.
 class Region {
  public:
@@ -87,6 +126,13 @@ class Region {
   int discard(uint64_t offset, uint64_t length) { return weir_region_discard(region_, offset, length); }
   int populate(uint64_t offset, uint64_t length, bool for_writing) {
     return weir_region_populate(region_, offset, length, for_writing ? 1 : 0);
+  }
+  /// prot, flags: mmap(2)'s. `size` in bytes.
+  [[nodiscard]] Expected<MappedFile> map_file(int fd, uint64_t offset, uint64_t size, int prot, int flags) {
+    void* data = nullptr;
+    if (const int refused = weir_region_map_file(region_, fd, offset, size, prot, flags, &data))
+      return Expected<MappedFile>::failure(std::strerror(refused));
+    return MappedFile(region_, data, size);
   }
   [[nodiscard]] RegionStats stats() const {
     RegionStats s{};

@@ -11,6 +11,7 @@
 #include <sys/uio.h>
 #include <sys/vfs.h>
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 
@@ -19,6 +20,15 @@
 #include "kernel/kthread.hpp"
 
 namespace weir {
+
+/// What create() has found out.
+struct OpenFile {
+  int fd = -1, plain_fd = -1;
+  PageCount capacity{};
+  bool direct = false;
+  bool reserved = true;
+  bool writable = true;
+};
 
 namespace {
 
@@ -44,13 +54,6 @@ void explain(FileDeviceError& error, const char* path, const char* text) {
   append(": ");
   append(text);
 }
-
-struct OpenFile {
-  int fd = -1;
-  PageCount capacity{};
-  bool direct = false;
-  bool reserved = true;
-};
 
 long open_at(const char* path, int flags) { return raw_syscall(SYS_openat, AT_FDCWD, path, flags | O_CLOEXEC, 0600); }
 
@@ -105,6 +108,21 @@ FileIdentity identity(int fd) {
   return {st.st_dev, st.st_ino};
 }
 
+long duplicate(int fd) { return raw_syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3); }
+
+/// An open file of its own for what `fd` has open, with the rights of that; if there is no /proc, the same open file.
+long open_again(int fd) {
+  const long flags = raw_syscall(SYS_fcntl, fd, F_GETFL);
+  if (flags < 0) return flags;
+  if ((flags & O_PATH) != 0) return -EBADF;
+  char path[40] = "/proc/self/fd/";
+  size_t at = 14;
+  for (int digit = 1'000'000'000; digit > 0; digit /= 10)
+    if (fd >= digit || digit == 1) path[at++] = static_cast<char>('0' + fd / digit % 10);
+  const long own = open_at(path, static_cast<int>(flags & O_ACCMODE));
+  return own >= 0 ? own : duplicate(fd);
+}
+
 /// A file system whose files are pages of RAM.
 bool lies_in_ram(int fd) {
   struct statfs fs = {};
@@ -120,6 +138,23 @@ bool lacks_room(int fd, uint64_t has, uint64_t wanted) {
   struct statfs fs = {};
   if (has >= wanted || raw_syscall(SYS_fstatfs, fd, &fs) != 0 || fs.f_blocks == 0) return false;
   return (wanted - has) / static_cast<uint64_t>(fs.f_bsize) > fs.f_bavail;
+}
+
+/// The program's own file: nothing is changed of it. Errors: ENODEV for what cannot be mapped.
+Result<void> prepare_theirs(OpenFile& file, const FileDeviceOptions& options, FileDeviceError& error) {
+  struct stat st = {};
+  if (const long done = raw_syscall(SYS_fstat, file.fd, &st); done < 0) return errno_of(done);
+  if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode)) {
+    explain(error, options.path, "is neither a file nor a block device");
+    return Errno::nodev;
+  }
+  const long flags = raw_syscall(SYS_fcntl, file.fd, F_GETFL);
+  file.writable = (flags & O_ACCMODE) == O_RDWR;
+  file.capacity = options.capacity;
+  // Only if the open file is not the program's, whose own reads and writes it would change.
+  if (file.plain_fd >= 0 && options.cache == FileCache::bypass && !lies_in_ram(file.fd))
+    file.direct = raw_syscall(SYS_fcntl, file.fd, F_SETFL, flags | O_DIRECT) == 0;
+  return {};
 }
 
 /// Checks what was opened and gives it its size and room.
@@ -197,6 +232,7 @@ Result<FileDevice*> FileDevice::create(void* place, World& world, const FileDevi
     case FileOrigin::create: fd = open_at(options.path, O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW); break;
     case FileOrigin::unnamed: fd = open_unnamed(options.path); break;
     case FileOrigin::existing: fd = open_at(options.path, O_RDWR); break;
+    case FileOrigin::descriptor: fd = open_again(options.descriptor); break;
   }
   if (fd < 0) {
     explain(error, options.path, options.origin == FileOrigin::existing ? "cannot be opened" : "cannot be created");
@@ -204,15 +240,21 @@ Result<FileDevice*> FileDevice::create(void* place, World& world, const FileDevi
   }
   OpenFile file;
   file.fd = move_up(static_cast<int>(fd), options.lowest_descriptor);
-  Result<void> ready = prepare(file, options, error);
+  const bool theirs = options.origin == FileOrigin::descriptor;
+  if (theirs) {
+    const long plain = open_again(options.descriptor);
+    if (plain >= 0) file.plain_fd = move_up(static_cast<int>(plain), options.lowest_descriptor);
+  }
+  Result<void> ready = theirs ? prepare_theirs(file, options, error) : prepare(file, options, error);
   const bool ours = options.origin == FileOrigin::create;
   if (ours && (!ready || options.after_open == FileName::unlink)) raw_syscall(SYS_unlinkat, AT_FDCWD, options.path, 0);
   if (!ready) {
     raw_syscall(SYS_close, file.fd);
+    if (file.plain_fd >= 0) raw_syscall(SYS_close, file.plain_fd);
     return ready.error();
   }
 
-  auto* device = ::new (place) FileDevice(world, options, file.fd, file.capacity, file.direct, file.reserved);
+  auto* device = ::new (place) FileDevice(world, options, file);
   Result<void> started = device->start();
   if (!started) {
     explain(error, options.path, "no I/O thread can be started");
@@ -223,16 +265,17 @@ Result<FileDevice*> FileDevice::create(void* place, World& world, const FileDevi
   return device;
 }
 
-FileDevice::FileDevice(World& world, const FileDeviceOptions& options, int fd, PageCount capacity, bool direct,
-                       bool reserved)
+FileDevice::FileDevice(World& world, const FileDeviceOptions& options, const OpenFile& file)
     : world_(world),
       options_(options),
-      fd_(fd),
-      capacity_(capacity),
-      direct_(direct),
-      reserved_(reserved),
+      fd_(file.fd),
+      plain_fd_(file.plain_fd),
+      capacity_(file.capacity),
+      direct_(file.direct),
+      reserved_(file.reserved),
+      writable_(file.writable),
       engine_(options.engine),
-      file_(identity(fd)) {}
+      file_(identity(file.fd)) {}
 
 FileDevice::~FileDevice() {
   // The last request's end_io may be what let the device's last user go: its kthread is still on the way out.
@@ -240,6 +283,12 @@ FileDevice::~FileDevice() {
   stop();
   // The program may have closed it long ago, and have something of its own there.
   if (identity(fd_) == file_) raw_syscall(SYS_close, fd_);
+  if (plain_fd_ >= 0 && identity(plain_fd_) == file_) raw_syscall(SYS_close, plain_fd_);
+}
+
+Result<void> FileDevice::sync() const {
+  if (identity(fd_) != file_) return Errno::badf;
+  return errno_of(raw_syscall(SYS_fdatasync, fd_));
 }
 
 bool FileDevice::start_ring() {
@@ -420,6 +469,10 @@ unsigned FileDevice::take_waiting(Bio** run, unsigned most) {
 
 /// A run of neighbours, under way: one call for all. What that leaves undone is done one by one.
 void FileDevice::serve(Bio* const* run, unsigned n) {
+  if (at_the_end(run, n)) {
+    for (unsigned i = 0; i < n; ++i) complete(*run[i], transfer_at_the_end(*run[i]));
+    return;
+  }
   uint64_t done = 0;
   if (n > 1) {
     iovec parts[MAX_RUN];
@@ -434,6 +487,38 @@ void FileDevice::serve(Bio* const* run, unsigned n) {
     complete(*run[i], whole ? Errno::ok : finish_transfer(*run[i], transfer(*run[i], 0)));
     if (!whole) done = 0;
   }
+}
+
+/// The run, neighbours, reaches to the end of a file that has one, or behind it.
+bool FileDevice::at_the_end(Bio* const* run, unsigned n) const {
+  if (options_.origin != FileOrigin::descriptor) return false;
+  struct stat st = {};
+  if (raw_syscall(SYS_fstat, fd_, &st) != 0) return true;
+  return !S_ISBLK(st.st_mode) &&
+         (run[0]->sector * 512) + (uint64_t{n} << PAGE_SHIFT) > static_cast<uint64_t>(st.st_size);
+}
+
+/// Page by page, as far as the file goes. A page behind it cannot be read, and what is written there was cut off.
+Errno FileDevice::transfer_at_the_end(const Bio& bio) const {
+  struct stat st = {};
+  if (const long failed = raw_syscall(SYS_fstat, fd_, &st); failed < 0) return errno_of(failed);
+  const uint64_t offset = bio.sector * 512, size = static_cast<uint64_t>(st.st_size);
+  const bool write = bio.op == BioOp::write;
+  const uint64_t bytes = offset < size ? std::min<uint64_t>(size - offset, PAGE_SIZE) : 0;
+  if (bytes == 0) return write ? Errno::ok : Errno::io;
+  const int fd = bytes < PAGE_SIZE && plain_fd_ >= 0 ? plain_fd_ : fd_;
+  uint64_t done = 0;
+  while (done < bytes) {
+    const long r = raw_syscall(write ? SYS_pwrite64 : SYS_pread64, fd, bio.content.bytes + done, bytes - done,
+                               static_cast<long>(offset + done));
+    if (r == -EINTR || r == -EAGAIN) continue;
+    if (r < 0) return errno_of(r);
+    if (r == 0) break;  // shorter by now
+    done += static_cast<uint64_t>(r);
+  }
+  if (done == 0 && !write) return Errno::io;
+  if (!write) std::memset(bio.content.bytes + done, 0, PAGE_SIZE - done);
+  return Errno::ok;
 }
 
 void FileDevice::end(Bio& bio, Errno status) {

@@ -1,6 +1,8 @@
 // src/block/file_device.hpp
 //
-// A real file or partition as a device: a swap file, live and in backed simulations.
+// A real file or partition as a device: a swap file, live and in backed simulations; or a file of the program's that is
+// mapped (FileOrigin::descriptor), which keeps its own length: what lies behind its end reads as zero in its last page,
+// is an error behind that, and is never written.
 //
 //   synchronous:  submit_bio: pread/pwrite --> end_io                                       simulations: deterministic
 //   kthreads:     submit_bio --> queue --> one of the I/O kthreads: preadv/pwritev of neighbours --> end_io
@@ -28,9 +30,11 @@ namespace weir {
 
 enum class FileEngine : uint8_t { synchronous, kthreads, io_uring };
 enum class FileOrigin : uint8_t {
-  create,    ///< a new file at `path`, mode 0600; EEXIST if there is one
-  unnamed,   ///< a new file without a name in the directory `path`: gone when the last user is
-  existing,  ///< the file or block device at `path`
+  create,      ///< a new file at `path`, mode 0600; EEXIST if there is one
+  unnamed,     ///< a new file without a name in the directory `path`: gone when the last user is
+  existing,    ///< the file or block device at `path`
+  descriptor,  ///< what FileDeviceOptions::descriptor has open, opened once more. Its length is what it is at the time
+               ///< of each request
 };
 enum class FileCache : uint8_t {
   bypass,  ///< O_DIRECT where the file system has it: the host must not keep in RAM what was put out of RAM
@@ -46,8 +50,9 @@ enum class FileDiscard : uint8_t {
 
 struct FileDeviceOptions {
   const char* path = nullptr;  ///< kept by reference; also the device's name
-  PageCount capacity{};        ///< existing: 0 = all of it
+  PageCount capacity{};        ///< existing: 0 = all of it; descriptor: where requests end at the latest
   FileOrigin origin = FileOrigin::create;
+  int descriptor = -1;
   FileName after_open = FileName::keep;  ///< of a created file; unlink: a crash leaves nothing behind
   FileCache cache = FileCache::bypass;
   FileEngine engine = FileEngine::kthreads;
@@ -70,6 +75,8 @@ struct FileIdentity {
   uint64_t device = 0, inode = 0;
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
+
+struct OpenFile;
 
 class FileDevice final : public BlockDevice {
  public:
@@ -115,6 +122,12 @@ class FileDevice final : public BlockDevice {
   [[nodiscard]] bool room_reserved() const { return reserved_; }
   /// The descriptors, for whoever manages the process's table; ring: -1 without one.
   [[nodiscard]] int descriptor() const { return fd_; }
+  [[nodiscard]] FileIdentity file() const { return file_; }
+  /// FileOrigin::descriptor: may it be written?
+  [[nodiscard]] bool writable() const { return writable_; }
+  /// What was written is on the disk (fdatasync). By a thread of the program. Errors: the host's; EBADF if the program
+  /// has closed the descriptor.
+  Result<void> sync() const;
   [[nodiscard]] int ring_descriptor() const;
 
   /// In the child of a fork that was made under the gate: forgets the kthreads and the ring, which are the parent's,
@@ -126,7 +139,7 @@ class FileDevice final : public BlockDevice {
   static constexpr unsigned MAX_IO_THREADS = 16;
   static constexpr unsigned MAX_RUN = 32;  ///< neighbours in one call
 
-  FileDevice(World& world, const FileDeviceOptions& options, int fd, PageCount capacity, bool direct, bool reserved);
+  FileDevice(World& world, const FileDeviceOptions& options, const OpenFile& file);
   Result<void> start();
   void stop();
   [[nodiscard]] bool start_ring();
@@ -144,15 +157,19 @@ class FileDevice final : public BlockDevice {
   [[nodiscard]] long transfer(const Bio& bio, uint64_t done) const;
   /// Goes on until the page is complete or an error comes; `result` is that of the first try.
   [[nodiscard]] Errno finish_transfer(const Bio& bio, long result) const;
+  [[nodiscard]] bool at_the_end(Bio* const* run, unsigned n) const;
+  [[nodiscard]] Errno transfer_at_the_end(const Bio& bio) const;
   void end(Bio& bio, Errno status);
   void complete(Bio& bio, Errno status);
 
   World& world_;
   const FileDeviceOptions options_;
   int fd_;
+  const int plain_fd_;  ///< descriptor: through the host's cache, for a part of a page. -1: none
   const PageCount capacity_;
   const bool direct_;
   const bool reserved_;
+  const bool writable_;
   FileEngine engine_;
   Thread* threads_[MAX_IO_THREADS] = {};  // kthreads; io_uring: submitter, completer
 

@@ -68,13 +68,7 @@ char* reserve_windows(size_t bytes, int prot) {
   return reinterpret_cast<char*>(start);
 }
 
-uint64_t vm_prot(int prot) {
-  return ((prot & PROT_READ) != 0 ? uint64_t{VM_READ} : 0) |
-         ((prot & PROT_WRITE) != 0 ? uint64_t{VM_WRITE | VM_READ} : 0);
-}
 bool prot_valid(int prot) { return (prot & ~(PROT_READ | PROT_WRITE)) == 0; }
-
-long host_mprotect(uint64_t start, uint64_t length, int prot) { return raw_syscall(SYS_mprotect, start, length, prot); }
 
 }  // namespace
 
@@ -191,8 +185,9 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
   p.arena = reserve(p.arena_bytes, PROT_READ | PROT_WRITE);
   p.staging = reserve_windows(p.staging_bytes, PROT_READ | PROT_WRITE);
   range_bytes_ = (options.address_space.v + WINDOW - 1) & ~(WINDOW - 1);
-  while ((range_ = reserve_windows(range_bytes_, PROT_NONE)) == nullptr && range_bytes_ > 2 * options.ram.v)
-    range_bytes_ = range_bytes_ / 2 & ~(WINDOW - 1);
+  const size_t least = std::max(2 * options.ram.v, options.least_address_space.v + WINDOW - 1) & ~(WINDOW - 1);
+  while ((range_ = reserve_windows(range_bytes_, PROT_NONE)) == nullptr && range_bytes_ > least)
+    range_bytes_ = std::max(range_bytes_ / 2 & ~(WINDOW - 1), least);
   if (p.arena == nullptr || p.staging == nullptr || range_ == nullptr) {
     if (range_ == nullptr) range_bytes_ = 0;
     explain(error, "the host has no address space", "see ulimit -v and vm.overcommit_memory");
@@ -285,7 +280,7 @@ bool LiveMachine::boot(LiveError& error) {
   o.layout.nr_ranges = 1;
   o.layout.dma32_end = Pfn(0);  // no device here has a short arm
   o.cpus = std::min(p.world->nr_cpus(), MAX_CPUS);
-  o.threads = MachineOptions::Threads::kswapd;  // no files: no flusher
+  o.threads = MachineOptions::Threads::kswapd;  // flushers come with the first file
   bool disk = false;
   for (const SwapSpec& spec : options_.swap) disk = disk || spec.kind == SwapSpec::Kind::file;
   // Where a fault is dear, pages in a row come together from zram too; in a small machine fewer, as what is read for
@@ -403,6 +398,7 @@ void LiveMachine::destroy(LiveMachine* live) {
       p.world->enter(
           [](void* arg) {
             Parts& parts = *static_cast<Parts*>(arg);
+            parts.live.unmap_all_files();
             parts.machine->shutdown();
             // What kswapd has sent off still points into the machine.
             while (parts.machine->vmstat.node_page_state(NodeStat::nr_writeback) > 0) world().schedule_timeout(1_ms);
@@ -435,13 +431,22 @@ bool LiveMachine::serve(uint64_t address, uint32_t error_code) {
     case FaultResult::done: return true;
     case FaultResult::killed: die();
     case FaultResult::sigbus: return false;
-    case FaultResult::sigsegv:
-      // Mapped in the host and not in the machine, or with other rights: the access, repeated, is refused by the host
-      // itself.
-      host_mprotect(page, PAGE_SIZE, PROT_NONE);
-      return true;
+    case FaultResult::sigsegv: refuse(page, error_code); return true;
   }
   return false;
+}
+
+/// Mapped in the host and not in the machine, or with other rights: the access, repeated, is refused by the host itself.
+void LiveMachine::refuse(uint64_t page, uint32_t error_code) {
+  Parts& p = *parts_;
+  bool readable = false;
+  if ((error_code & PF_WRITE) != 0) {
+    Mm& mm = *p.task->mm;
+    ScopedRead reading(mm.mmap_sem);
+    const VmArea* vma = p.machine->vmas.vma_lookup(mm, VirtAddr(page));
+    readable = vma != nullptr && (vma->vm_flags & VM_READ) != 0;
+  }
+  host_mprotect(page, PAGE_SIZE, readable ? PROT_READ : PROT_NONE);
 }
 
 bool LiveMachine::serve_signal(uint64_t address, uint32_t error_code) {
@@ -552,30 +557,6 @@ void LiveMachine::stop_fault_threads() {
 
 // ---- Managed memory -------------------------------------------------------------------------------------------------
 
-namespace {
-/// Runs fn() in the engine for a program thread, and gives back what it returns.
-template <class Parts, class Fn>
-auto in_engine(Parts& p, Fn fn) {
-  using R = decltype(fn());
-  alignas(R) std::byte place[sizeof(R)];
-  struct Call {
-    Fn& fn;
-    std::byte* place;
-  } call{fn, place};
-  p.world->enter(
-      [](void* arg) {
-        auto& c = *static_cast<Call*>(arg);
-        ::new (static_cast<void*>(c.place)) R(c.fn());
-      },
-      &call, p.task);
-  if (p.task->sigkill.load(std::memory_order_acquire)) p.enter_and_die();
-  return R(std::move(*std::launder(reinterpret_cast<R*>(place))));
-}
-
-VirtAddr at(const void* address) { return VirtAddr(reinterpret_cast<uint64_t>(address)); }
-void* pointer(VirtAddr address) { return reinterpret_cast<void*>(address.v); }
-}  // namespace
-
 bool LiveMachine::inside(const void* address, size_t length) const {
   return contains(address) && length <= static_cast<size_t>(range_ + range_bytes_ - static_cast<const char*>(address));
 }
@@ -587,7 +568,7 @@ Result<void*> LiveMachine::map(size_t length, int prot, Place place, void* addre
   if (length == 0 || length > range_bytes_) return Errno::nomem;
   if (fixed && (!inside(address, length) || (at(address).v & ~PAGE_MASK) != 0)) return Errno::inval;
   if (place == Place::hint && !inside(address, length)) place = Place::anywhere;
-  return in_engine(*parts_, [&]() -> Result<void*> {
+  return parts_->in_engine([&]() -> Result<void*> {
     Parts& p = *parts_;
     ScopedLock guard(p.layout);
     Mm& mm = *p.task->mm;
@@ -618,7 +599,7 @@ Result<void> LiveMachine::unmap(void* address, size_t length) {
   if ((at(address).v & ~PAGE_MASK) != 0 || length == 0) return Errno::inval;
   length = page_align_up(length);
   if (!inside(address, length)) return Errno::inval;
-  return in_engine(*parts_, [&]() -> Result<void> {
+  return parts_->in_engine([&]() -> Result<void> {
     Parts& p = *parts_;
     ScopedLock guard(p.layout);
     // The host first: from now on nobody gets there, and the place may be handed out again as soon as the machine has
@@ -636,7 +617,7 @@ Result<void*> LiveMachine::remap(void* address, size_t old_length, size_t new_le
     return Errno::inval;
   const bool is_fixed = (flags & MREMAP_FIXED) != 0;
   if (is_fixed && !inside(fixed, new_length)) return Errno::inval;
-  return in_engine(*parts_, [&]() -> Result<void*> {
+  return parts_->in_engine([&]() -> Result<void*> {
     Parts& p = *parts_;
     ScopedLock guard(p.layout);
     Mm& mm = *p.task->mm;
@@ -671,7 +652,7 @@ Result<void> LiveMachine::protect(void* address, size_t length, int prot) {
   if (!prot_valid(prot)) return Errno::inval;
   length = page_align_up(length);
   if (!inside(address, length)) return Errno::nomem;
-  return in_engine(*parts_, [&]() -> Result<void> {
+  return parts_->in_engine([&]() -> Result<void> {
     Parts& p = *parts_;
     ScopedLock guard(p.layout);
     WEIR_TRY_VOID(p.machine->spaces.mprotect(*p.task->mm, at(address), length, vm_prot(prot)));
@@ -689,9 +670,12 @@ Result<void> LiveMachine::advise(void* address, size_t length, int advice) {
     case MADV_DONTNEED:
     case MADV_FREE:  // may be taken at any time: it is taken now
     case 24:         // MADV_DONTNEED_LOCKED
-      return in_engine(*parts_, [&] {
-        return parts_->machine->spaces.madvise(*parts_->task->mm, at(address), length, Advice::dontneed);
-      });
+      return parts_->in_engine(
+          [&] { return parts_->machine->spaces.madvise(*parts_->task->mm, at(address), length, Advice::dontneed); });
+    case MADV_NORMAL:
+    case MADV_RANDOM:
+    case MADV_SEQUENTIAL:
+    case MADV_WILLNEED: return advise_files(at(address), at(address) + length, advice);
     case abi::ADVICE_POPULATE_READ: return populate(address, length, false);
     case abi::ADVICE_POPULATE_WRITE: return populate(address, length, true);
     case MADV_WIPEONFORK:
@@ -705,7 +689,7 @@ Result<void> LiveMachine::advise(void* address, size_t length, int advice) {
 
 Result<void> LiveMachine::lock(void* address, size_t length) {
   if (!inside(address, length)) return Errno::nomem;
-  return in_engine(*parts_, [&] {
+  return parts_->in_engine([&] {
     return parts_->machine->spaces.mlock(*parts_->task, at(address).page(),
                                          page_align_up(length + (at(address).v & ~PAGE_MASK)));
   });
@@ -713,7 +697,7 @@ Result<void> LiveMachine::lock(void* address, size_t length) {
 
 Result<void> LiveMachine::unlock(void* address, size_t length) {
   if (!inside(address, length)) return Errno::nomem;
-  return in_engine(*parts_, [&] {
+  return parts_->in_engine([&] {
     return parts_->machine->spaces.munlock(*parts_->task, at(address).page(),
                                            page_align_up(length + (at(address).v & ~PAGE_MASK)));
   });
@@ -722,7 +706,7 @@ Result<void> LiveMachine::unlock(void* address, size_t length) {
 Result<void> LiveMachine::populate(void* address, size_t length, bool write) {
   if (length == 0) return {};
   if (!inside(address, length)) return Errno::fault;
-  return in_engine(*parts_, [&]() -> Result<void> {
+  return parts_->in_engine([&]() -> Result<void> {
     Parts& p = *parts_;
     const VirtAddr end = at(address) + length;
     for (VirtAddr a = at(address).page(); a < end; a = a + PAGE_SIZE) {
@@ -742,7 +726,7 @@ Result<void> LiveMachine::populate(void* address, size_t length, bool write) {
 Result<void> LiveMachine::give_up(void* address, size_t length) {
   length = page_align_up(length);
   if ((at(address).v & ~PAGE_MASK) != 0 || length == 0 || !inside(address, length)) return Errno::inval;
-  return in_engine(*parts_, [&]() -> Result<void> {
+  return parts_->in_engine([&]() -> Result<void> {
     Parts& p = *parts_;
     ScopedLock guard(p.layout);
     // A mapping without rights that nothing merges with keeps the place from being handed out.
@@ -763,7 +747,7 @@ void LiveMachine::stats(LiveStats& out) {
   if (const uint32_t dying = parts_->dying.load(std::memory_order_acquire);
       dying != 0 && dying == static_cast<uint32_t>(raw_syscall(SYS_gettid)))
     return count(out);
-  (void)in_engine(*parts_, [&]() -> Result<void> {
+  (void)parts_->in_engine([&]() -> Result<void> {
     count(out);
     return {};
   });
@@ -815,7 +799,7 @@ Result<void> LiveMachine::write_recording(int fd) {
 }
 
 Bytes LiveMachine::set_ram(Bytes ram) {
-  return *in_engine(*parts_, [&]() -> Result<Bytes> { return set_ram_inside(ram); });
+  return *parts_->in_engine([&]() -> Result<Bytes> { return set_ram_inside(ram); });
 }
 
 Bytes LiveMachine::set_ram_inside(Bytes ram) {

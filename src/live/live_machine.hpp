@@ -52,7 +52,8 @@ struct LiveOptions {
   std::span<const SwapSpec>
       swap;  ///< first = used first; looked at during create() alone; may be empty: then what does not fit is killed
   Delivery delivery = Delivery::signal;
-  Bytes address_space{uint64_t{1} << 38};  ///< for managed memory; costs nothing until mapped
+  Bytes address_space{uint64_t{1} << 38};  ///< for managed memory; costs nothing until mapped. Less where limits are
+  Bytes least_address_space{};             ///< but not less than that, and twice `ram`
   size_t recorder_ring = 0;                ///< bytes for the last events; 0: no recording
   unsigned fault_threads = 2;              ///< thread delivery: 1…8
   int userfaultfd_device = -1;  ///< an open /dev/userfaultfd that somebody with the right handed over; not closed
@@ -117,7 +118,8 @@ class LiveMachine {
   /// As map()'s prot. Memory that is not readable and writable stays resident while it is so.
   Result<void> protect(void* address, size_t length, int prot);
   /// MADV_DONTNEED at once; MADV_FREE is taken as a hint that need not be followed, and others too, but for what
-  /// changes what a program sees (MADV_WIPEONFORK, MADV_DONTFORK, MADV_REMOVE: EINVAL).
+  /// changes what a program sees (MADV_WIPEONFORK, MADV_DONTFORK, MADV_REMOVE: EINVAL). Of files: MADV_NORMAL,
+  /// MADV_RANDOM, MADV_SEQUENTIAL say how far is read ahead, MADV_WILLNEED reads.
   Result<void> advise(void* address, size_t length, int advice);
   /// Brings everything in and keeps it. Errors: ENOMEM.
   Result<void> lock(void* address, size_t length);
@@ -134,6 +136,22 @@ class LiveMachine {
   }
   [[nodiscard]] void* range() const { return range_; }
   [[nodiscard]] size_t range_bytes() const { return range_bytes_; }
+
+  // ---- files (live_files.cpp). What is mapped is the machine's own page cache; a file is told by device and inode, and
+  // all its mappings here share its pages. Addresses and offsets are page aligned.
+  static constexpr unsigned MAX_FILES = 15;  ///< mapped at a time
+  static constexpr uint64_t MAX_FILE_BYTES = uint64_t{1} << 46;
+  enum class Sharing : uint8_t { shared, private_ };
+  /// prot: PROT_READ, PROT_READ|PROT_WRITE. Behind the file's end, and where it cannot be read, an access is SIGBUS. `fd`
+  /// may be closed afterwards. Errors: mmap's EACCES, EBADF, ENODEV, EINVAL, EOVERFLOW, ENOMEM; ENFILE (too many files),
+  /// EBUSY (to be written, and mapped already by a descriptor that cannot write), EAGAIN (no thread for its I/O).
+  Result<void*> map_file(int fd, uint64_t offset, size_t length, int prot, Sharing sharing);
+  /// What was stored in shared mappings is written first. Errors: EIO, ENOSPC, …: what the file refused and this mapping
+  /// was not told of yet; it is unmapped nevertheless. EINVAL: a part of it is no file, nothing is done.
+  Result<void> unmap_file(void* address, size_t length);
+  /// msync. MS_SYNC: what was stored is on the disk. MS_ASYNC: nothing, flushers write. MS_INVALIDATE: pages that are
+  /// clean leave, and are read anew. Errors: EIO, ENOSPC, …: as unmap_file; EINVAL; ENOMEM (a part is not mapped).
+  Result<void> sync_file(void* address, size_t length, int flags);
 
   // ---- faults, signal delivery
   /// For a SIGBUS handler that is not ours: serves the fault if it is one of any LiveMachine's. True: return and the
@@ -185,6 +203,15 @@ class LiveMachine {
   bool serve(uint64_t address, uint32_t error_code);
   bool serve_signal(uint64_t address, uint32_t error_code);
   [[nodiscard]] bool inside(const void* address, size_t length) const;
+  void refuse(uint64_t page, uint32_t error_code);
+  // live_files.cpp
+  Result<unsigned> file_of(int fd);
+  void grow_file(unsigned nr, uint64_t pages);
+  Result<void> advise_files(VirtAddr start, VirtAddr end, int advice);
+  void drop_unused_files();
+  void unmap_all_files();
+  template <class Fn>
+  Result<void> for_each_file_part(VirtAddr start, VirtAddr end, Fn fn);
   void count(LiveStats& out);
   [[noreturn]] void die();
 

@@ -1,7 +1,11 @@
 // src/live/live_parts.hpp: what a LiveMachine is made of; for live_machine.cpp, live_signal.cpp and live_fork.cpp only.
 #pragma once
 
+#include <sys/mman.h>
 #include <sys/stat.h>
+
+#include <new>
+#include <utility>
 
 #include "arch/uffd/uffd_mmu.hpp"
 #include "arch/uffd/uffd_open.hpp"
@@ -13,6 +17,16 @@
 #include "record/recorder.hpp"
 
 namespace weir {
+
+inline VirtAddr at(const void* address) { return VirtAddr(reinterpret_cast<uint64_t>(address)); }
+inline void* pointer(VirtAddr address) { return reinterpret_cast<void*>(address.v); }
+inline uint64_t vm_prot(int prot) {
+  return ((prot & PROT_READ) != 0 ? uint64_t{VM_READ} : 0) |
+         ((prot & PROT_WRITE) != 0 ? uint64_t{VM_WRITE | VM_READ} : 0);
+}
+inline long host_mprotect(uint64_t start, uint64_t length, int prot) {
+  return raw_syscall(SYS_mprotect, start, length, prot);
+}
 
 /// Lies in memory of its own, mapped by create(). Set up in this order, taken down in the other.
 struct LiveMachine::Parts final : Executioner, Pressure {
@@ -27,6 +41,25 @@ struct LiveMachine::Parts final : Executioner, Pressure {
   /// The task has got a fatal signal, and its thread is outside.
   [[noreturn]] void enter_and_die() {
     for (;;) world->enter([](void* l) { static_cast<LiveMachine*>(l)->die(); }, &live);
+  }
+
+  /// Runs fn() in the engine for a program thread, and gives back what it returns.
+  template <class Fn>
+  auto in_engine(Fn fn) {
+    using R = decltype(fn());
+    alignas(R) std::byte place[sizeof(R)];
+    struct Call {
+      Fn& fn;
+      std::byte* place;
+    } call{fn, place};
+    world->enter(
+        [](void* arg) {
+          auto& c = *static_cast<Call*>(arg);
+          ::new (static_cast<void*>(c.place)) R(c.fn());
+        },
+        &call, task);
+    if (task->sigkill.load(std::memory_order_acquire)) enter_and_die();
+    return R(std::move(*std::launder(reinterpret_cast<R*>(place))));
   }
 
   LiveMachine& live;
@@ -60,6 +93,15 @@ struct LiveMachine::Parts final : Executioner, Pressure {
     char name[256] = {};
   } areas[LiveStats::MAX_AREAS];
   unsigned nr_areas = 0, nr_zrams = 0;
+
+  /// Files that are mapped; layout lock. As many as writeback tells devices apart: a place's flusher stays with it.
+  struct MappedFile {
+    alignas(FileDevice) std::byte device_place[sizeof(FileDevice)];
+    FileDevice* device = nullptr;  ///< null: the place is free
+    Inode* inode = nullptr;        ///< with a reference
+  } files[MAX_FILES];
+  static_assert(MAX_FILES < MAX_BDIS);
+  bool has_flusher = false;  // layout lock
 
   alignas(HostWorld) std::byte world_place[sizeof(HostWorld)];
   alignas(UffdMmu) std::byte mmu_place[sizeof(UffdMmu)];

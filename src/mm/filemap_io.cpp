@@ -331,6 +331,16 @@ void FilemapIo::do_async_mmap_readahead(const VmArea& vma, File& file, Page& pag
   readahead_.page_found(file.f_inode->i_data, file, page, index, file.ra_pages);
 }
 
+void FilemapIo::force_page_cache_readahead(Inode& inode, uint64_t start, uint64_t end) {
+  WEIR_FLOW(start, end);
+  constexpr uint64_t CHUNK = (2 << 20) >> PAGE_SHIFT;  // Linux's: so that not all of it is locked at once
+  for (uint64_t at = start; at <= end; at += CHUNK) {
+    if (fatal_signal_pending()) return;
+    readahead_.__do_page_cache_readahead(inode.i_data, at, std::min(end - at + 1, CHUNK), 0);
+    world().cond_resched();
+  }
+}
+
 /// False: the page is not ours, and mmap_sem is no longer held.
 bool FilemapIo::lock_page_or_retry(Page& page, Mm& mm, uint32_t flags) {
   if (filemap_.trylock_page(page)) return true;

@@ -16,7 +16,8 @@
 // A page that could not be written stays dirty and in memory: it is tried again by the flusher 30 s later, by fsync, by
 // iput. (Linux's file systems leave it clean: the next reclaim loses what the program wrote.) Accepted loss: a device
 // that takes no writes at all fills the machine with dirty pages up to the limit, and holds its writers there until
-// they are killed.
+// they are killed. Where that must not be (Inode::failed_stay_dirty is off) it is so up to the background limit, and
+// from there on as in Linux.
 //
 #pragma once
 
@@ -68,8 +69,14 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   Result<void> truncate(Inode& inode, Bytes size) override;
   /// The file's place on the device is its own from the start: a hole that is punched is zeros written there.
   Result<void> fallocate(Inode& inode, uint32_t mode, uint64_t offset, uint64_t bytes) override;
-  /// Drops the file's pages that can be dropped at once. Returns how many.
-  uint64_t invalidate(Inode& inode) { return truncate_.invalidate_mapping_pages(inode.i_data, 0, ~uint64_t{0}); }
+  /// The same for pages [start, end].
+  Result<void> fsync_range(File& file, uint64_t start, uint64_t end);
+  /// Drops those of the file's pages [start, end] that can be dropped at once. Returns how many.
+  uint64_t invalidate(Inode& inode, uint64_t start = 0, uint64_t end = ~uint64_t{0}) {
+    return truncate_.invalidate_mapping_pages(inode.i_data, start, end);
+  }
+  /// Starts to read those of pages [start, end] that are not cached. Linux: force_page_cache_readahead.
+  void force_page_cache_readahead(Inode& inode, uint64_t start, uint64_t end);
 
   /// All its pages go at once, written or not.
   void truncate_inode_pages(AddressSpace& mapping) { truncate_.truncate_inode_pages(mapping, 0); }

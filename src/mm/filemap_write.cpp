@@ -234,6 +234,10 @@ Result<void> FilemapIo::writepage(Page& page, WritebackControl& wbc) {
     filemap_.unlock_page(page);
     return {};
   }
+  if (!mmu_.captured(page)) {  // the program's stores still go there: later
+    set_page_dirty(page);
+    return Errno::again;
+  }
   page.clear(PageFlag::error);
   if (inode.block_size != 0) return buffers_.block_write_full_page(page, wbc);
   const uint64_t sector = (inode.first_page + page.index) * SECTORS_PER_PAGE;
@@ -257,7 +261,7 @@ void FilemapIo::end_write(Page& page, Errno error, void* self) {
     // look as if it could be dropped.
     AddressSpace& mapping = *Filemap::file_mapping(page);
     mapping_set_error(mapping, error);
-    files.set_page_dirty(page);
+    if (mapping.host->failed_stay_dirty || !files.writeback_.over_background_thresh()) files.set_page_dirty(page);
   }
   files.filemap_.end_page_writeback(page);
 }
@@ -287,8 +291,12 @@ void FilemapIo::filemap_write_and_wait_range(AddressSpace& mapping, uint64_t sta
 
 Result<void> FilemapIo::fsync(File& file) {
   WEIR_FLOW(file.f_inode->ino);
+  return fsync_range(file, 0, ~uint64_t{0});
+}
+
+Result<void> FilemapIo::fsync_range(File& file, uint64_t start, uint64_t end) {
   AddressSpace& mapping = file.f_inode->i_data;
-  filemap_write_and_wait_range(mapping, 0, ~uint64_t{0});
+  filemap_write_and_wait_range(mapping, start, end);
   if (file.f_inode->i_sb != nullptr) WEIR_TRY_VOID(file.f_inode->i_sb->write_inode(*file.f_inode));
   return (this->*check_errors_)(file);
 }

@@ -86,10 +86,12 @@ struct Inode {
   std::atomic<int32_t> i_count{1};
   ListHook i_sb_list;              ///< all inodes; FilemapIo's lock
   std::atomic<bool> dirty{false};  ///< on the flusher's list, or in its hands; changes under the writeback lock
-  bool i_sync = false;             ///< in the flusher's hands: it stays until this is off. Writeback lock
-  Nanos dirtied_when{};            // writeback lock
-  ListHook wb_list;                // writeback lock
-  uint32_t wb_err_seen = 0;        ///< i_data.wb_err_seq when the flusher last looked; its thread's
+  bool failed_stay_dirty =
+      true;                  ///< pages that could not be written; else while there is room for dirty pages. Immutable
+  bool i_sync = false;       ///< in the flusher's hands: it stays until this is off. Writeback lock
+  Nanos dirtied_when{};      // writeback lock
+  ListHook wb_list;          // writeback lock
+  uint32_t wb_err_seen = 0;  ///< i_data.wb_err_seq when the flusher last looked; its thread's
 };
 
 /// An open file. Linux: struct file. What is not said otherwise is for one reader at a time; two at once get a wrong

@@ -51,6 +51,9 @@ class Mmu {
     bool has_write_protect = true;  ///< a mapped page may be read-only. If not: no copy-on-write inside the machine
     bool has_zero_page = true;      ///< one frame may back many read-only mappings
     bool has_alias = true;          ///< one frame at several addresses
+    /// Files can be mapped shared: their pages, if no others, may be read-only. Without has_alias a page is mapped at
+    /// one address at a time, and a fault at another takes it away from there.
+    bool maps_files = true;
     bool tracks_host_pages =
         false;  ///< frames have host pages elsewhere than at their place: arch_alloc/free_page are wanted
     /// A fault costs more than mapping a page: with the page that is asked for, neighbours within so many pages are
@@ -88,6 +91,9 @@ class Mmu {
   /// An address range of `mm` leaves (munmap, exit, DONTNEED): every translation in it, present or aged. PTEs are
   /// already cleared and their pages still referenced by the caller.
   virtual void flush_range(Mm& mm, VirtAddr start, VirtAddr end) = 0;
+  /// Only where !has_alias, before flush_range: the pages in `batch`, a file's, were mapped in a range that leaves, and
+  /// outlive it with what was stored there. Their PTEs are cleared. Referenced, not locked. Empties the batch.
+  virtual void keep_batch(FlushBatch& batch) { batch.count = 0; }
   virtual void mm_created(Mm& mm) = 0;
   virtual void mm_destroyed(Mm& mm) = 0;
 

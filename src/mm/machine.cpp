@@ -110,7 +110,7 @@ void Machine::shutdown() {
   oom_reaper.stop();
   swap_files.stop_discard();
   (void)ksm.set_run(Ksm::Run::stop, nullptr);
-  if (options_.threads == MachineOptions::Threads::all) flusher.stop();
+  flusher.stop();
   if (options_.threads != MachineOptions::Threads::none) vmscan.kswapd_stop();
   // Pages whose owner has gone may still be on their way to a device. Nobody starts another write.
   while (bios.in_flight() != 0) (void)world.schedule_timeout(1_ms);

@@ -87,6 +87,8 @@ void Memory::unlock_put(Page& page) {
 
 /// The PTE is set and its lock dropped; the page is locked. If hardware cannot have it now, the PTE is old again.
 uint32_t Memory::make_known(FaultContext& ctx, Pte pte, Page& page) {
+  // Where a page has one place only, it is not both written out and mapped.
+  if (!caps_.has_alias && !PageAnon(page)) filemap_.wait_on_page_writeback(page);
   const Result<void> known = mmu_.update_mmu_cache(ctx.mm, ctx.address, pte, &page);
   if (known) return VM_FAULT_OK;
   if (!caps_.has_accessed) {
@@ -224,7 +226,7 @@ uint32_t Memory::file_fault(FaultContext& ctx) {
   if ((ctx.vma.vm_flags & VM_SHARED) != 0) return ctx.write() ? era_->shared_fault(ctx) : era_->read_fault(ctx);
   // Where a page cannot be mapped read-only, or not beside its place in the cache, a private mapping gets its copy at
   // once.
-  const bool always_copy = !caps_.has_write_protect || !caps_.has_alias;
+  const bool always_copy = (!caps_.has_write_protect || !caps_.has_alias) && !caps_.maps_files;
   return ctx.write() || always_copy ? era_->cow_fault(ctx) : era_->read_fault(ctx);
 }
 
@@ -261,9 +263,19 @@ uint32_t Memory::set_file_pte(FaultContext& ctx, Page& page, PteLock& ptl, Pte& 
   return VM_FAULT_OK;
 }
 
+/// Page locked, a file's: nobody maps it afterwards. False: a mapping keeps it (VM_LOCKED).
+bool Memory::unmap_elsewhere(Page& page) {
+  FlushBatch batch;
+  const bool unmapped = rmap_.try_to_unmap(page, batch) == TryToUnmap::success;
+  if (batch.count > 0) mmu_.flush_batch(batch);
+  return unmapped;
+}
+
 /// The page, locked by us, becomes part of the address space: MAPPED. If something else is there by now: NOPAGE.
 uint32_t Memory::map_file_page(FaultContext& ctx) {
   Page& page = ctx.cow_page != nullptr ? *ctx.cow_page : *ctx.page;
+  if (!caps_.has_alias && ctx.cow_page == nullptr && page_mapped(page) && !unmap_elsewhere(page))
+    return VM_FAULT_SIGBUS;
   Pte entry;
   {
     PteLock ptl;
@@ -447,7 +459,7 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
     if ((ctx.vma.vm_flags & VM_SHARED) != 0) return era_->reuse_shared_page(ctx, *page, std::move(ptl));
     PageAllocator::get_page(*page);
     ptl.unlock();
-    return era_->copy_page(ctx, page);
+    return caps_.has_alias ? era_->copy_page(ctx, page) : copy_unmapped(ctx, *page);
   }
 
   PageAllocator::get_page(*page);
@@ -472,6 +484,17 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
   ptl.unlock();
   filemap_.unlock_page(*page);
   return era_->copy_page(ctx, page);
+}
+
+/// A file's page in a private mapping, where what is mapped cannot be copied: it goes, and the fault is one on nothing.
+/// Consumes the caller's reference.
+uint32_t Memory::copy_unmapped(FaultContext& ctx, Page& page) {
+  filemap_.lock_page(page);
+  const bool unmapped = unmap_elsewhere(page);
+  unlock_put(page);
+  if (!unmapped) return VM_FAULT_SIGBUS;
+  ctx.orig_pte = Pte{};
+  return era_->file_fault(ctx);
 }
 
 uint32_t Memory::break_cow(VmArea& vma, VirtAddr address) {

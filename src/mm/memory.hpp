@@ -33,7 +33,8 @@ struct MmuGather {
   Mm* mm;
   VirtAddr start{~uint64_t{0}}, end{0};  ///< what was cleared since the last flush
   struct Gone {
-    Page* page = nullptr;   ///< with the mapping's reference
+    Page* page = nullptr;  ///< with the mapping's reference
+    VirtAddr address{};
     bool dirty = false;     ///< of a file page
     bool accessed = false;  ///< of a file page
   };
@@ -134,6 +135,8 @@ class Memory {
   uint32_t may_become_writable(FaultContext& ctx);
   uint32_t do_swap_page(FaultContext& ctx);
   uint32_t do_wp_page(FaultContext& ctx, PteLock ptl);
+  [[nodiscard]] bool unmap_elsewhere(Page& page);
+  uint32_t copy_unmapped(FaultContext& ctx, Page& page);
   uint32_t copy_page(FaultContext& ctx, Page* old_page);
   Pte reuse_page(FaultContext& ctx, PteLock& ptl);
   uint32_t reuse_shared_page(FaultContext& ctx, Page& page, PteLock ptl);
@@ -168,6 +171,7 @@ class Memory {
 
   // memory_ranges.cpp
   void tlb_flush_mmu(MmuGather& gather);
+  void keep_file_pages(MmuGather& gather);
   void zap_pte_range(MmuGather& gather, VmArea& vma, VirtAddr start, VirtAddr end, EvenCows even_cows = EvenCows::yes);
   void zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte, EvenCows even_cows);
   Result<void> copy_one_pte(VmArea& dst, VmArea& src, VirtAddr address, Pte* dst_pte, Pte* src_pte);

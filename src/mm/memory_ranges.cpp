@@ -8,10 +8,23 @@ namespace weir {
 
 // ---- Zapping --------------------------------------------------------------------------------------------------------
 
+/// What hardware has of the range goes with it, but a file's pages stay in the cache.
+void Memory::keep_file_pages(MmuGather& gather) {
+  FlushBatch batch;
+  for (unsigned i = 0; i < gather.nr; ++i) {
+    const MmuGather::Gone& gone = gather.pages[i];
+    if (PageAnon(*gone.page)) continue;
+    if (batch.full()) mmu_.keep_batch(batch);
+    batch.add(*gather.mm, gone.address, gone.page);
+  }
+  if (batch.count > 0) mmu_.keep_batch(batch);
+}
+
 /// What was gathered goes: first from hardware, then for good.
 void Memory::tlb_flush_mmu(MmuGather& gather) {
   if (gather.start < gather.end) {
     WEIR_FLOW(gather.start, gather.end);
+    if (!caps_.has_alias) keep_file_pages(gather);
     mmu_.flush_range(*gather.mm, gather.start, gather.end);
   }
   for (unsigned i = 0; i < gather.nr; ++i) {
@@ -59,6 +72,7 @@ void Memory::zap_pte(MmuGather& gather, VmArea& vma, VirtAddr address, Pte* pte,
   rmap_.page_remove_rmap(*page);
   gather.pages[gather.nr++] = {
       .page = page,
+      .address = address,
       .dirty = !anon && pte_dirty(was),
       .accessed = !anon && pte_young(was) && (vma.vm_flags & VM_SEQ_READ) == 0,
   };

@@ -218,7 +218,8 @@ Result<VirtAddr> AddressSpaces::do_mmap(Mm& mm, const MmapRequest& request) {
   if (mm.map_count > sysctl_max_map_count) return Errno::nomem;
   const bool shared = request.sharing == MmapRequest::Sharing::shared;
   if (request.file != nullptr ? request.file->f_vm_ops == nullptr : shared && shmem_ == nullptr) return Errno::nodev;
-  if (shared && !mmu_.caps().has_alias) return Errno::nosys;
+  const Mmu::Caps& caps = mmu_.caps();
+  if (shared && !caps.has_alias && (request.file == nullptr || !caps.maps_files)) return Errno::nosys;
 
   uint64_t flags = (request.prot & VM_ACCESS_FLAGS) | VM_MAY_FLAGS | VM_SOFTDIRTY | request.extra_flags | mm.def_flags;
   if (shared) flags |= VM_SHARED | VM_MAYSHARE;

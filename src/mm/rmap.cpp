@@ -547,7 +547,9 @@ void RmapEra::mkclean_pte(Page& page, VmArea& vma, VirtAddr address, PteLock pte
   Mm& mm = *vma.vm_mm;
   if (!pte_dirty(*pte) && !pte_write(*pte)) return;
   const Pte was = tables().ptep_clear_flush(mm, address, pte.get());
-  tables().set_pte_at(mm, address, pte.get(), pte_mkclean(pte_wrprotect(was)));
+  const Pte now = pte_mkclean(pte_wrprotect(was));
+  // Without an accessed bit flushed is old: the page is out of hardware while it is written.
+  tables().set_pte_at(mm, address, pte.get(), mmu().caps().has_accessed ? now : pte_mkold(now));
   changed(mm, address);
   walk.batch.add(mm, address, &page);
   ++walk.count;

@@ -401,9 +401,9 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
   Page& page = *candidate.page;
   const Pfn pfn = pages_.mem().pfn(page);
   const uint64_t index = page.index;
-  if (PageSwapCache(page) && !mmu_.captured(page)) {
+  if ((PageSwapCache(page) || Filemap::file_mapping(page) != nullptr) && !mmu_.captured(page)) {
     // Its task still writes there, or a device reads: the bytes can be neither compared nor written out.
-    page.set(PageFlag::dirty);
+    rmap_.set_page_dirty(page);
     return activate_locked(page, PageKeep::pinned), false;
   }
   if (!mmu_.caps().has_dirty && PageAnon(page) && PageSwapCache(page)) {

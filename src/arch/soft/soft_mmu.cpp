@@ -24,6 +24,7 @@ Mmu::Caps SoftMmu::caps_of(Model model) {
           .has_write_protect = false,
           .has_zero_page = false,
           .has_alias = false,
+          .maps_files = false,
           .tracks_host_pages = true,
           .fault_around = 8};
 }

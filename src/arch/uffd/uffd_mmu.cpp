@@ -158,6 +158,7 @@ std::byte* UffdMmu::bytes(Page& page) const {
 }
 
 Content UffdMmu::kmap(Page& page) {
+  if (!PageAnon(page)) take_back(page);
   if (std::byte* at = bytes(page)) return {.bytes = at};
   if (page.test(PageFlag::kernel_place)) return {.bytes = mem_->page_address(page)};
   WEIR_BUG_ON(kind(page) == Kind::mapped);  // the task may be writing there: who takes bytes asks captured() first

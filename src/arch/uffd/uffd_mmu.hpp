@@ -1,12 +1,13 @@
 // src/arch/uffd/uffd_mmu.hpp
 //
-// The host's MMU as an architecture: no accessed bit, no dirty bit, no write protection, no direct map of user frames.
-// A user frame is a token; its host page is in one place at a time, and Page::arch says where:
+// The host's MMU as an architecture: no accessed bit, no dirty bit, no direct map of user frames, write protection for
+// files' pages alone. A user frame is a token; its host page is in one place at a time, and Page::arch says where:
 //
 //   none, zero       --update_mmu_cache: COPY-->                   mapped
 //   none             --kmap to fill-->                             bounce | place
 //   bounce | place   --update_mmu_cache: COPY (place: MOVE)-->     mapped
 //   mapped           --age_batch, flush_batch: MOVE-->             staged
+//   mapped, a file's --kmap, keep_batch: MOVE-->                   staged
 //   staged           --update_mmu_cache: COPY-->                   mapped        the slot is given back soon
 //   staged           --freed-->  quarantined  --DONTNEED in batches-->  free
 //   mapped           --flush_range: DONTNEED-->                    none
@@ -28,6 +29,10 @@
 //
 // What the host refuses to move (a page pinned for I/O, or in memory that is not readable and writable now) stays
 // mapped; Mmu::captured says so.
+//
+// A file's page is mapped at one address. A PTE that is not writable maps it write-protected (COPY with the flag; a
+// MOVE would drop it), so that the first store faults; what is to be written out is moved out first. It leaves `mapped`
+// under the window lock of its address, in the hands of who has the page lock, or of who zaps the range and has not.
 #pragma once
 
 #include <array>
@@ -92,6 +97,7 @@ class UffdMmu final : public Mmu {
              .has_write_protect = false,
              .has_zero_page = false,
              .has_alias = false,
+             .maps_files = true,
              .tracks_host_pages = true,
              .fault_around = FAULT_AROUND}),
         options_(options) {}
@@ -132,6 +138,7 @@ class UffdMmu final : public Mmu {
   bool test_dirty(Page& page) override;
   void mark_clean(Page& page) override;
   void flush_range(Mm& mm, VirtAddr start, VirtAddr end) override;
+  void keep_batch(FlushBatch& batch) override;
   void mm_created(Mm& mm) override;
   void mm_destroyed(Mm& mm) override;
   Content kmap(Page& page) override;
@@ -146,10 +153,11 @@ class UffdMmu final : public Mmu {
   // Page::arch: kind in the upper 3 bits, bounce page or slot below.
   enum class Kind : uint32_t { none, zero, bounce, place, mapped, staged };
   static constexpr uint32_t INDEX_BITS = 29, INDEX_MASK = (1u << INDEX_BITS) - 1;
-  static Kind kind(const Page& page) { return static_cast<Kind>(page.arch >> INDEX_BITS); }
-  static uint32_t index(const Page& page) { return page.arch & INDEX_MASK; }
+  static uint32_t arch(const Page& page) { return __atomic_load_n(&page.arch, __ATOMIC_ACQUIRE); }
+  static Kind kind(const Page& page) { return static_cast<Kind>(arch(page) >> INDEX_BITS); }
+  static uint32_t index(const Page& page) { return arch(page) & INDEX_MASK; }
   static void set(Page& page, Kind kind, uint32_t index = 0) {
-    page.arch = static_cast<uint32_t>(kind) << INDEX_BITS | index;
+    __atomic_store_n(&page.arch, static_cast<uint32_t>(kind) << INDEX_BITS | index, __ATOMIC_RELEASE);
   }
 
   struct Hash {
@@ -157,6 +165,7 @@ class UffdMmu final : public Mmu {
     friend bool operator==(const Hash&, const Hash&) = default;
   };
   enum class Purpose : uint8_t { age, flush };
+  enum class Stores : uint8_t { free, fault };
 
   [[nodiscard]] Mutex& window(VirtAddr address) { return windows_[(address.v >> WINDOW_SHIFT) % NR_WINDOW_LOCKS].lock; }
   [[nodiscard]] std::byte* slot_address(uint32_t slot) const {
@@ -175,13 +184,17 @@ class UffdMmu final : public Mmu {
   [[nodiscard]] Hash hash_of(const Page& page, const std::byte* at) const;
 
   // in
-  Result<void> copy_in(VirtAddr address, const std::byte* from);
-  Result<void> try_copy_in(VirtAddr address, const std::byte* from);
-  Result<void> place_in(VirtAddr address, Page& page);
+  Result<void> copy_in(VirtAddr address, const std::byte* from, Stores stores);
+  Result<void> try_copy_in(VirtAddr address, const std::byte* from, Stores stores);
+  Result<void> place_in(VirtAddr address, Page& page, Stores stores);
+  Result<void> protect(VirtAddr address, Stores stores);
 
   // out
   void move_out(FlushBatch& batch, Purpose purpose);
   [[nodiscard]] bool still_maps(const FlushEntry& entry, Purpose purpose) const;
+  [[nodiscard]] bool mapped_at(const Page& page, VirtAddr address) const;
+  void take_back(Page& page);
+  void take_back_at(Page& page, VirtAddr address);
   void move_run(FlushEntry* const* run, unsigned n);
   void stay(FlushEntry& entry);
   [[nodiscard]] bool stale(Mm& mm, VirtAddr at) const;

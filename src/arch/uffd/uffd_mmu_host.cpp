@@ -47,15 +47,19 @@ void UffdMmu::wake(VirtAddr address) {
 
 /// Window lock held; the PTE stands for a page that hardware does not have. After an error nothing is mapped there.
 /// Errors: EAGAIN (the mapping is not there, or is being changed), ENOMEM.
-Result<void> UffdMmu::copy_in(VirtAddr address, const std::byte* from) {
-  const Result<void> copied = try_copy_in(address, from);
+Result<void> UffdMmu::copy_in(VirtAddr address, const std::byte* from, Stores stores) {
+  const Result<void> copied = try_copy_in(address, from, stores);
   if (!copied) host::madvise(reinterpret_cast<void*>(address.v), PAGE_SIZE, MADV_DONTNEED);
   return copied;
 }
 
-Result<void> UffdMmu::try_copy_in(VirtAddr address, const std::byte* from) {
+Result<void> UffdMmu::try_copy_in(VirtAddr address, const std::byte* from, Stores stores) {
   for (int tries = 0;; ++tries) {
-    uffdio_copy copy{.dst = address.v, .src = reinterpret_cast<uint64_t>(from), .len = PAGE_SIZE, .mode = 0, .copy = 0};
+    uffdio_copy copy{.dst = address.v,
+                     .src = reinterpret_cast<uint64_t>(from),
+                     .len = PAGE_SIZE,
+                     .mode = stores == Stores::fault ? UFFDIO_COPY_MODE_WP : 0,
+                     .copy = 0};
     const long r = host::ioctl(fds_.user, UFFDIO_COPY, &copy);
     if (r == 0) return {};
     switch (-r) {
@@ -82,9 +86,9 @@ Result<void> UffdMmu::try_copy_in(VirtAddr address, const std::byte* from) {
 }
 
 /// The host page at the frame's place becomes the one at `address`. Window lock held. Errors as copy_in.
-Result<void> UffdMmu::place_in(VirtAddr address, Page& page) {
+Result<void> UffdMmu::place_in(VirtAddr address, Page& page, Stores stores) {
   const uint64_t n = pfn(page);
-  for (int tries = 0; resident(n) && tries < PATIENCE; ++tries) {
+  for (int tries = 0; stores == Stores::free && resident(n) && tries < PATIENCE; ++tries) {
     abi::UffdMove move{.dst = address.v,
                        .src = reinterpret_cast<uint64_t>(mem_->page_address(page)),
                        .len = PAGE_SIZE,
@@ -100,16 +104,35 @@ Result<void> UffdMmu::place_in(VirtAddr address, Page& page) {
     count(n_.again);
     yield();
   }
-  WEIR_TRY_VOID(copy_in(address, mem_->page_address(page)));
+  WEIR_TRY_VOID(copy_in(address, mem_->page_address(page), stores));
   count(n_.copies);
   drop_place(page);
   return {};
+}
+
+/// The host page at `address`, a file's, becomes writable or write-protected. Window lock held. Errors: EAGAIN.
+Result<void> UffdMmu::protect(VirtAddr address, Stores stores) {
+  for (int tries = 0;; ++tries) {
+    uffdio_writeprotect wp{.range = {.start = address.v, .len = PAGE_SIZE},
+                           .mode = stores == Stores::fault ? UFFDIO_WRITEPROTECT_MODE_WP : 0};
+    const long r = host::ioctl(fds_.user, UFFDIO_WRITEPROTECT, &wp);
+    if (r == 0) return {};
+    if (r == -ENOENT || r == -ESRCH) return Errno::again;  // unmapped under our feet
+    if (r != -EAGAIN) refused("UFFDIO_WRITEPROTECT", r, __FILE__, __LINE__);
+    count(n_.again);
+    if (tries == PATIENCE) return Errno::again;
+    yield();
+  }
 }
 
 Result<void> UffdMmu::update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* page) {
   WEIR_FLOW(address, pte);
   if (page == nullptr) return {};
   WEIR_DEBUG_BUG_ON(!page->test(PageFlag::locked));
+  const bool file = !PageAnon(*page);
+  const Stores stores = file && !pte_write(pte) ? Stores::fault : Stores::free;
+  // A range that it was mapped in is being zapped.
+  if (file && !mapped_at(*page, address)) take_back(*page);
   ScopedLock guard(window(address));
   const Pte now = load(tables_->walk(mm, address));
   // Taken away again since: DONTNEED, or it never was ours.
@@ -120,29 +143,30 @@ Result<void> UffdMmu::update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* 
   switch (kind(*page)) {
     case Kind::mapped:
       if (at.load(std::memory_order_relaxed) == address.v) {
+        if (file) WEIR_TRY_VOID(protect(address, stores));
         wake(address);
         return {};
       }
       // mremap, and the host held the page where it was.
-      WEIR_TRY_VOID(copy_in(address, reinterpret_cast<const std::byte*>(at.load(std::memory_order_relaxed))));
+      WEIR_TRY_VOID(copy_in(address, reinterpret_cast<const std::byte*>(at.load(std::memory_order_relaxed)), stores));
       host::madvise(reinterpret_cast<void*>(at.load(std::memory_order_relaxed)), PAGE_SIZE, MADV_DONTNEED);
       count(n_.copies);
       break;
     case Kind::none:
     case Kind::zero:
-      WEIR_TRY_VOID(copy_in(address, zero_));
+      WEIR_TRY_VOID(copy_in(address, zero_, stores));
       count(n_.copies);
       count(n_.zero_copies);
       way = 1;
       break;
     case Kind::bounce:
-      WEIR_TRY_VOID(copy_in(address, bytes(*page)));
+      WEIR_TRY_VOID(copy_in(address, bytes(*page), stores));
       count(n_.copies);
       give_bounce(index(*page));
       break;
-    case Kind::place: WEIR_TRY_VOID(place_in(address, *page)); break;
+    case Kind::place: WEIR_TRY_VOID(place_in(address, *page, stores)); break;
     case Kind::staged: {
-      WEIR_TRY_VOID(copy_in(address, bytes(*page)));
+      WEIR_TRY_VOID(copy_in(address, bytes(*page), stores));
       count(n_.copies);
       count(n_.staged_back);
       leave_behind(index(*page));
@@ -150,8 +174,8 @@ Result<void> UffdMmu::update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* 
       break;
     }
   }
+  at.store(address.v, std::memory_order_relaxed);  // before the kind: keep_batch has no page lock
   set(*page, Kind::mapped);
-  at.store(address.v, std::memory_order_relaxed);
   WEIR_STATE(map_in, address, mem_->pfn(*page), way);
   (void)way;
   return {};
@@ -161,11 +185,12 @@ Result<void> UffdMmu::update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* 
 
 /// Window lock held: is the entry still what it was when it was put into the batch?
 bool UffdMmu::still_maps(const FlushEntry& entry, Purpose purpose) const {
-  if (kind(*entry.page) != Kind::mapped) return false;
-  if (mapped_at_[pfn(*entry.page)].load(std::memory_order_relaxed) != entry.address.v) return false;
+  if (!mapped_at(*entry.page, entry.address)) return false;
   const Pte pte = load(tables_->walk(*entry.mm, entry.address));
-  if (pte_present(pte)) return !pte_young(pte) && pte_pfn(pte) == mem_->pfn(*entry.page);
+  const bool here = pte_present(pte) && pte_pfn(pte) == mem_->pfn(*entry.page);
+  if (here) return !pte_young(pte);
   if (purpose == Purpose::age) return false;
+  if (!PageAnon(*entry.page)) return true;
   return is_swap_pte(pte) && PageSwapCache(*entry.page) && decode_swap_pte(pte).val == entry.page->private_;
 }
 
@@ -224,7 +249,7 @@ void UffdMmu::move_run(FlushEntry* const* run, unsigned n) {
           }
           break;
         case EBUSY:
-          if (!broke_sharing) {
+          if (!broke_sharing && PageAnon(*run[done]->page)) {
             // Shared with another process since a fork, perhaps: a write makes the page this one's own.
             host::madvise(reinterpret_cast<void*>(from.v), length, abi::ADVICE_POPULATE_WRITE);
             broke_sharing = true;
@@ -288,12 +313,19 @@ void UffdMmu::age_batch(FlushBatch& batch) {
   if (nr_quarantined_.load(std::memory_order_relaxed) >= QUARANTINE_BATCH) drain();
 }
 
+bool UffdMmu::mapped_at(const Page& page, VirtAddr address) const {
+  return kind(page) == Kind::mapped && mapped_at_[pfn(page)].load(std::memory_order_relaxed) == address.v;
+}
+
 bool UffdMmu::captured(Page& page) {
   if (kind(page) != Kind::mapped) return true;
-  if (page_mapped(page) || mm_ == nullptr) return false;
+  const bool file = !PageAnon(page);
+  if ((page_mapped(page) && !file) || mm_ == nullptr) return false;
   FlushEntry entry{mm_, VirtAddr(mapped_at_[pfn(page)].load(std::memory_order_relaxed)), &page};
   ScopedLock guard(window(entry.address));
+  if (file && kind(page) != Kind::mapped) return true;
   if (!still_maps(entry, Purpose::flush)) {
+    if (file) return false;
     // No PTE leads to it any more: its bytes were given up with the range, and are nobody's.
     set(page, Kind::zero);
     return true;
@@ -301,6 +333,53 @@ bool UffdMmu::captured(Page& page) {
   FlushEntry* const run[] = {&entry};
   move_run(run, 1);
   return kind(page) != Kind::mapped;
+}
+
+/// A file's page, locked: its bytes are not the program's any more, whatever PTEs say.
+void UffdMmu::take_back(Page& page) {
+  if (kind(page) != Kind::mapped) return;
+  const VirtAddr address(mapped_at_[pfn(page)].load(std::memory_order_relaxed));
+  ScopedLock guard(window(address));
+  // Who zaps its range may have been faster.
+  if (kind(page) == Kind::mapped) take_back_at(page, address);
+}
+
+/// Window lock held. A page that the host does not let go of is copied: what a device still writes to it is lost.
+void UffdMmu::take_back_at(Page& page, VirtAddr address) {
+  FlushEntry entry{mm_, address, &page};
+  FlushEntry* const run[] = {&entry};
+  move_run(run, 1);
+  if (kind(page) != Kind::mapped) return;
+  uint32_t slot = 0;
+  for (int tries = 0; take_slots(1, slot) == 0; ++tries) {
+    if (tries == PATIENCE) bug("no staging slot for a file's page", __FILE__, __LINE__);
+    drain();
+  }
+  uffdio_copy copy{
+      .dst = reinterpret_cast<uint64_t>(slot_address(slot)), .src = address.v, .len = PAGE_SIZE, .mode = 0, .copy = 0};
+  for (int tries = 0;; ++tries) {
+    const long r = host::ioctl(fds_.staging, UFFDIO_COPY, &copy);
+    if (r == 0) break;
+    if (r != -EAGAIN || tries == PATIENCE) refused("UFFDIO_COPY to staging", r, __FILE__, __LINE__);
+    yield();
+  }
+  drop(address, PAGE_SIZE);
+  set(page, Kind::staged, slot);
+}
+
+// Runs of neighbours as in move_out; what the host holds is copied.
+void UffdMmu::keep_batch(FlushBatch& batch) {
+  const unsigned n = batch.count;
+  Page* pages[FlushBatch::CAPACITY];
+  for (unsigned i = 0; i < n; ++i) pages[i] = batch.entries[i].page;
+  move_out(batch, Purpose::flush);
+  for (unsigned i = 0; i < n; ++i) {
+    const FlushEntry& entry = batch.entries[i];
+    if (entry.page != nullptr) continue;  // moved, or mapped again by a fault since
+    ScopedLock guard(window(entry.address));
+    if (mapped_at(*pages[i], entry.address)) take_back_at(*pages[i], entry.address);
+  }
+  batch.count = 0;
 }
 
 /// Window lock held. The host page at `at`, if there is one, is not the one that its PTE stands for now: the range was

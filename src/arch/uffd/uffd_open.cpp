@@ -81,9 +81,10 @@ Result<int> uffd_open(UffdDelivery delivery, int device, UffdOpenError& error) {
   return move_descriptor_up(static_cast<int>(fd));
 }
 
-Result<void> uffd_register(int fd, const void* start, size_t length) {
+Result<void> uffd_register(int fd, const void* start, size_t length, UffdFaults faults) {
   uffdio_register r{.range = {.start = reinterpret_cast<uint64_t>(start), .len = length},
-                    .mode = UFFDIO_REGISTER_MODE_MISSING,
+                    .mode = UFFDIO_REGISTER_MODE_MISSING |
+                            (faults == UffdFaults::missing_and_protected ? UFFDIO_REGISTER_MODE_WP : 0),
                     .ioctls = 0};
   const long done = host::ioctl(fd, UFFDIO_REGISTER, &r);
   if (done < 0) return static_cast<Errno>(-done);

@@ -26,8 +26,10 @@ struct UffdOpenError {
 /// Errors: EPERM, ENOSYS (the host has no userfaultfd, or a filter forbids it), EINVAL (the host is too old), EMFILE,
 /// ENOMEM; `error` says more.
 Result<int> uffd_open(UffdDelivery delivery, int device, UffdOpenError& error);
-/// Faults on missing pages of [start, start + length). Errors: the host's.
-Result<void> uffd_register(int fd, const void* start, size_t length);
+/// Faults on missing pages of [start, start + length), and on stores to write-protected ones if asked for. May be
+/// called again for a part. Errors: the host's.
+enum class UffdFaults : uint8_t { missing, missing_and_protected };
+Result<void> uffd_register(int fd, const void* start, size_t length, UffdFaults faults = UffdFaults::missing);
 void uffd_close(int fd);
 /// A copy of `fd` at a high number, `fd` closed.
 [[nodiscard]] int move_descriptor_up(int fd);

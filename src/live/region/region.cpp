@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <new>
 #include <string>
@@ -20,6 +21,9 @@ struct weir_region {
 namespace {
 
 using namespace weir;
+
+/// Addresses for mapped files, where limits allow it.
+constexpr Bytes FILE_SPACE{uint64_t{1} << 40};
 
 void explain(char* error, size_t size, const char* text) {
   if (error == nullptr || size == 0) return;
@@ -48,7 +52,8 @@ weir_region* create(const weir_region_options& o, char* error, size_t error_size
   options.ram = Bytes(o.ram);
   options.swap = std::get<std::vector<SwapSpec>>(swap);
   options.delivery = o.delivery == WEIR_DELIVERY_THREAD ? Delivery::thread : Delivery::signal;
-  options.address_space = Bytes(size);
+  options.address_space = Bytes(size) + FILE_SPACE;
+  options.least_address_space = Bytes(size);
   LiveError why;
   LiveMachine* live = LiveMachine::create(options, why);
   if (live == nullptr) {
@@ -114,6 +119,40 @@ int weir_region_populate(weir_region* region, uint64_t offset, uint64_t length, 
   return static_cast<int>(region->live->populate(region->data + offset, length, for_writing != 0).error());
 }
 
+int weir_region_map_file(weir_region* region, int fd, uint64_t offset, uint64_t length, int prot, int flags,
+                         void** address) {
+  if (region == nullptr || address == nullptr) return EINVAL;
+  if (flags != MAP_SHARED && flags != MAP_PRIVATE) return EINVAL;
+  Result<void*> mapped = region->live->map_file(
+      fd, offset, length, prot, flags == MAP_SHARED ? LiveMachine::Sharing::shared : LiveMachine::Sharing::private_);
+  if (mapped) *address = *mapped;
+  return static_cast<int>(mapped.error());
+}
+
+int weir_region_unmap_file(weir_region* region, void* address, uint64_t length) {
+  if (region == nullptr) return EINVAL;
+  return static_cast<int>(region->live->unmap_file(address, length).error());
+}
+
+int weir_region_sync_file(weir_region* region, void* address, uint64_t length, int flags) {
+  if (region == nullptr) return EINVAL;
+  return static_cast<int>(region->live->sync_file(address, length, flags).error());
+}
+
+int weir_region_advise_file(weir_region* region, void* address, uint64_t length, int advice) {
+  if (region == nullptr) return EINVAL;
+  switch (advice) {
+    case MADV_NORMAL:
+    case MADV_RANDOM:
+    case MADV_SEQUENTIAL:
+    case MADV_WILLNEED:
+    case MADV_DONTNEED:
+    case MADV_POPULATE_READ:
+    case MADV_POPULATE_WRITE: return static_cast<int>(region->live->advise(address, length, advice).error());
+    default: return EINVAL;
+  }
+}
+
 int weir_region_stats(weir_region* region, weir_region_statistics* out) {
   if (region == nullptr || out == nullptr || out->struct_size < sizeof(weir_region_statistics)) return EINVAL;
   LiveStats s;
@@ -139,6 +178,12 @@ int weir_region_stats(weir_region* region, weir_region_statistics* out) {
   out->access_flag_fault = event(VmEvent::access_flag_fault);
   out->swap_clean_drop = event(VmEvent::swap_clean_drop);
   out->pinned = s.arch.pinned;
+  const auto pages = [&](NodeStat which) {
+    return static_cast<uint64_t>(std::max<int64_t>(s.node[static_cast<unsigned>(which)], 0));
+  };
+  out->file_pages = pages(NodeStat::nr_file_pages);
+  out->dirty_pages = pages(NodeStat::nr_dirty);
+  out->writeback_pages = pages(NodeStat::nr_writeback);
   out->swap_total_pages = static_cast<uint64_t>(s.swap_total);
   out->swap_free_pages = static_cast<uint64_t>(s.swap_free);
   for (unsigned i = 0; i < s.nr_areas; ++i) {
