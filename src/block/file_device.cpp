@@ -286,6 +286,11 @@ FileDevice::~FileDevice() {
   if (plain_fd_ >= 0 && identity(plain_fd_) == file_) raw_syscall(SYS_close, plain_fd_);
 }
 
+void FileDevice::close_copies() const {
+  for (const int fd : {fd_, plain_fd_})
+    if (fd >= 0 && identity(fd) == file_) raw_syscall(SYS_close, fd);
+}
+
 Result<void> FileDevice::sync() const {
   if (identity(fd_) != file_) return Errno::badf;
   return errno_of(raw_syscall(SYS_fdatasync, fd_));
@@ -484,7 +489,10 @@ void FileDevice::serve(Bio* const* run, unsigned n) {
   for (unsigned i = 0; i < n; ++i) {
     const bool whole = done >= PAGE_SIZE;
     if (whole) done -= PAGE_SIZE;
-    complete(*run[i], whole ? Errno::ok : finish_transfer(*run[i], transfer(*run[i], 0)));
+    Errno status = whole ? Errno::ok : finish_transfer(*run[i], transfer(*run[i], 0));
+    // Not aligned enough for O_DIRECT here.
+    if (status == Errno::inval && plain_fd_ >= 0) status = transfer_at_the_end(*run[i]);
+    complete(*run[i], status);
     if (!whole) done = 0;
   }
 }
@@ -506,12 +514,16 @@ Errno FileDevice::transfer_at_the_end(const Bio& bio) const {
   const bool write = bio.op == BioOp::write;
   const uint64_t bytes = offset < size ? std::min<uint64_t>(size - offset, PAGE_SIZE) : 0;
   if (bytes == 0) return write ? Errno::ok : Errno::io;
-  const int fd = bytes < PAGE_SIZE && plain_fd_ >= 0 ? plain_fd_ : fd_;
+  int fd = bytes < PAGE_SIZE && plain_fd_ >= 0 ? plain_fd_ : fd_;
   uint64_t done = 0;
   while (done < bytes) {
     const long r = raw_syscall(write ? SYS_pwrite64 : SYS_pread64, fd, bio.content.bytes + done, bytes - done,
                                static_cast<long>(offset + done));
     if (r == -EINTR || r == -EAGAIN) continue;
+    if (r == -EINVAL && fd != plain_fd_ && plain_fd_ >= 0) {
+      fd = plain_fd_;
+      continue;
+    }
     if (r < 0) return errno_of(r);
     if (r == 0) break;  // shorter by now
     done += static_cast<uint64_t>(r);

@@ -128,6 +128,8 @@ class FileDevice final : public BlockDevice {
   /// What was written is on the disk (fdatasync). By a thread of the program. Errors: the host's; EBADF if the program
   /// has closed the descriptor.
   Result<void> sync() const;
+  /// In a thread with descriptors of its own, copied while this device was there: those of it are closed.
+  void close_copies() const;
   [[nodiscard]] int ring_descriptor() const;
 
   /// In the child of a fork that was made under the gate: forgets the kthreads and the ring, which are the parent's,

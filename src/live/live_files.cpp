@@ -83,6 +83,11 @@ Result<unsigned> LiveMachine::file_of(int fd) {
   }
   if (free == MAX_FILES) return Errno::nfile;
   Parts::MappedFile& file = p.files[free];
+  // Kthreads have a copy of the program's descriptors, and keep what they keep open. Those of other files they close
+  // (close_program_files), so the flusher comes before the file is open.
+  if (!p.has_flusher) p.machine->flusher.start(*p.world);
+  p.has_flusher = true;
+  (void)p.machine->writeback.wb_of(*reinterpret_cast<const FileDevice*>(file.device_place));
   FileDeviceError why;
   FileDevice* device = WEIR_TRY(FileDevice::create(file.device_place, *p.world,
                                                    {.path = "mapped file",
@@ -96,12 +101,11 @@ Result<unsigned> LiveMachine::file_of(int fd) {
     device->~FileDevice();
     return inode.error();
   }
+  p.world->wait_for_kthread_starts();
   file.device = device;
   file.inode = *inode;
   // Linux's: a page that cannot be written must not keep its memory for ever.
   file.inode->failed_stay_dirty = false;
-  if (!p.has_flusher) p.machine->flusher.start(*p.world);
-  p.has_flusher = true;
   return free;
 }
 
@@ -234,9 +238,14 @@ Result<void> LiveMachine::sync_file(void* address, size_t length, int flags) {
                                   if (done) done = flushed;
                                 }
                                 if ((flags & MS_INVALIDATE) != 0) {
-                                  p.machine->memory.unmap_mapping_range(inode.i_data, first << PAGE_SHIFT,
-                                                                        (last - first + 1) << PAGE_SHIFT, EvenCows::no);
-                                  p.machine->files.invalidate(inode, first, last);
+                                  // Others hold a page for a moment only: readers, reclaim.
+                                  Result<void> dropped;
+                                  for (int tries = 0; tries < 10; ++tries) {
+                                    dropped = p.machine->files.invalidate_range(inode, first, last);
+                                    if (dropped) break;
+                                    (void)world().schedule_timeout(1_ms);
+                                  }
+                                  if (done) done = dropped;
                                 }
                                 return done;
                               });

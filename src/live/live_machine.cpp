@@ -118,17 +118,20 @@ size_t zram_metadata(const LiveOptions& options, unsigned cpus, ZramOptions* zra
   return total;
 }
 
-void close_program_files(void* arg) {
-  auto& fds = *static_cast<LiveMachine::Files*>(arg);
+}  // namespace
+
+void LiveMachine::Parts::close_program_files(void* arg) {
+  const Parts& p = *static_cast<Parts*>(arg);
+  const Files& fds = p.fds;
   // A kthread's table is a copy of the program's. What is in it for nobody would keep pipes open for ever; the log
   // stays.
   const int first = std::min({fds.user, fds.staging, fds.stop >= 0 ? fds.stop : fds.user});
   raw_syscall(SYS_close, 0);
   raw_syscall(SYS_close, 1);
   if (first > 3) raw_syscall(SYS_close_range, 3u, static_cast<unsigned>(first - 1), 0);
+  for (const MappedFile& file : p.files)
+    if (file.device != nullptr) file.device->close_copies();
 }
-
-}  // namespace
 
 Result<void> LiveMachine::open_descriptors(Files& fds, const char* range, size_t range_bytes, const char* staging,
                                            size_t staging_bytes, UffdOpenError& error) {
@@ -224,8 +227,8 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
 
   p.world = ::new (static_cast<void*>(p.world_place)) HostWorld({
       .files = HostWorld::KthreadFiles::own,
-      .kthread_start = close_program_files,
-      .kthread_start_data = &p.fds,
+      .kthread_start = Parts::close_program_files,
+      .kthread_start_data = &p,
   });
   if (const Result<void> started = p.world->start(); !started) {
     explain(error, "the engine's threads cannot be started", started.error());

@@ -62,6 +62,9 @@ struct LiveMachine::Parts final : Executioner, Pressure {
     return R(std::move(*std::launder(reinterpret_cast<R*>(place))));
   }
 
+  /// First in each kthread: what it does not need of the program's descriptors.
+  static void close_program_files(void* parts);
+
   LiveMachine& live;
   PageCount frames{};
   PageCount boot_managed{};  ///< what the allocator had to give at the start

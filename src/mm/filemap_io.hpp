@@ -71,9 +71,11 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   Result<void> fallocate(Inode& inode, uint32_t mode, uint64_t offset, uint64_t bytes) override;
   /// The same for pages [start, end].
   Result<void> fsync_range(File& file, uint64_t start, uint64_t end);
-  /// Drops those of the file's pages [start, end] that can be dropped at once. Returns how many.
-  uint64_t invalidate(Inode& inode, uint64_t start = 0, uint64_t end = ~uint64_t{0}) {
-    return truncate_.invalidate_mapping_pages(inode.i_data, start, end);
+  /// Drops the file's pages that can be dropped at once. Returns how many.
+  uint64_t invalidate(Inode& inode) { return truncate_.invalidate_mapping_pages(inode.i_data, 0, ~uint64_t{0}); }
+  /// Pages [start, end] are read anew when they are needed, but for dirty ones. Errors: EBUSY.
+  Result<void> invalidate_range(Inode& inode, uint64_t start, uint64_t end) {
+    return truncate_.invalidate_inode_pages2_range(inode.i_data, start, end);
   }
   /// Starts to read those of pages [start, end] that are not cached. Linux: force_page_cache_readahead.
   void force_page_cache_readahead(Inode& inode, uint64_t start, uint64_t end);

@@ -111,4 +111,38 @@ uint64_t Truncate::invalidate_mapping_pages(AddressSpace& mapping, uint64_t star
   return dropped;
 }
 
+Result<void> Truncate::invalidate_inode_pages2_range(AddressSpace& mapping, uint64_t start, uint64_t end) {
+  WEIR_FLOW(start, end);
+  MappedFilePages* mapped = writeback_.mapped_pages();
+  // Those of a batch are in use, and unmapping puts pages into batches: so all at once first.
+  if (mapped != nullptr) {
+    const uint64_t pages = end - start + 1;
+    mapped->unmap_mapping_range(mapping, start << PAGE_SHIFT, pages << PAGE_SHIFT, EvenCows::no);
+  }
+  filemap_.lru().lru_add_drain_all();
+  Result<void> all;
+  Page* pages[PAGEVEC_SIZE];
+  for (uint64_t next = start; next <= end;) {
+    const unsigned found = filemap_.find_get_pages(mapping, next, PAGEVEC_SIZE, pages);
+    if (found == 0) break;
+    next = pages[found - 1]->index + 1;
+    for (unsigned i = 0; i < found; ++i) {
+      Page& page = *pages[i];
+      if (page.index > end) continue;
+      filemap_.lock_page(page);
+      filemap_.wait_on_page_writeback(page);
+      if (Filemap::file_mapping(page) == &mapping) {
+        if (page_mapped(page) && mapped != nullptr)
+          mapped->unmap_mapping_range(mapping, page.index << PAGE_SHIFT, PAGE_SIZE, EvenCows::no);
+        if (!page.test(PageFlag::dirty) && !invalidate_complete_page(mapping, page) && !page.test(PageFlag::dirty))
+          all = Errno::busy;
+      }
+      filemap_.unlock_page(page);
+    }
+    filemap_.lru().release_pages(pages, found);
+    world().cond_resched();
+  }
+  return all;
+}
+
 }  // namespace weir

@@ -30,6 +30,9 @@ class Truncate {
   void truncate_inode_pages(AddressSpace& mapping, uint64_t start);
   /// Drops what can be dropped at once of pages [start, end]. Returns how many.
   uint64_t invalidate_mapping_pages(AddressSpace& mapping, uint64_t start, uint64_t end);
+  /// Pages [start, end] leave the cache and all mappings, but for dirty ones: what the file has by now is read. Waits for
+  /// their writes and reads. Errors: EBUSY, a clean page was in use and stays.
+  Result<void> invalidate_inode_pages2_range(AddressSpace& mapping, uint64_t start, uint64_t end);
   /// One page, locked, not under writeback, referenced by the caller: unmapped, its bytes given up, off the tree.
   void truncate_complete_page(Page& page);
 

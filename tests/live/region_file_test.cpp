@@ -1,150 +1,123 @@
-// tests/live/region_file_test.cpp: files mapped into a weir::Region.
-#include <fcntl.h>
+// tests/live/region_file_test.cpp: files in regions, by the C++ and the C interface. What mappings do: live_file_test.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
-#include <cstring>
-#include <random>
-#include <string>
+#include <cerrno>
 #include <thread>
-#include <vector>
 
+#include "live/host_file.hpp"
 #include "weir/weir.hpp"
 
 namespace {
 
 using weir::MappedFile;
 using weir::Region;
-using weir::RegionDelivery;
+using weir::test::byte_of;
+using weir::test::HostFile;
 
 constexpr uint64_t MiB = uint64_t{1} << 20;
 constexpr size_t PAGE = 4096;
-constexpr uint64_t RAM = 16 * MiB;
+constexpr int READ = PROT_READ, WRITE = PROT_READ | PROT_WRITE;
 
-uint64_t mix(uint64_t x) {
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9ull;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebull;
-  return x ^ (x >> 31);
-}
-std::byte byte_of(uint64_t seed, uint64_t at) {
-  return static_cast<std::byte>(mix(seed * 0x9e3779b97f4a7c15ull + at / 8) >> at % 8 * 8);
-}
-
-/// A file of the host's without a name, its bytes byte_of(seed, position).
-class HostFile {
- public:
-  explicit HostFile(uint64_t size, uint64_t seed = 1, const char* folder = "/var/tmp") {
-    std::string name = std::string(folder) + "/weir-region-file-XXXXXX";
-    fd_ = mkstemp(name.data());
-    EXPECT_GE(fd_, 0);
-    name_ = name;
-    std::vector<std::byte> some(MiB);
-    for (uint64_t at = 0; at < size; at += some.size()) {
-      const size_t n = std::min<uint64_t>(some.size(), size - at);
-      for (size_t i = 0; i < n; ++i) some[i] = byte_of(seed, at + i);
-      EXPECT_EQ(pwrite(fd_, some.data(), n, static_cast<off_t>(at)), static_cast<ssize_t>(n));
-    }
+Region must_create() {
+  auto region = Region::create({.size = 16 * MiB, .ram = 8 * MiB});
+  if (!region) {
+    ADD_FAILURE() << region.error();
+    std::abort();
   }
-  ~HostFile() {
-    ::close(fd_);
-    unlink(name_.c_str());
-  }
-  HostFile(const HostFile&) = delete;
-  [[nodiscard]] int fd() const { return fd_; }
-  [[nodiscard]] const char* name() const { return name_.c_str(); }
-  [[nodiscard]] std::vector<std::byte> bytes(uint64_t at, size_t n) const {
-    std::vector<std::byte> out(n);
-    const ssize_t got = pread(fd_, out.data(), n, static_cast<off_t>(at));
-    out.resize(got < 0 ? 0 : static_cast<size_t>(got));
-    return out;
-  }
-  [[nodiscard]] std::byte byte(uint64_t at) const { return bytes(at, 1).at(0); }
-
- private:
-  int fd_ = -1;
-  std::string name_;
-};
-
-bool userfaultfd_for_system_calls() {
-  static const bool can = [] {
-    return Region::create({.size = MiB, .ram = 8 * MiB, .delivery = RegionDelivery::thread}).has_value();
-  }();
-  return can;
+  return std::move(*region);
 }
 
-class RegionFile : public testing::TestWithParam<RegionDelivery> {
- protected:
-  void SetUp() override {
-    if (GetParam() == RegionDelivery::thread && !userfaultfd_for_system_calls())
-      GTEST_SKIP() << "no permission for thread delivery";
-  }
-  static Region create(uint64_t ram = RAM) {
-    auto region =
-        Region::create({.size = 32 * MiB, .ram = ram, .swap = {"zram", "file:/var/tmp:128M"}, .delivery = GetParam()});
-    if (!region) {
-      ADD_FAILURE() << region.error();
-      std::abort();
-    }
-    return std::move(*region);
-  }
-  static MappedFile must_map(Region& region, int fd, uint64_t offset, uint64_t size, int prot, int flags) {
-    auto mapped = region.map_file(fd, offset, size, prot, flags);
-    if (!mapped) {
-      ADD_FAILURE() << mapped.error();
-      std::abort();
-    }
-    return std::move(*mapped);
-  }
-};
-
-INSTANTIATE_TEST_SUITE_P(, RegionFile, testing::Values(RegionDelivery::signal, RegionDelivery::thread),
-                         [](const auto& info) { return info.param == RegionDelivery::signal ? "signal" : "thread"; });
-
-constexpr int RW = PROT_READ | PROT_WRITE;
-
-TEST_P(RegionFile, four_times_the_ram_is_read_and_every_byte_is_the_files) {
-  constexpr uint64_t SIZE = 64 * MiB;
+TEST(RegionFile, map_store_sync_close) {
+  constexpr uint64_t SIZE = 24 * MiB;
   HostFile file(SIZE);
-  Region region = create();
-  MappedFile mapped = must_map(region, file.fd(), 0, SIZE, PROT_READ, MAP_SHARED);
-  uint64_t wrong = 0;
-  for (uint64_t at = 0; at < SIZE; ++at) wrong += mapped.bytes()[at] != byte_of(1, at) ? 1 : 0;
-  std::mt19937_64 random(1);
-  for (int i = 0; i < 20000; ++i) {
-    const uint64_t at = random() % SIZE;
-    wrong += mapped.bytes()[at] != byte_of(1, at) ? 1 : 0;
-  }
-  EXPECT_EQ(wrong, 0u);
-  const auto s = region.stats();
-  EXPECT_LE(s.host_resident_pages, RAM / PAGE);
-  EXPECT_GT(s.pgsteal_kswapd + s.pgsteal_direct, SIZE / PAGE / 2);
-}
-
-TEST_P(RegionFile, stores_are_in_the_file_after_msync_and_after_unmapping) {
-  constexpr uint64_t SIZE = 48 * MiB;
-  HostFile file(SIZE);
-  Region region = create();
-  {
-    MappedFile mapped = must_map(region, file.fd(), 0, SIZE, RW, MAP_SHARED);
-    for (uint64_t at = 0; at < SIZE; at += PAGE) mapped.bytes()[at + at / PAGE % PAGE] = byte_of(2, at);
-    EXPECT_EQ(mapped.sync(MS_SYNC), 0);
-    uint64_t wrong = 0;
-    for (uint64_t at = 0; at < SIZE; at += PAGE) wrong += file.byte(at + at / PAGE % PAGE) != byte_of(2, at) ? 1 : 0;
-    EXPECT_EQ(wrong, 0u);
-    EXPECT_EQ(region.stats().dirty_pages, 0u);
-    for (uint64_t at = 0; at < SIZE; at += PAGE) mapped.bytes()[at + at / PAGE % PAGE] = byte_of(3, at);
-    EXPECT_EQ(mapped.close(), 0);
-  }
-  uint64_t wrong = 0;
+  Region region = must_create();
+  auto mapped = region.map_file(file.fd(), 0, SIZE, WRITE, MAP_SHARED);
+  ASSERT_TRUE(mapped) << mapped.error();
+  EXPECT_EQ(mapped->size(), SIZE);
   for (uint64_t page = 0; page < SIZE; page += PAGE) {
-    const std::vector<std::byte> now = file.bytes(page, PAGE);
-    for (uint64_t i = 0; i < PAGE; ++i)
-      wrong += now[i] != (i == page / PAGE % PAGE ? byte_of(3, page) : byte_of(1, page + i)) ? 1 : 0;
+    ASSERT_EQ(mapped->bytes()[page + 1], byte_of(1, page + 1));
+    mapped->bytes()[page] = byte_of(2, page);
+    region.bytes()[page % region.size()] = std::byte{1};
   }
-  EXPECT_EQ(wrong, 0u);
+  const weir::RegionStats s = region.stats();
+  EXPECT_GT(s.file_pages, 0u);
+  EXPECT_LE(s.host_resident_pages, s.ram_pages);
+  EXPECT_EQ(mapped->advise(MADV_SEQUENTIAL), 0);
+  EXPECT_EQ(mapped->advise(MADV_WIPEONFORK), EINVAL);
+  EXPECT_EQ(mapped->sync(MS_SYNC), 0);
+  EXPECT_EQ(region.stats().dirty_pages, 0u);
+  for (uint64_t page = 0; page < SIZE; page += PAGE) ASSERT_EQ(file.byte(page), byte_of(2, page));
+  EXPECT_EQ(mapped->close(), 0);
+  EXPECT_EQ(mapped->close(), 0) << "once";
   EXPECT_EQ(region.stats().file_pages, 0u);
+  const auto refused = region.map_file(-1, 0, PAGE, READ, MAP_SHARED);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error(), std::strerror(EBADF));
+}
+
+TEST(RegionFile, two_regions_on_one_file_see_what_the_other_has_synced) {
+  HostFile file(64 * PAGE);
+  Region a = must_create(), b = must_create();
+  auto in_a = a.map_file(file.fd(), 0, 64 * PAGE, WRITE, MAP_SHARED);
+  auto in_b = b.map_file(file.fd(), 0, 64 * PAGE, READ, MAP_SHARED);
+  ASSERT_TRUE(in_a && in_b);
+  EXPECT_EQ(in_b->bytes()[3 * PAGE], byte_of(1, 3 * PAGE));
+  in_a->bytes()[3 * PAGE] = std::byte{77};
+  EXPECT_EQ(in_a->sync(MS_SYNC), 0);
+  EXPECT_EQ(in_b->sync(MS_INVALIDATE), 0);
+  EXPECT_EQ(in_b->bytes()[3 * PAGE], std::byte{77});
+}
+
+TEST(RegionFile, a_region_that_goes_writes_what_was_stored) {
+  HostFile file(64 * PAGE);
+  {
+    Region region = must_create();
+    void* at = nullptr;
+    auto mapped = region.map_file(file.fd(), PAGE, 8 * PAGE, WRITE, MAP_SHARED);
+    ASSERT_TRUE(mapped);
+    at = mapped->data();
+    static_cast<std::byte*>(at)[5] = std::byte{9};
+    // Moved, the mapping goes with its new owner, before the region.
+    const MappedFile owner = std::move(*mapped);
+    EXPECT_EQ(owner.data(), at);
+  }
+  EXPECT_EQ(file.byte(PAGE + 5), std::byte{9});
+}
+
+TEST(RegionFileC, map_sync_advise_unmap_and_what_is_refused) {
+  HostFile file(64 * PAGE);
+  weir_region_options o;
+  weir_region_options_init(&o);
+  o.size = MiB;
+  o.ram = 8 * MiB;
+  char why[512];
+  weir_region* region = weir_region_create(&o, why, sizeof why);
+  ASSERT_NE(region, nullptr) << why;
+  void* at = nullptr;
+  EXPECT_EQ(weir_region_map_file(nullptr, file.fd(), 0, PAGE, READ, MAP_SHARED, &at), EINVAL);
+  EXPECT_EQ(weir_region_map_file(region, file.fd(), 0, PAGE, READ, MAP_SHARED, nullptr), EINVAL);
+  EXPECT_EQ(weir_region_map_file(region, file.fd(), 0, PAGE, READ, MAP_SHARED | MAP_FIXED, &at), EINVAL);
+  EXPECT_EQ(weir_region_map_file(region, file.fd(), 7, PAGE, READ, MAP_SHARED, &at), EINVAL);
+  EXPECT_EQ(at, nullptr);
+  ASSERT_EQ(weir_region_map_file(region, file.fd(), 0, 64 * PAGE, WRITE, MAP_SHARED, &at), 0);
+  auto* bytes = static_cast<std::byte*>(at);
+  EXPECT_EQ(bytes[PAGE], byte_of(1, PAGE));
+  bytes[PAGE] = std::byte{3};
+  EXPECT_EQ(weir_region_sync_file(region, at, 64 * PAGE, MS_SYNC), 0);
+  EXPECT_EQ(file.byte(PAGE), std::byte{3});
+  EXPECT_EQ(weir_region_sync_file(region, at, 64 * PAGE, MS_SYNC | MS_ASYNC), EINVAL);
+  EXPECT_EQ(weir_region_advise_file(region, at, 64 * PAGE, MADV_WILLNEED), 0);
+  EXPECT_EQ(weir_region_unmap_file(region, bytes + 1, PAGE), EINVAL);
+  EXPECT_EQ(weir_region_unmap_file(region, weir_region_data(region), PAGE), EINVAL);
+  // A part, then all.
+  EXPECT_EQ(weir_region_unmap_file(region, bytes + 8 * PAGE, 8 * PAGE), 0);
+  EXPECT_EQ(bytes[7 * PAGE], byte_of(1, 7 * PAGE));
+  EXPECT_EQ(bytes[16 * PAGE], byte_of(1, 16 * PAGE));
+  EXPECT_EQ(weir_region_sync_file(region, at, 64 * PAGE, MS_SYNC), ENOMEM);
+  EXPECT_EQ(weir_region_unmap_file(region, at, 64 * PAGE), 0);
+  weir_region_destroy(region);
 }
 
 }  // namespace

@@ -323,9 +323,11 @@ bool UffdMmu::captured(Page& page) {
   if ((page_mapped(page) && !file) || mm_ == nullptr) return false;
   FlushEntry entry{mm_, VirtAddr(mapped_at_[pfn(page)].load(std::memory_order_relaxed)), &page};
   ScopedLock guard(window(entry.address));
-  if (file && kind(page) != Kind::mapped) return true;
-  if (!still_maps(entry, Purpose::flush)) {
-    if (file) return false;
+  if (file) {
+    if (kind(page) != Kind::mapped) return true;  // its range was zapped
+    const Pte pte = load(tables_->walk(*mm_, entry.address));
+    if (pte_present(pte) && pte_pfn(pte) == mem_->pfn(page) && pte_write(pte)) return false;
+  } else if (!still_maps(entry, Purpose::flush)) {
     // No PTE leads to it any more: its bytes were given up with the range, and are nobody's.
     set(page, Kind::zero);
     return true;

@@ -33,6 +33,7 @@ struct HostThread : Thread {
   std::atomic<uint32_t> park{EMPTY};
   // Kthreads: not 0 until the thread's last use of its stack; the host clears it and wakes who waits.
   std::atomic<uint32_t> alive{0};
+  std::atomic<uint32_t> started{0};               ///< kthread_start has been called
   std::atomic<uint32_t> next_free{0};             // index + 1 in its pool
   std::atomic<EngineThread*> own_stack{nullptr};  // stays with the place
   char* tls = nullptr;
@@ -315,6 +316,8 @@ void HostWorld::kthread_main(void* arg) {
   HostWorld& w = *t.host;
   sys::call(SYS_prctl, PR_SET_NAME, sys::arg(t.comm));
   if (w.options_.kthread_start != nullptr) w.options_.kthread_start(w.options_.kthread_start_data);
+  t.started.store(1, std::memory_order_release);
+  sys::futex_wake(t.started, 1);
   t.function(t.argument);
   lockdep_thread_idle(t);
 }
@@ -382,6 +385,7 @@ Thread* HostWorld::kthread_create(void (*fn)(void*), void* data, const char* nam
   t->function = fn;
   t->argument = data;
   t->alive.store(1, std::memory_order_relaxed);
+  t->started.store(0, std::memory_order_relaxed);
   nr_kthreads_.fetch_add(1, std::memory_order_relaxed);
   // The clone inherits the mask: no handler of the program ever runs in a kthread.
   const sys::SignalMask mask = sys::set_signal_mask(sys::ALL_SIGNALS);
@@ -391,6 +395,14 @@ Thread* HostWorld::kthread_create(void (*fn)(void*), void* data, const char* nam
   nr_kthreads_.fetch_sub(1, std::memory_order_relaxed);
   kthreads_.give(*t);
   return nullptr;
+}
+
+void HostWorld::wait_for_kthread_starts() {
+  for (unsigned i = 0; i < MAX_KTHREADS; ++i) {
+    HostThread& t = kthreads_.slots[i];
+    while (t.alive.load(std::memory_order_acquire) != 0 && t.started.load(std::memory_order_acquire) == 0)
+      sys::futex_wait(t.started, 0);
+  }
 }
 
 void HostWorld::kthread_stop(Thread& thread) {

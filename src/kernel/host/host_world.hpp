@@ -67,6 +67,10 @@ class HostWorld final : public World {
   /// The kthreads are not here; their Threads become free.
   void forget_kthreads();
 
+  /// Every kthread that exists has called Options::kthread_start. Whoever creates or stops one meanwhile is waited for,
+  /// or not.
+  void wait_for_kthread_starts();
+
   /// Where all threads record, present and future; null turns recording off. A running thread may miss it until its
   /// next function.
   void set_sink(FlowSink* sink);
