@@ -2,11 +2,12 @@
 #   make build   set-up, and the command at build/release/bin/weir
 #   make test    set-up, and all tests but the long ones
 #   make demo    set-up, build, and the main job shown
+#   make soak    the file exerciser for an hour (WEIR_SOAK_SECONDS): simulated, live and the host's own files
 JOBS ?= 2
 RUN_TESTS := python3 scripts/run_tests.py --jobs $(JOBS)
 
 .DEFAULT_GOAL := build
-.PHONY: build setup test test-long conformance asan tsan demo bench lint lint-changed format clean
+.PHONY: build setup test test-long soak conformance asan tsan demo bench lint lint-changed format clean
 
 setup:
 	@bash scripts/setup.sh
@@ -31,6 +32,13 @@ test-long: setup build/debug/build.ninja build/release/build.ninja
 	-cmake --build build/debug -j$(JOBS) --target tests_unit tests_flows tests_model -- -k 0
 	-cmake --build build/release -j$(JOBS) --target product tests_all -- -k 0
 	WEIR_LONG=1 $(RUN_TESTS) --time-limit 7200 --python build/debug=unit,flows,model build/release=unit,flows,model,live
+
+# Seven kinds of runs share the time; each says once a minute how far it is.
+soak: WEIR_SOAK_SECONDS ?= 3600
+soak: setup build/release/build.ninja
+	cmake --build build/release -j$(JOBS) --target test_fsx test_live_fsx
+	WEIR_SOAK_SECONDS=$$(($(WEIR_SOAK_SECONDS) / 7)) build/release/tests/model/test_fsx
+	WEIR_SOAK_SECONDS=$$(($(WEIR_SOAK_SECONDS) / 7)) build/release/tests/live/test_live_fsx
 
 # Each held flow against the documents, with the steps that its run shows; a fault that flows and invariants must notice, and one
 # for each invariant.

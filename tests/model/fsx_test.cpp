@@ -3,9 +3,7 @@
 // The file exerciser (fsx.hpp) on a simulated machine with little memory, under each kernel, and, unchanged, on the
 // host's own files.
 //
-//   test_fsx                   some seeds
-//   WEIR_LONG=1 test_fsx       10,000 of each kind
-//   WEIR_SEEDS=500 ...         so many        WEIR_SEED=17 test_fsx      one
+//   test_fsx                   some seeds; more: fsx_seeds.hpp
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mman.h>
@@ -13,30 +11,10 @@
 
 #include "model/child.hpp"
 #include "model/fsx_machine.hpp"
+#include "model/fsx_seeds.hpp"
 
 namespace weir::model {
 namespace {
-
-template <class Run>
-void run_seeds(const char* what, uint64_t seeds, Run&& run) {
-  uint64_t first = 1;
-  uint64_t last = number_from_environment("WEIR_SEEDS", std::getenv("WEIR_LONG") != nullptr ? 10000 : seeds);
-  if (std::getenv("WEIR_SEED") != nullptr) first = last = number_from_environment("WEIR_SEED", 1);
-  FsxTotals all;
-  unsigned failed = 0;
-  for (uint64_t seed = first; seed <= last && failed < 3; ++seed) {
-    const std::string found = run(seed, all);
-    if (found.empty() && !testing::Test::HasFailure()) continue;
-    ADD_FAILURE() << what << ", seed " << seed << ": " << found;
-    ++failed;
-  }
-  std::printf(
-      "fsx, %s: seeds %lu-%lu: %lu operations, %lu bytes compared, %lu errors, %lu fsyncs, %lu looks at the disk"
-      " (%lu bytes promised)\n",
-      what, first, last, all.ops, all.compared, all.errors, all.synced, all.looks, all.promised);
-  if (last - first < 20) return;
-  EXPECT_GT(all.compared, 1'000'000u);  // a run that tests nothing must not pass
-}
 
 TEST(Fsx, AMachinesFileIsAByteArrayAndWhatFsyncPromisedIsOnTheDisk) {
   run_seeds("a machine", 200, [](uint64_t seed, FsxTotals& all) { return machine_run(seed, Disk::sound, all); });
