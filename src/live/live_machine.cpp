@@ -850,22 +850,27 @@ unsigned LiveMachine::verify() {
   struct Call {
     Parts& p;
     unsigned broken = 0;
+    bool done = false;
   } call{p};
-  p.world->enter_exclusive(
-      [](void* arg) {
-        auto& c = *static_cast<Call*>(arg);
-        const size_t bytes = page_align_up(c.p.machine->verify_scratch_bytes());
-        const long scratch =
-            raw_syscall(SYS_mmap, 0L, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
-        if (scratch < 0 && scratch > -4096) return;
-        PrintingSink sink;
-        c.broken = c.p.machine->verify({reinterpret_cast<std::byte*>(scratch), bytes}, sink);
-        raw_syscall(SYS_munmap, scratch, bytes);
-        HostPages host(*c.p.machine, *c.p.task->mm, sink);
-        c.broken += c.p.mmu->verify(host);
-      },
-      &call, p.task);
-  return call.broken;
+  const auto check = [](void* arg) {
+    auto& c = *static_cast<Call*>(arg);
+    // What kthreads have sent off ends outside.
+    if (c.p.machine->bios.in_flight() != 0) return;
+    c.done = true;
+    const size_t bytes = page_align_up(c.p.machine->verify_scratch_bytes());
+    const long scratch = raw_syscall(SYS_mmap, 0L, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0L);
+    if (scratch < 0 && scratch > -4096) return;
+    PrintingSink sink;
+    c.broken = c.p.machine->verify({reinterpret_cast<std::byte*>(scratch), bytes}, sink);
+    raw_syscall(SYS_munmap, scratch, bytes);
+    HostPages host(*c.p.machine, *c.p.task->mm, sink);
+    c.broken += c.p.mmu->verify(host);
+  };
+  for (;;) {
+    p.world->enter_exclusive(check, &call, p.task);
+    if (call.done) return call.broken;
+    p.world->enter([](void*) { (void)world().schedule_timeout(1_ms); }, nullptr, p.task);
+  }
 }
 
 }  // namespace weir

@@ -174,8 +174,8 @@ class LiveMachine {
   [[nodiscard]] Delivery delivery() const { return options_.delivery; }
   /// The recording so far. Errors: ENOENT (no recorder), EIO.
   Result<void> write_recording(int fd);
-  /// Every invariant of the machine and of its host pages, at rest: nobody else may run in it. Prints what is broken;
-  /// returns how many.
+  /// Every invariant of the machine and of its host pages, at rest: nobody else may run in it; what is being read or
+  /// written is waited for. Prints what is broken; returns how many.
   unsigned verify();
   /// Lower or raise the budget, not above what create() was given. Returns what is reached, in bytes.
   Bytes set_ram(Bytes ram);

@@ -255,6 +255,7 @@ void Flusher::bdi_thread(void* wb) {
   for (;;) {
     self.wait_for_work(device);
     if (kthread_should_stop()) return;
+    KthreadPass pass;
     (self.*self.workfn_)(device);
   }
 }
