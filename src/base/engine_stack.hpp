@@ -22,8 +22,23 @@ inline constexpr size_t ENGINE_STACK_SIZE = size_t{256} << 10;
 class World;
 struct Thread;
 class FlowSink;
+/// Where this stack's events go in a ring (record/ring.hpp); of other sinks' business nothing is here.
+struct FlowLane {
+  uint64_t ring = 0;          ///< which ring the rest is about; 0: none
+  uint64_t* block = nullptr;  ///< this lane's, with room from `at` to `end`
+  uint64_t* at = nullptr;
+  uint64_t* end = nullptr;
+  uint64_t* stop = nullptr;  ///< where the block ends, or the clock is to be read
+  uint64_t time = 0;         ///< of the last event
+  uint32_t calls = 0;        ///< entered in this block and not left
+  uint32_t number = 0;       ///< among the ring's lanes
+  int32_t tid = 0;
 
-/// What lies at the bottom of every engine stack. Immutable while code runs there, but for `sink`.
+  /// Time has passed without events, or another thread runs here: the next event looks.
+  void interrupt() { stop = at; }
+};
+
+/// What lies at the bottom of every engine stack. Immutable while code runs there, but for `sink` and `lane`.
 struct EngineThread {
   static constexpr uint64_t MAGIC = 0x7765697273746b31;  // "weirstk1"
   uint64_t magic = MAGIC;
@@ -32,6 +47,7 @@ struct EngineThread {
   /// The kernel/ world that runs this stack, and the thread that runs on it; null on a bare stack (tests of base/).
   World* world = nullptr;
   Thread* thread = nullptr;
+  FlowLane lane;
 };
 
 /// The bottom of the stack this code runs on. Only on an engine stack.

@@ -7,6 +7,7 @@
 //   Page* do_x(...) {
 //     WEIR_FLOW(address, entry);                        // entered; left when the scope ends. Recorded as __func__.
 //     WEIR_STATE(swap_map, entry.val, before, after);   // subject, old, new
+//     WEIR_RETURNS(pfn);                                // what it returns, where that matters: said before it does
 //   }
 #pragma once
 
@@ -15,6 +16,7 @@
 #include <type_traits>
 
 #include "base/engine_stack.hpp"
+#include "base/flow_details.hpp"
 
 namespace weir {
 
@@ -116,11 +118,13 @@ enum class State : uint16_t {
       count
 };
 
-/// One place that records: constant data in the binary. `file` is the base name.
+/// One place that records: data in the binary. `file` is the base name.
 struct FlowSite {
   const char* function;
   const char* file;
   const char* arguments;  ///< the expressions, comma separated, as written
+  /// Of the process's sites, from 1 on by first use; 0: not used yet. A sink's own: by atomic_ref.
+  mutable uint32_t number = 0;
 };
 
 [[nodiscard]] constexpr const char* base_name(const char* path) {
@@ -135,11 +139,15 @@ class FlowSink {
  public:
   virtual void enter(const FlowSite& site, uint64_t a, uint64_t b, uint64_t c) = 0;
   virtual void leave(const FlowSite& site) = 0;
+  /// In place of leave() for a function that said what it returns.
+  virtual void leave_with(const FlowSite& site, uint64_t /*result*/) { leave(site); }
   virtual void state(const FlowSite& site, State what, uint64_t subject, uint64_t before, uint64_t after) = 0;
 
   /// The first of the machine's Pages, so that a page finds its number itself; bootmem says it. Null: what a page says
   /// of itself (flags, count) is not recorded.
   const void* mem_map = nullptr;
+  /// Are the functions of flow_details.hpp told as well?
+  bool details = true;
 
  protected:
   ~FlowSink() = default;
@@ -157,6 +165,9 @@ template <class T>
   }
 }
 
+enum class FlowLevel : uint8_t { step, detail };
+
+template <FlowLevel LEVEL>
 class FlowScope {
  public:
   FlowScope(const FlowScope&) = delete;
@@ -165,17 +176,33 @@ class FlowScope {
   [[gnu::always_inline]] explicit FlowScope(const FlowSite& site, const Args&... args)
       : site_(site), sink_(engine_thread().sink) {
     if (__builtin_expect(sink_ != nullptr, 0)) {
+      if (LEVEL == FlowLevel::detail && !sink_->details) {
+        sink_ = nullptr;
+        return;
+      }
       const uint64_t v[3 + sizeof...(args)] = {flow_value(args)...};
       sink_->enter(site_, v[0], v[1], v[2]);
     }
   }
   [[gnu::always_inline]] ~FlowScope() {
-    if (__builtin_expect(sink_ != nullptr, 0)) sink_->leave(site_);
+    if (__builtin_expect(sink_ == nullptr, 1)) return;
+    if (has_result_)
+      sink_->leave_with(site_, result_);
+    else
+      sink_->leave(site_);
+  }
+  [[nodiscard]] [[gnu::always_inline]] bool recording() const { return __builtin_expect(sink_ != nullptr, 0); }
+  /// What the function returns; the last word stands. Only while recording().
+  [[gnu::always_inline]] void returns(uint64_t result) {
+    result_ = result;
+    has_result_ = true;
   }
 
  private:
   const FlowSite& site_;
   FlowSink* sink_;
+  uint64_t result_ = 0;
+  bool has_result_ = false;
 };
 
 /// The file that a function is recorded under. A room whose functions stand in several files says after its includes
@@ -184,7 +211,15 @@ class FlowScope {
 
 #define WEIR_FLOW(...)                                                                             \
   static constinit const ::weir::FlowSite weir_flow_site_{__func__, WEIR_FLOW_FILE, #__VA_ARGS__}; \
-  const ::weir::FlowScope weir_flow_scope_(weir_flow_site_ __VA_OPT__(, ) __VA_ARGS__)
+  static constexpr ::weir::FlowLevel weir_flow_level_ =                                            \
+      ::weir::flow_detail(__func__) ? ::weir::FlowLevel::detail : ::weir::FlowLevel::step;         \
+  ::weir::FlowScope<weir_flow_level_> weir_flow_scope_(weir_flow_site_ __VA_OPT__(, ) __VA_ARGS__)
+
+/// In a function with a WEIR_FLOW, before a return. Off, `value` is not computed.
+#define WEIR_RETURNS(value)                                                                \
+  do {                                                                                     \
+    if (weir_flow_scope_.recording()) weir_flow_scope_.returns(::weir::flow_value(value)); \
+  } while (0)
 
 #define WEIR_STATE(what, subject, before, after)                                                                   \
   do {                                                                                                             \

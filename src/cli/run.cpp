@@ -30,9 +30,11 @@
 #include "cli/verbs.hpp"
 #include "live/cgroup.hpp"
 #include "live/elf_check.hpp"
+#include "live/left_recording.hpp"
 #include "live/shared.hpp"
 #include "live/swap_spec.hpp"
 #include "mm/vmstat.hpp"
+#include "record/ring.hpp"
 
 namespace weir::cli {
 
@@ -138,6 +140,10 @@ RunOptions parse(int argc, char** argv, int& exit_code) {
   }
   exit_code = -1;
 
+  const std::optional<Bytes> n = parse_size(events);
+  if (!n || n->v < 1024 || n->v > (uint64_t{1} << 26))
+    throw RunError(fmt::format("--record-events {}: wants 1K to 64M", events));
+  if (!o.record.empty() || !o.page.empty()) o.record_events = n->v;
   if (!ram.empty()) {
     const Bytes machine(static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * PAGE_SIZE);
     const std::optional<Bytes> bytes = parse_size(ram, machine);
@@ -149,17 +155,14 @@ RunOptions parse(int argc, char** argv, int& exit_code) {
     if (!limit)
       throw RunError(
           "no --ram given, and there is no memory cgroup limit to take it from; say how much, like --ram 256M");
-    const Bytes room = head_room(limit->limit);
+    // The ring lies beside the budget.
+    const Bytes room = head_room(limit->limit) + Bytes(o.record_events != 0 ? FlowRing::bytes_for(o.record_events) : 0);
     if (limit->limit < room + 8_MiB)
       throw RunError(fmt::format("the limit in {} is {}: too little to work in", limit->file, human(limit->limit.v)));
     o.ram = limit->limit - room;
     o.ram_from = limit->file;
   }
   if (o.ram < 4_MiB) throw RunError(fmt::format("--ram {}: at least 4M are needed", human(o.ram.v)));
-  const std::optional<Bytes> n = parse_size(events);
-  if (!n || n->v < 1024 || n->v > (uint64_t{1} << 26))
-    throw RunError(fmt::format("--record-events {}: wants 1K to 64M", events));
-  if (!o.record.empty() || !o.page.empty()) o.record_events = n->v;
   if (o.swaps.empty()) o.swaps = default_swaps();
   if (o.swaps.size() > live::MAX_SWAP_SPECS)
     throw RunError(fmt::format("--swap: at most {} areas", live::MAX_SWAP_SPECS));
@@ -171,7 +174,7 @@ RunOptions parse(int argc, char** argv, int& exit_code) {
 
 SharedRun& share(const RunOptions& o, int& fd) {
   fd = static_cast<int>(memfd_create("weir-run", MFD_CLOEXEC));
-  if (fd < 0 || ftruncate(fd, sizeof(SharedRun)) != 0)
+  if (fd < 0 || ftruncate(fd, static_cast<off_t>(live::run_file_bytes(o.record_events))) != 0)
     throw RunError(fmt::format("memfd_create: {}", std::strerror(errno)));
   void* p = mmap(nullptr, sizeof(SharedRun), PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
   if (p == MAP_FAILED) throw RunError(fmt::format("mmap: {}", std::strerror(errno)));
@@ -223,6 +226,21 @@ void pass_signals() {
   for (const int s : {SIGINT, SIGQUIT}) sigaction(s, &sa, nullptr);
 }
 
+/// Of a program that could not write it itself.
+void write_recordings(const SharedRun& run, int fd, int wait_status) {
+  const std::string ended = WIFSIGNALED(wait_status) ? fmt::format("killed by signal {} (SIG{})", WTERMSIG(wait_status),
+                                                                   sigabbrev_np(WTERMSIG(wait_status)))
+                                                     : fmt::format("exited {}", WEXITSTATUS(wait_status));
+  for (const ProcessSlot& slot : run.slots) {
+    const int32_t pid = slot.pid.load();
+    if (pid == 0) continue;
+    const bool first = pid == run.slots[0].pid.load();
+    if (!live::write_left_recording(run, fd, slot, pid,
+                                    first ? std::string_view(ended) : "killed, or running when weir run ended"))
+      fmt::print(stderr, "weir run: --record {}: cannot be written\n", live::record_path(run, pid).text);
+  }
+}
+
 int start_and_wait(const RunOptions& o, const std::string& path, SharedRun& run, int fd) {
   const std::string preload = preload_library();
   const char* others = std::getenv("LD_PRELOAD");
@@ -231,8 +249,6 @@ int start_and_wait(const RunOptions& o, const std::string& path, SharedRun& run,
   std::vector<char*> argv;
   for (const std::string& a : o.program) argv.push_back(const_cast<char*>(a.c_str()));
   argv.push_back(nullptr);
-  (void)run;
-
   sigset_t all, old;
   sigfillset(&all);
   sigprocmask(SIG_BLOCK, &all, &old);
@@ -260,6 +276,7 @@ int start_and_wait(const RunOptions& o, const std::string& path, SharedRun& run,
       kill(pid, SIGCONT);
       continue;
     }
+    if (o.record_events != 0) write_recordings(run, fd, status);
     if (WIFEXITED(status)) return WEXITSTATUS(status);
     return 128 + WTERMSIG(status);
   }

@@ -285,6 +285,7 @@ class KthreadPass {
     if (gate_ == nullptr) return;
     gate_->down_read_overtaking();
     t.flags |= PF_IN_PASS;
+    engine_thread().lane.interrupt();
   }
   ~KthreadPass() {
     if (gate_ == nullptr) return;

@@ -133,6 +133,10 @@ void LiveMachine::child_after_fork() {
       {.user = p.fds.user, .staging = p.fds.staging, .must_wake = options_.delivery == Delivery::thread});
   p.mmu->forget_waiters();
 
+  if (p.ring != nullptr) {
+    p.ring->restart();
+    name_recording();
+  }
   if (!p.world->restart_after_fork()) bug("the child's timer thread cannot be started", __FILE__, __LINE__);
   Machine& m = *p.machine;
   m.node.kswapd = nullptr;

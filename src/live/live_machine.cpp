@@ -207,22 +207,9 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
     return false;
   }
 
-  if (options.recorder_ring != 0) {
-    p.recorder_bytes = page_align_up(sizeof(Recorder)) + page_align_up(options.recorder_ring);
-    char* at = reserve(p.recorder_bytes, PROT_READ | PROT_WRITE);
-    if (at == nullptr) {
-      explain(error, "the host has no memory for the recording", "make it smaller");
-      return false;
-    }
-    p.recorder = ::new (static_cast<void*>(at)) Recorder(std::span(
-        reinterpret_cast<std::byte*>(at) + page_align_up(sizeof(Recorder)), page_align_up(options.recorder_ring)));
-    p.recorder->fact("kernel", "4.14");
-    p.recorder->fact("world", "live");
-    char number[24];
-    std::snprintf(number, sizeof number, "%llu", static_cast<unsigned long long>(frames));
-    p.recorder->fact("ram_pages", number);
-    std::snprintf(number, sizeof number, "%llu", static_cast<unsigned long long>(PAGE_SIZE));
-    p.recorder->fact("page_size", number);
+  if (!options.ring.empty()) {
+    p.ring = ::new (static_cast<void*>(p.ring_place)) FlowRing(options.ring, options.record_events);
+    name_recording();
   }
 
   p.world = ::new (static_cast<void*>(p.world_place)) HostWorld({
@@ -235,7 +222,7 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
     p.world = nullptr;
     return false;
   }
-  if (p.recorder != nullptr) p.world->set_sink(p.recorder);
+  if (p.ring != nullptr) p.world->set_sink(p.ring);
 
   UffdMmu::Options mmu{.staging = reinterpret_cast<std::byte*>(p.staging),
                        .staging_slots = static_cast<uint32_t>(p.staging_bytes >> PAGE_SHIFT),
@@ -243,10 +230,9 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
                        .end = reinterpret_cast<uint64_t>(range_) + range_bytes_};
   if (::getrandom(mmu.secret, sizeof mmu.secret, 0) != sizeof mmu.secret) mmu.secret[0] = p.world->now().v;
   p.zram_bytes = zram_metadata(options, p.world->nr_cpus(), p.zram_options);
-  mmu.reserve = p.zram_bytes + ENGINE_OVERHEAD + page_align_up(sizeof(Parts)) + p.recorder_bytes;
+  mmu.reserve = p.zram_bytes + ENGINE_OVERHEAD + page_align_up(sizeof(Parts));
   if (mmu.reserve + (2 << 20) > options.ram.v) {
-    explain(error, "the RAM budget is too small for the engine's own tables",
-            "raise it, or make zram's size or the recording smaller");
+    explain(error, "the RAM budget is too small for the engine's own tables", "raise it, or make zram's size smaller");
     return false;
   }
   p.mmu = ::new (static_cast<void*>(p.mmu_place)) UffdMmu(mmu);
@@ -310,6 +296,10 @@ bool LiveMachine::boot(LiveError& error) {
     return false;
   }
   p.task = *task;
+  if (p.ring != nullptr) {
+    p.ring->set_process(p.task->pid);
+    p.ring->names().task(current().tid, p.task->pid, comm);
+  }
   Mm& mm = *p.task->mm;
   mm.mmap_base = VirtAddr(reinterpret_cast<uint64_t>(range_) + range_bytes_);
   mm.task_size = mm.mmap_base;
@@ -420,7 +410,6 @@ void LiveMachine::destroy(LiveMachine* live) {
   if (live->range_ != nullptr) ::munmap(live->range_, live->range_bytes_);
   if (p.arena != nullptr) ::munmap(p.arena, p.arena_bytes);
   if (p.staging != nullptr) ::munmap(p.staging, p.staging_bytes);
-  if (p.recorder != nullptr) ::munmap(p.recorder, p.recorder_bytes);
   ::munmap(live, page_align_up(sizeof(LiveMachine)) + page_align_up(sizeof(Parts)));
 }
 
@@ -488,6 +477,7 @@ void LiveMachine::fault_thread(void* arg) {
   Parts& p = *live.parts_;
   Thread& self = current();
   self.task = p.task;
+  if (p.ring != nullptr) p.ring->names().task(self.tid, p.task->pid, self.comm);
   self.flags |= PF_HAS_FILES;  // started after the swap areas
   const int epoll = epoll_of_faults(p.fds);
   while (!kthread_should_stop()) {
@@ -795,9 +785,22 @@ void LiveMachine::count(LiveStats& out) {
   }
 }
 
-Result<void> LiveMachine::write_recording(int fd) {
-  if (parts_->recorder == nullptr) return Errno::noent;
-  if (!parts_->recorder->write(output_to_fd(fd))) return Errno::io;
+/// What is true of the whole run, and who is who.
+void LiveMachine::name_recording() {
+  Parts& p = *parts_;
+  FlowNames& names = p.ring->names();
+  names.fact("kernel", "4.14");
+  names.fact("world", "live");
+  char number[24];
+  std::snprintf(number, sizeof number, "%llu", static_cast<unsigned long long>(p.frames.v));
+  names.fact("ram_pages", number);
+  std::snprintf(number, sizeof number, "%llu", static_cast<unsigned long long>(PAGE_SIZE));
+  names.fact("page_size", number);
+}
+
+Result<void> LiveMachine::write_recording(int fd, std::string_view ended) {
+  if (parts_->ring == nullptr) return Errno::noent;
+  if (!write_ring(parts_->ring->memory(), ended, output_to_fd(fd))) return Errno::io;
   return {};
 }
 

@@ -23,6 +23,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <string_view>
 
 #include "arch/uffd/uffd_mmu.hpp"
 #include "arch/uffd/uffd_open.hpp"
@@ -54,8 +55,11 @@ struct LiveOptions {
   Delivery delivery = Delivery::signal;
   Bytes address_space{uint64_t{1} << 38};  ///< for managed memory; costs nothing until mapped. Less where limits are
   Bytes least_address_space{};             ///< but not less than that, and twice `ram`
-  size_t recorder_ring = 0;                ///< bytes for the last events; 0: no recording
-  unsigned fault_threads = 2;              ///< thread delivery: 1…8
+  /// Where the last events go: FlowRing::bytes_for(record_events) of zeroes, which outlive the machine and are not part
+  /// of `ram`. Empty: no recording. Shared memory is the parent's: do_fork puts other memory in its place in a child.
+  std::span<std::byte> ring;
+  uint64_t record_events = 0;
+  unsigned fault_threads = 2;   ///< thread delivery: 1…8
   int userfaultfd_device = -1;  ///< an open /dev/userfaultfd that somebody with the right handed over; not closed
   bool quiet_boot = false;      ///< no line on stderr for each swap area
   /// RAM and swap are full, and somebody will be killed for it: can the budget grow? On an engine stack, may sleep; may
@@ -172,8 +176,8 @@ class LiveMachine {
   // ---- what it does
   void stats(LiveStats& out);
   [[nodiscard]] Delivery delivery() const { return options_.delivery; }
-  /// The recording so far. Errors: ENOENT (no recorder), EIO.
-  Result<void> write_recording(int fd);
+  /// The recording so far; `ended`, if not empty, says in it how the program ended. Errors: ENOENT (no ring), EIO.
+  Result<void> write_recording(int fd, std::string_view ended = {});
   /// Every invariant of the machine and of its host pages, at rest: nobody else may run in it; what is being read or
   /// written is waited for. Prints what is broken; returns how many.
   unsigned verify();
@@ -213,6 +217,7 @@ class LiveMachine {
   template <class Fn>
   Result<void> for_each_file_part(VirtAddr start, VirtAddr end, Fn fn);
   void count(LiveStats& out);
+  void name_recording();
   [[noreturn]] void die();
 
   // live_signal.cpp

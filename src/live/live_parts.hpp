@@ -14,7 +14,7 @@
 #include "kernel/host/host_world.hpp"
 #include "live/live_machine.hpp"
 #include "mm/machine.hpp"
-#include "record/recorder.hpp"
+#include "record/ring.hpp"
 
 namespace weir {
 
@@ -72,8 +72,7 @@ struct LiveMachine::Parts final : Executioner, Pressure {
   char* staging = nullptr;
   size_t arena_bytes = 0, staging_bytes = 0;
   Files fds;
-  Recorder* recorder = nullptr;  // in a mapping of recorder_bytes
-  size_t recorder_bytes = 0;
+  FlowRing* ring = nullptr;
   HostWorld* world = nullptr;
   UffdMmu* mmu = nullptr;
   Machine* machine = nullptr;
@@ -106,6 +105,7 @@ struct LiveMachine::Parts final : Executioner, Pressure {
   static_assert(MAX_FILES < MAX_BDIS);
   bool has_flusher = false;  // layout lock
 
+  alignas(FlowRing) std::byte ring_place[sizeof(FlowRing)];
   alignas(HostWorld) std::byte world_place[sizeof(HostWorld)];
   alignas(UffdMmu) std::byte mmu_place[sizeof(UffdMmu)];
   alignas(Machine) std::byte machine_place[sizeof(Machine)];

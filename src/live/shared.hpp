@@ -6,6 +6,9 @@
 //   process:  reads the options, claims a ProcessSlot, keeps its counters there as it goes
 //   launcher: at the end reads all slots: so a process that was killed has left its counters too
 //
+// When a recording is wanted, a ring for each slot lies behind the SharedRun in the file (live/left_recording.hpp): a
+// process that is killed has left its last events as well.
+//
 // Plain data and atomics only; every process has its own mapping at its own address.
 #pragma once
 
@@ -17,7 +20,7 @@
 namespace weir::live {
 
 inline constexpr uint64_t RUN_MAGIC = 0x6e75722d72696577;  // "weir-run"
-inline constexpr uint32_t RUN_VERSION = 3;
+inline constexpr uint32_t RUN_VERSION = 4;
 inline constexpr unsigned MAX_PROCESSES = 256;
 inline constexpr unsigned MAX_SWAP_SPECS = 4;
 inline constexpr unsigned NR_EVENTS = static_cast<unsigned>(VmEvent::count);
@@ -67,7 +70,7 @@ struct SharedRun {
   char swaps[MAX_SWAP_SPECS][512];  ///< as on the command line, checked by the launcher
   uint32_t allow_unmanaged;
   uint32_t quiet;
-  uint64_t record_events;  ///< events of the ring; 0: no recording
+  uint64_t record_events;  ///< events of a ring; 0: no recording
   char record_path[512];   ///< of the first process; others append ".PID"
   // ---- the run
   std::atomic<int64_t>

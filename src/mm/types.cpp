@@ -6,6 +6,11 @@ namespace weir {
 void record_page(const Page& page, State what, uint64_t before, uint64_t after) {
   FlowSink* sink = engine_thread().sink;
   if (sink == nullptr || sink->mem_map == nullptr) return;
+  if (what == State::page_flags && !sink->details) {
+    before &= ~flag_bit(PageFlag::locked);
+    after &= ~flag_bit(PageFlag::locked);
+    if (before == after) return;
+  }
   static constinit const FlowSite site{__func__, "types.cpp", ""};
   sink->state(site, what, static_cast<uint64_t>(&page - static_cast<const Page*>(sink->mem_map)), before, after);
 }

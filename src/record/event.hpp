@@ -22,7 +22,7 @@ struct FlowEvent {
   int32_t tid = 0;
   uint16_t kind = 0;
   uint16_t site = 0;       ///< number among the file's sites; 0: the recorder knew too many
-  uint64_t value[3] = {};  ///< ENTER: arguments; LEAVE: 0; a state change: subject, before, after
+  uint64_t value[3] = {};  ///< ENTER: arguments; LEAVE: result, has one, 0; a state change: subject, before, after
 
   [[nodiscard]] bool is_enter() const { return kind == ENTER; }
   [[nodiscard]] bool is_leave() const { return kind == LEAVE; }

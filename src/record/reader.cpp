@@ -9,7 +9,7 @@
 #include <cstring>
 #include <unordered_map>
 
-#include "record/recorder.hpp"
+#include "record/ring.hpp"
 
 namespace weir {
 
@@ -317,9 +317,9 @@ FlowOutput output_to(std::vector<std::byte>& bytes) {
           &bytes};
 }
 
-Recording snapshot(const Recorder& ring) {
+Recording snapshot(const FlowRing& ring) {
   std::vector<std::byte> bytes;
-  ring.write(output_to(bytes));
+  write_ring(ring.memory(), "", output_to(bytes));
   return parse(bytes);
 }
 

@@ -21,7 +21,7 @@
 
 namespace weir {
 
-class Recorder;
+class FlowRing;
 struct FlowOutput;
 
 struct Recording {
@@ -73,10 +73,10 @@ struct Recording {
 /// Reads a file. A file that cannot be read is refused, with its name and the host's reason.
 [[nodiscard]] Recording read_recording(const std::string& path);
 
-/// Appends a recorder's bytes to `bytes`, which outlives it. Allocates: for simulations and tests.
+/// Appends a recording's bytes to `bytes`, which outlives it. Allocates: for simulations and tests.
 [[nodiscard]] FlowOutput output_to(std::vector<std::byte>& bytes);
 
 /// What a ring holds now.
-[[nodiscard]] Recording snapshot(const Recorder& ring);
+[[nodiscard]] Recording snapshot(const FlowRing& ring);
 
 }  // namespace weir

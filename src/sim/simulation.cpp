@@ -323,13 +323,13 @@ SimResult Simulation::run() {
   if (!options_.record.empty()) {
     record_fd_ = ::open(options_.record.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
     if (record_fd_ < 0) throw ScenarioError(fmt::format("--record {}: {}", options_.record, std::strerror(errno)));
-    record_memory_ = std::make_unique<Mapping>(Recorder::bytes_for(1 << 16, 1 << 16));
+    record_memory_ = std::make_unique<Mapping>(Recorder::bytes_for(1 << 16));
     recorder_ = std::make_unique<Recorder>(record_memory_->span(), output_to_fd(record_fd_));
-    recorder_->fact("kernel", profile_.name);
-    recorder_->fact("seed", std::to_string(seed_));
-    recorder_->fact("page_size", "4096");
-    recorder_->fact("ram_pages", std::to_string(pages_in(s_.ram).v));
-    recorder_->fact("scenario", s_.title.empty() ? s_.path : s_.title);
+    recorder_->names().fact("kernel", profile_.name);
+    recorder_->names().fact("seed", std::to_string(seed_));
+    recorder_->names().fact("page_size", "4096");
+    recorder_->names().fact("ram_pages", std::to_string(pages_in(s_.ram).v));
+    recorder_->names().fact("scenario", s_.title.empty() ? s_.path : s_.title);
     world_->set_sink(recorder_.get());
   } else if (options_.sink != nullptr) {
     world_->set_sink(options_.sink);

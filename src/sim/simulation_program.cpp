@@ -81,7 +81,7 @@ void Simulation::start_task(const TaskConfig& config) {
       },
       program->task);
   program->task->thread = thread;
-  if (recorder_) recorder_->task(thread->tid, program->task->pid, config.name);
+  if (recorder_) recorder_->names().task(thread->tid, program->task->pid, config.name);
 }
 
 void Simulation::run_program(Program& program, const std::vector<Step>& steps) {
@@ -594,7 +594,7 @@ void Simulation::fork(Program& program, const Step& step) {
   Thread* thread = world_->spawn(
       step.name.c_str(), [this, copy, &step] { run_program(*copy, step.body); }, task);
   task->thread = thread;
-  if (recorder_) recorder_->task(thread->tid, task->pid, step.name);
+  if (recorder_) recorder_->names().task(thread->tid, task->pid, step.name);
 }
 
 }  // namespace weir::sim

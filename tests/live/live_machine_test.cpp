@@ -17,6 +17,8 @@
 #include <thread>
 #include <vector>
 
+#include "record/ring.hpp"
+
 namespace {
 
 using namespace weir;
@@ -46,7 +48,8 @@ class LiveTest : public testing::TestWithParam<Delivery> {
     o.ram = ram;
     o.swap = specs;
     o.delivery = GetParam();
-    o.recorder_ring = recorder;
+    o.ring = ring;
+    o.record_events = RECORD_EVENTS;
     LiveError error;
     live = LiveMachine::create(o, error);
     if (live == nullptr && GetParam() == Delivery::thread) GTEST_SKIP() << error.text;
@@ -76,7 +79,8 @@ class LiveTest : public testing::TestWithParam<Delivery> {
 
   std::vector<SwapSpec> specs;
   LiveMachine* live = nullptr;
-  size_t recorder = 0;
+  static constexpr uint64_t RECORD_EVENTS = 16384;
+  std::span<std::byte> ring;  ///< empty: nothing is recorded
 };
 
 TEST_P(LiveTest, what_is_unmapped_and_mapped_again_reads_zero) {
@@ -302,7 +306,12 @@ INSTANTIATE_TEST_SUITE_P(Deliveries, LiveTest, testing::Values(Delivery::signal,
 
 class RecordedLive : public LiveTest {
  protected:
-  RecordedLive() { recorder = 1 << 20; }
+  RecordedLive() {
+    const size_t bytes = FlowRing::bytes_for(RECORD_EVENTS);
+    void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ring = {static_cast<std::byte*>(memory), bytes};
+  }
+  ~RecordedLive() override { munmap(ring.data(), ring.size()); }
 };
 
 TEST_P(RecordedLive, leaves_a_recording) {

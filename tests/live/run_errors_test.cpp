@@ -81,6 +81,13 @@ TEST(RunErrors, WhenRamAndSwapAreFullItIsKilledWithAReport) {
   EXPECT_GE(o.event("oom_kill"), 1);
 }
 
+/// The recording's facts, tasks and number of events, as `weir flow` gives them.
+std::string facts_of(const std::string& record) {
+  const Outcome flow = run({weir_command(), "flow", "--from", record, "--facts"});
+  EXPECT_EQ(flow.status, 0) << flow.err;
+  return flow.out;
+}
+
 TEST(RunErrors, AKilledProcessLeavesItsLastCountersAndAWholeRecording) {
   WEIR_NEEDS_LIVE();
   Folder folder;
@@ -93,6 +100,7 @@ TEST(RunErrors, AKilledProcessLeavesItsLastCountersAndAWholeRecording) {
     ASSERT_TRUE(o.stats.is_object());
     EXPECT_TRUE(o.stats["processes"][0].value("oom_killed", false)) << "round " << round;
     EXPECT_GE(o.event("oom_kill"), 1) << "round " << round;
+    EXPECT_NE(facts_of(record).find("ended: killed: RAM and swap were full\n"), std::string::npos) << "round " << round;
     const Outcome flow = run({weir_command(), "flow", "--from", record, "--function", "oom_kill_process"});
     EXPECT_EQ(flow.status, 0) << "round " << round << ": " << flow.err;
     EXPECT_NE(flow.out.find("oom_kill_process"), std::string::npos) << "round " << round;
@@ -100,21 +108,85 @@ TEST(RunErrors, AKilledProcessLeavesItsLastCountersAndAWholeRecording) {
   }
 }
 
-TEST(RunErrors, ARecordingIsThereWhateverSignalEndsTheProgram) {
+TEST(RunErrors, WhateverSignalEndsTheProgramItsRecordingIsThereUpToTheEnd) {
   WEIR_NEEDS_LIVE();
   Folder folder;
   const std::string record = folder / "r.weir";
-  for (const char* signal : {"SIGSEGV", "SIGTERM", "SIGABRT"}) {
-    const WeirOutcome o = weir_run(
-        "24M",
-        {"/usr/bin/python3", "-c",
-         std::string("import os, signal; d = bytearray(8000000); os.kill(os.getpid(), signal.") + signal + ")"},
-        {}, {"--quiet", "--record", record, "--record-events", "16K"});
-    EXPECT_GT(o.status, 128) << signal << ": " << o.err;
+  for (const auto& [signal, number] : {std::pair{"SIGSEGV", 11},
+                                       {"SIGTERM", 15},
+                                       {"SIGABRT", 6},
+                                       {"SIGKILL", 9},
+                                       {"SIGINT", 2},
+                                       {"SIGQUIT", 3},
+                                       {"SIGHUP", 1}}) {
+    // The last that it does is to take and fill 64 KiB: 16 pages, of which the ring has the faults.
+    const std::string code = std::string("import mmap, os, signal\n") +
+                             "old = bytearray(40000000)\n"
+                             "new = mmap.mmap(-1, 65536)\n"
+                             "signal.signal(signal." +
+                             signal + ", signal.SIG_DFL) if '" + signal +
+                             "' != 'SIGKILL' else None\n"
+                             "new[:] = bytes(65536)\n"
+                             "os.kill(os.getpid(), signal." +
+                             signal + ")\n";
+    const WeirOutcome o = weir_run("24M", {"/usr/bin/python3", "-c", code}, {},
+                                   {"--quiet", "--record", record, "--record-events", "16K"});
+    EXPECT_EQ(o.status, 128 + number) << signal << ": " << o.err;
+    const std::string facts = facts_of(record);
+    EXPECT_NE(facts.find("ended: killed by signal " + std::to_string(number) + " (" + signal + ")\n"),
+              std::string::npos)
+        << facts;
+    const Outcome flow = run({weir_command(), "flow", "--from", record, "--function", "do_anonymous_page"});
+    EXPECT_EQ(flow.status, 0) << signal << ": " << flow.err;
+    EXPECT_NE(flow.out.find("|-->do_anonymous_page"), std::string::npos) << signal;
     const Outcome page = run({weir_command(), "explore", record, "-o", folder / "r.html"});
     EXPECT_EQ(page.status, 0) << signal << ": " << page.err;
     std::filesystem::remove(record);
   }
+}
+
+TEST(RunErrors, AKilledProgramLeavesAPageToStepThrough) {
+  WEIR_NEEDS_LIVE();
+  Folder folder;
+  const std::string page = folder / "r.html";
+  const WeirOutcome o =
+      weir_run("24M", {"/usr/bin/python3", "-c", "import os; d = bytearray(8000000); os.kill(os.getpid(), 9)"}, {},
+               {"--quiet", "--explore", page});
+  EXPECT_EQ(o.status, 137) << o.err;
+  EXPECT_GT(std::filesystem::file_size(page), 100000u);
+}
+
+TEST(RunErrors, EachKilledProcessOfATreeLeavesARecording) {
+  WEIR_NEEDS_LIVE();
+  Folder folder;
+  const std::string record = folder / "r.weir";
+  const std::string code =
+      "import os\n"
+      "child = os.fork()\n"
+      "if child == 0:\n"
+      "    d = bytearray(8000000)\n"
+      "    os.kill(os.getpid(), 9)\n"
+      "os.waitpid(child, 0)\n"
+      "print(child, flush=True)\n";
+  const WeirOutcome o =
+      weir_run("24M", {"/usr/bin/python3", "-c", code}, {}, {"--quiet", "--record", record, "--record-events", "16K"});
+  ASSERT_EQ(o.status, 0) << o.err;
+  EXPECT_NE(facts_of(record).find("ended: exited\n"), std::string::npos);
+  const std::string of_child = facts_of(record + "." + std::to_string(std::stoi(o.out)));
+  EXPECT_NE(of_child.find("ended: killed"), std::string::npos) << of_child;
+}
+
+TEST(RunErrors, TheRecordingIsOfTheProgramThatRanLast) {
+  WEIR_NEEDS_LIVE();
+  Folder folder;
+  const std::string record = folder / "r.weir";
+  const WeirOutcome o = weir_run(
+      "24M", {"/bin/sh", "-c", "exec /usr/bin/python3 -c 'import os; d = bytearray(8000000); os.kill(os.getpid(), 9)'"},
+      {}, {"--quiet", "--record", record, "--record-events", "16K"});
+  EXPECT_EQ(o.status, 137) << o.err;
+  const std::string facts = facts_of(record);
+  EXPECT_NE(facts.find("ended: killed by signal 9 (SIGKILL)\n"), std::string::npos) << facts;
+  EXPECT_NE(facts.find("(python3)"), std::string::npos) << facts;
 }
 
 TEST(RunErrors, WithoutSwapItIsKilledAtItsBudget) {

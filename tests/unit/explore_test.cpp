@@ -187,13 +187,14 @@ TEST(Explore, ThePageIsAtMostOneMebibyteBesideItsData) {
 // Bytes that anybody may have written: never a crash, and what cannot be shown is said.
 TEST(Explore, DamagedRecordingsAreRefusedOrShownUpToTheBreak) {
   const std::string file = testing::TempDir() + "explore_fuzz.weir";
-  std::vector<std::byte> bytes(Recorder::bytes_for(1 << 12, 1 << 12)), out;
+  std::vector<std::byte> bytes(Recorder::bytes_for(1 << 12)), out;
   {
-    Recorder recorder(bytes, output_to(out));
-    static constexpr FlowSite site{"f", "f.cpp", "a, g(b, c)"};
-    recorder.fact("kernel", "4.14");
-    recorder.fact("scenario", "<script>alert(1)</script>");
-    recorder.task(0, 1, "<b>task</b>");
+    const auto log = std::make_unique<Recorder>(bytes, output_to(out));
+    Recorder& recorder = *log;
+    static constinit const FlowSite site{"f", "f.cpp", "a, g(b, c)"};
+    recorder.names().fact("kernel", "4.14");
+    recorder.names().fact("scenario", "<script>alert(1)</script>");
+    recorder.names().task(0, 1, "<b>task</b>");
     for (uint64_t i = 0; i < 600; ++i) {
       recorder.enter(site, i, 0, 0);
       recorder.state(site, static_cast<State>(i % static_cast<uint64_t>(State::count)), i % 40, i % 6, (i + 1) % 6);

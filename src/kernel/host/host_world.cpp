@@ -113,6 +113,7 @@ bool HostWorld::prepare(HostThread& t) {
   t.park.store(HostThread::EMPTY, std::memory_order_relaxed);
   stack->world = this;
   stack->thread = &t;
+  stack->lane.interrupt();
   stack->sink = sink_.load(std::memory_order_acquire);
   return true;
 }
@@ -448,6 +449,7 @@ void HostWorld::schedule() {
   }
   t.park.exchange(HostThread::EMPTY, std::memory_order_acquire);
   t.cpu = cpu_hint();
+  t.stack->lane.interrupt();
 }
 
 bool HostWorld::schedule_timeout(Nanos delay) {
@@ -463,6 +465,7 @@ bool HostWorld::schedule_timeout(Nanos delay) {
   }
   const bool woken = t.park.exchange(HostThread::EMPTY, std::memory_order_acquire) == HostThread::NOTIFIED;
   t.cpu = cpu_hint();
+  t.stack->lane.interrupt();
   return woken;
 }
 

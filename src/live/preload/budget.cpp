@@ -244,6 +244,8 @@ void budget_fork_done(int32_t child) {
   }
 }
 
+const ProcessSlot& budget_child() { return *child_slot; }
+
 void budget_forked() {
   share_lock.store(0);
   slot = child_slot;

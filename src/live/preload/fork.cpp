@@ -68,7 +68,9 @@ struct FileLock {
 
 pid_t libc_Fork() {
   static const auto real = next_symbol<pid_t (*)()>("_Fork");
-  return real();
+  const pid_t pid = real();
+  if (pid == 0) take_ring_in_child(budget_child());
+  return pid;
 }
 
 /// Forks the machine; the child has a slot and its helper thread when this returns.

@@ -47,6 +47,8 @@ void say(const char* text);
 // ---- start.cpp
 /// A slot of `run` for a process; null when all are taken by living processes.
 ProcessSlot* take_slot(int32_t pid);
+/// In a forked child, before anything is recorded: its own ring in the place of its parent's.
+void take_ring_in_child(const ProcessSlot& child);
 /// The slot bears this process's name.
 void name_slot(ProcessSlot& s);
 /// Last counters and the recording: before the process ends. Any thread; when several come, all return after the last
@@ -73,6 +75,8 @@ void budget_start();
 bool budget_fork();
 /// After it, in the parent: the child's process id, or -1.
 void budget_fork_done(int32_t child);
+/// The child's slot, in both.
+const ProcessSlot& budget_child();
 /// After it, in the child: slot and share are its own.
 void budget_forked();
 /// RAM and swap are full, on an engine stack: true if others gave.

@@ -9,8 +9,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "live/left_recording.hpp"
 #include "live/preload/preload.hpp"
-#include "record/recorder.hpp"
+#include "record/ring.hpp"
 
 namespace weir::live::preload {
 
@@ -22,6 +23,8 @@ namespace {
 
 // Whose recording is being written, and is written: `slot`'s when it is this process's, which a forked child's is not.
 std::atomic<ProcessSlot*> recording{nullptr}, recorded{nullptr};
+char run_place[64];         // of the run's file
+std::span<std::byte> ring;  // this process's; empty: nothing is recorded
 
 /// This process cannot be managed: the launcher and the user hear why, and it ends unless that was asked for.
 void refuse(const char* why) {
@@ -44,8 +47,12 @@ void refuse(const char* why) {
   _exit(2);
 }
 
+/// A descriptor of the run's file, or -errno: the launcher has ended, or is another user's.
+long open_run_file() { return sys::call(SYS_openat, AT_FDCWD, sys::arg(run_place), O_RDWR | O_CLOEXEC); }
+
 bool open_run(const char* place) {
-  const long fd = sys::call(SYS_openat, AT_FDCWD, sys::arg(place), O_RDWR | O_CLOEXEC);
+  strncpy(run_place, place, sizeof run_place - 1);
+  const long fd = open_run_file();
   if (fd < 0) {
     sayf(
         "%s cannot be opened (error %ld): the `weir run` that this process belongs to has ended, or it runs as another "
@@ -55,7 +62,7 @@ bool open_run(const char* place) {
   }
   struct stat st {};
   void* p = MAP_FAILED;
-  if (fstat(static_cast<int>(fd), &st) == 0 && st.st_size == static_cast<off_t>(sizeof(SharedRun)))
+  if (fstat(static_cast<int>(fd), &st) == 0 && st.st_size >= static_cast<off_t>(sizeof(SharedRun)))
     p = mmap(nullptr, sizeof(SharedRun), PROT_READ | PROT_WRITE, MAP_SHARED, static_cast<int>(fd), 0);
   sys::call(SYS_close, fd);
   if (p == MAP_FAILED) {
@@ -81,8 +88,12 @@ const char* find_variable(char** env, const char* name) {
   return nullptr;
 }
 
-/// Its counters are added to those of the run, and it is free.
-void retire(ProcessSlot& s) {
+/// Its counters are added to those of the run, what it recorded is written, and it is free.
+void retire(ProcessSlot& s, int32_t pid) {
+  if (const long fd = run->record_events != 0 ? open_run_file() : -1; fd >= 0) {
+    (void)write_left_recording(*run, static_cast<int>(fd), s, pid, "killed");
+    sys::call(SYS_close, fd);
+  }
   for (unsigned i = 0; i < NR_EVENTS; ++i) run->retired.events[i].fetch_add(s.stats.events[i].load());
   run->nr_retired.fetch_add(1);
   memset(static_cast<void*>(&s.stats), 0, sizeof s.stats);
@@ -117,44 +128,33 @@ LiveMachine* create_machine(LiveError& error) {
   options.quiet_boot = true;
   options.before_kill = before_kill;
   options.more_ram = budget_before_oom;
-  if (run->record_events != 0) options.recorder_ring = Recorder::bytes_for(run->record_events);
+  options.ring = ring;
+  options.record_events = run->record_events;
   return LiveMachine::create(options, error);
 }
 
+/// A slot's ring, empty, at `at` if not null. No bytes: the launcher's file is out of reach.
+std::span<std::byte> take_ring(const ProcessSlot& s, void* at = nullptr) {
+  const long fd = open_run_file();
+  if (fd < 0) return {};
+  const std::span<std::byte> taken = map_ring(*run, static_cast<int>(fd), s, at);
+  sys::call(SYS_close, fd);
+  if (!taken.empty()) give_back_ring(taken);
+  return taken;
+}
+
 void write_recording() {
-  char path[600];
-  const bool first = slot == &run->slots[0];
-  snprintf(path, sizeof path, first ? "%s" : "%s.%d", run->record_path, static_cast<int>(sys::call(SYS_getpid)));
-  const long fd = sys::call(SYS_openat, AT_FDCWD, sys::arg(path), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  const RecordPath path = record_path(*run, slot->pid.load());
+  const long fd = create_recording(path);
   if (fd < 0) {
-    sayf("--record %s: cannot be written (error %ld)", path, -fd);
+    sayf("--record %s: cannot be written (error %ld)", path.text, -fd);
     return;
   }
-  if (!machine->write_recording(static_cast<int>(fd))) sayf("--record %s: cannot be written", path);
+  const bool killed = slot->state.load() == static_cast<uint32_t>(ProcessState::oom_killed);
+  if (!machine->write_recording(static_cast<int>(fd), killed ? "killed: RAM and swap were full" : "exited"))
+    sayf("--record %s: cannot be written", path.text);
   sys::call(SYS_close, fd);
-}
-
-/// A signal that ends the process: the recording first. Back from here the signal has its own way: raised it comes
-/// again, and a fault faults again.
-void die_recorded(int signal) {
-  const int error = errno;
-  finish();
-  struct sigaction own {};
-  own.sa_handler = SIG_DFL;
-  sigaction(signal, &own, nullptr);
-  raise(signal);
-  errno = error;
-}
-
-/// For signals that the program leaves to the system. Not those of the terminal: interpreters look whether somebody has
-/// them.
-void record_deaths() {
-  for (const int signal : {SIGHUP, SIGTERM, SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGXCPU}) {
-    struct sigaction action {};
-    if (sigaction(signal, nullptr, &action) != 0 || action.sa_handler != SIG_DFL) continue;
-    action.sa_handler = die_recorded;
-    sigaction(signal, &action, nullptr);
-  }
+  give_back_ring(ring);
 }
 
 // First of all constructors: the library is initfirst, and this is the first of its own. libc's environ is not set yet.
@@ -164,11 +164,16 @@ __attribute__((constructor(101))) void start(int, char**, char** env) {
   if (environ == nullptr) environ = env;
   if (!open_run(place)) _exit(2);
   const auto pid = static_cast<int32_t>(sys::call(SYS_getpid));
-  // The program before an exec of this process is over.
-  for (ProcessSlot& s : run->slots)
-    if (s.pid.load() == pid && s.ended.exchange(1) == 0) budget_reclaim(s);
+  // The program before an exec of this process is over. The recording is that of the last one.
+  for (ProcessSlot& s : run->slots) {
+    if (s.pid.load() != pid || s.ended.exchange(1) != 0) continue;
+    budget_reclaim(s);
+    if (run->record_events == 0) continue;
+    unmap_ring(take_ring(s));
+  }
   slot = take_slot(pid);
   if (slot == nullptr) return refuse("too many processes at a time: a run holds at most 256");
+  if (run->record_events != 0) ring = take_ring(*slot);
   LiveError error;
   LiveMachine* made = create_machine(error);
   if (made == nullptr) return refuse(error.text);
@@ -178,7 +183,6 @@ __attribute__((constructor(101))) void start(int, char**, char** env) {
   budget_start();
   slot->state.store(static_cast<uint32_t>(ProcessState::managed));
   start_helper();
-  if (run->record_events != 0) record_deaths();
 }
 
 __attribute__((destructor)) void end() { finish(); }
@@ -217,8 +221,9 @@ ProcessSlot* take_slot(int32_t pid) {
     int32_t old = s.pid.load();
     // The first slot is the first program's; its recording has the plain name.
     if (i == 0 || (s.ended.load() == 0 && !is_gone(old))) continue;
+    const int32_t gone = old;
     if (!s.pid.compare_exchange_strong(old, pid)) continue;
-    retire(s);
+    retire(s, gone);
     mine = &s;
   }
   if (mine != nullptr) mine->state.store(static_cast<uint32_t>(ProcessState::starting));
@@ -233,12 +238,20 @@ void name_slot(ProcessSlot& s) {
   sys::call(SYS_close, fd);
 }
 
+void take_ring_in_child(const ProcessSlot& child) {
+  if (ring.empty()) return;
+  if (!take_ring(child, ring.data()).empty()) return;
+  // Then what it records is for itself alone.
+  sys::call(SYS_mmap, sys::arg(ring.data()), static_cast<long>(ring.size()), PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+}
+
 void finish() {
   if (machine == nullptr) return;
   // Who gets no further than this is a thread of a killed process: another one writes what is left to write.
   publish(Counters::last);
   if (recording.exchange(slot) != slot) {
-    if (run->record_events != 0) write_recording();
+    if (!ring.empty() && slot->pid.load() == sys::call(SYS_getpid)) write_recording();
     recorded.store(slot);
   }
   // Writing enters no engine, so it ends.
