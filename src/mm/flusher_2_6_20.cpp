@@ -171,15 +171,18 @@ void Flusher::wb_kupdate() {
   const Nanos now = world().now();
   if (now >= DIRTY_EXPIRE_INTERVAL) {
     const WritebackWork work{.reason = WB_REASON_PERIODIC, .older_than = now - DIRTY_EXPIRE_INTERVAL};
-    bool started = false;
+    bool any = false;
+    writeback_.for_each_wb([&](BdiWriteback& wb) {
+      ScopedLock guard(lock_);
+      queue_io(wb, work.older_than);
+      any |= !wb.b_io.empty();
+    });
+    if (any) WEIR_STATE(writeback_start, work.reason, 0, vmstat_.node_page_state(NodeStat::nr_dirty));
     writeback_.for_each_wb([&](BdiWriteback& wb) {
       {
         ScopedLock guard(lock_);
-        queue_io(wb, work.older_than);
         if (wb.b_io.empty()) return;
       }
-      if (!started) WEIR_STATE(writeback_start, work.reason, 0, vmstat_.node_page_state(NodeStat::nr_dirty));
-      started = true;
       wb.in_progress.fetch_add(1, std::memory_order_relaxed);
       for (int64_t written = 1; written > 0 && !kthread_should_stop();) {
         {

@@ -22,7 +22,7 @@ FrontswapFrames::~FrontswapFrames() {
 void FrontswapFrames::init(unsigned type, uint64_t slots) {
   invalidate_area(type);
   const uint64_t chunks = (slots + PER_CHUNK - 1) / PER_CHUNK;
-  auto** table = static_cast<Kept**>(slab_.kzalloc(chunks * sizeof *Area::chunks, GFP_KERNEL));
+  auto** table = static_cast<Kept**>(slab_.kzalloc(chunks * sizeof(void*), GFP_KERNEL));
   // Without a table every page of the area is refused.
   if (table != nullptr) areas_[type] = {table, chunks};
 }

@@ -82,7 +82,8 @@ class DirtyEra_3 final : public DirtyEra {
     BdiWriteback& wb = self.wb_of(mapping);
     WritebackControlSink* flusher = self.flusher();
     Task nobody;
-    Task& task = current_task() != nullptr ? *current_task() : nobody;
+    Task* const current = current_task();
+    Task& task = current != nullptr ? *current : nobody;
     const Nanos start = world().now();
     bool exceeded = false;
     for (;;) {
