@@ -4,8 +4,8 @@
     run_region_file_bench.py BENCH_REGION_FILE [--seconds S] [--patterns ur,zr,sr] [--threads 1,2] [--folder DIR] [--json FILE]
 
 The file has 512 MiB, the Region's budget 256 MiB, the cgroup (v1) a limit of 256 MiB, which mmap's pages count against. Random and
-zipf reads are with MADV_RANDOM on both sides, sequential ones without advice: mmap's readahead is the device's, 128 KiB unless it was
-changed. Needs root and the cgroup v1 memory controller; without them mmap has all of the machine's memory, and it says so.
+zipf reads are with MADV_RANDOM on both sides, sequential ones without advice; the device's readahead is 128 KiB for the time. Needs root
+and the cgroup v1 memory controller; without them mmap has all of the machine's memory, and it says so.
 """
 import argparse
 import json
@@ -47,6 +47,27 @@ class Group:
         print(f"run_region_file_bench: {GROUP} could not be removed", file=sys.stderr)
 
 
+class ReadAhead:
+    """128 KiB of readahead on the file's device; what it was at the end of a `with`."""
+
+    def __init__(self, file):
+        device = os.stat(file).st_dev
+        self.setting = pathlib.Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+        self.before = None
+
+    def __enter__(self):
+        try:
+            before = self.setting.read_text()
+            self.setting.write_text("128")
+            self.before = before
+        except OSError as e:
+            print(f"mmap's readahead is as it was: {e}.\n")
+
+    def __exit__(self, *unused):
+        if self.before is not None:
+            self.setting.write_text(self.before)
+
+
 def measure(bench, file, backend, pattern, threads, seconds, group):
     advice = "normal" if pattern == "sr" else "random"
     command = [bench, "--file", file, "--backend", backend, "--advice", advice, "--pattern", pattern, "--threads", str(threads),
@@ -72,11 +93,13 @@ def main():
             file.write(os.urandom(1 << 20))
         file.flush()
         os.fsync(file.fileno())
+        read_ahead = ReadAhead(file.name)
         print(f"{SIZE_MIB} MiB over {RAM_MIB} MiB; us; ratio = region / mmap\n")
         print("| pattern | threads | | " + " | ".join(FIELDS) + " |\n" + "| --- " * (3 + len(FIELDS)) + "|")
         for threads in args.threads.split(","):
             for pattern in args.patterns.split(","):
-                rows = [measure(args.bench, file.name, backend, pattern, int(threads), args.seconds, group) for backend in ("mmap", "region")]
+                with read_ahead:
+                    rows = [measure(args.bench, file.name, backend, pattern, int(threads), args.seconds, group) for backend in ("mmap", "region")]
                 for row in rows:
                     print(f"| {pattern} | {threads} | {row['backend']} | " + " | ".join(f"{row[f]:.2f}" for f in FIELDS) + " |")
                 ratios = [rows[1][f] / rows[0][f] if rows[0][f] else float("nan") for f in FIELDS]

@@ -118,8 +118,8 @@ typedef struct weir_region_statistics {
   uint64_t ram_pages;           /* the budget */
   uint64_t host_resident_pages; /* what the host has in RAM for the region, weir's own tables and compressed pages
                                    included */
-  uint64_t resident_pages;      /* of the region */
-  uint64_t swapped_pages;       /* of the region */
+  uint64_t resident_pages;      /* of the region, and mapped ones of files */
+  uint64_t swapped_pages;       /* of the region, and of private mappings of files */
   uint64_t free_pages;
   uint64_t pgfault, pgmajfault, pswpin, pswpout;
   uint64_t pgscan_kswapd, pgscan_direct, pgsteal_kswapd, pgsteal_direct, allocstall;

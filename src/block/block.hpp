@@ -73,6 +73,14 @@ class BlockDevice {
     }
   }
   [[nodiscard]] virtual bool batches() const { return false; }
+  /// The same for a list that nobody waits for: not by this thread.
+  virtual void queue_bios(Bio* first) {
+    while (first != nullptr) {
+      Bio& bio = *first;
+      first = bio.next;
+      submit_bio(bio);
+    }
+  }
   /// True if rw_page serves requests at once, without waiting for a device (zram; it may sleep for a compressor's
   /// stream).
   [[nodiscard]] virtual bool synchronous() const { return false; }

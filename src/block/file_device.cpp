@@ -223,7 +223,8 @@ Result<FileDevice*> FileDevice::create(void* place, World& world, const FileDevi
   constexpr PageCount most{int64_t{1} << 50};  // its bytes are a number
   if (options.path == nullptr || options.capacity < PageCount(0) || options.capacity > most ||
       (options.capacity == PageCount(0) && options.origin != FileOrigin::existing) || options.io_threads == 0 ||
-      options.io_threads > MAX_IO_THREADS || options.queue_depth == 0 || options.queue_depth > 1024) {
+      options.io_threads > MAX_IO_THREADS || options.queue_depth == 0 || options.queue_depth > 1024 ||
+      (options.origin == FileOrigin::descriptor && options.engine != FileEngine::kthreads)) {
     explain(error, options.path != nullptr ? options.path : "swap file", "options out of range");
     return Errno::inval;
   }
@@ -422,11 +423,18 @@ void FileDevice::submit_bio(Bio& bio) {
 void FileDevice::submit_bios(Bio* first) {
   WEIR_FLOW(first->sector, first->op);
   const Thread* thread = engine_thread().thread;
-  const bool here = engine_ == FileEngine::kthreads && thread != nullptr && (thread->flags & PF_HAS_FILES) != 0;
+  const bool kthreads = engine_ == FileEngine::kthreads && thread != nullptr;
+  const bool theirs = options_.origin == FileOrigin::descriptor;
+  const bool here = kthreads && !theirs && (thread->flags & PF_HAS_FILES) != 0;
+  const bool as_program = kthreads && theirs && (thread->flags & PF_KTHREAD) == 0;
   Bio* run[MAX_RUN];
   unsigned n = 0;
   const auto pass_on = [&] {
     if (n == 0) return;
+    if (as_program && read_as_program(run, n)) {
+      n = 0;
+      return;
+    }
     if (here) {
       under_way_.fetch_add(n, std::memory_order_relaxed);
       serve(run, n);
@@ -444,10 +452,41 @@ void FileDevice::submit_bios(Bio* first) {
       continue;
     }
     if (!accept(bio)) continue;
-    if (n == MAX_RUN || (here && n != 0 && !follows(*run[n - 1], bio))) pass_on();
+    if (n == MAX_RUN || ((here || as_program) && n != 0 && !follows(*run[n - 1], bio))) pass_on();
     run[n++] = &bio;
   }
   pass_on();
+}
+
+void FileDevice::queue_bios(Bio* first) {
+  WEIR_FLOW(first->sector, first->op);
+  Bio* head = nullptr;
+  Bio* last = nullptr;
+  unsigned n = 0;
+  while (first != nullptr) {
+    Bio& bio = *first;
+    first = bio.next;
+    if (engine_ == FileEngine::synchronous) {
+      submit_bio(bio);
+    } else if (accept(bio)) {
+      (head != nullptr ? last->next : head) = &bio;
+      last = &bio;
+      ++n;
+    }
+  }
+  if (n != 0) queue(*head, *last, n);
+}
+
+/// Neighbours, by a thread with the program's descriptors, of which it may close any at any time: so the file is known
+/// by its identity, before and after. False: nothing has happened, the device's threads are to do it.
+bool FileDevice::read_as_program(Bio* const* run, unsigned n) {
+  if (run[0]->op != BioOp::read || identity(fd_) != file_) return false;
+  iovec parts[MAX_RUN];
+  for (unsigned i = 0; i < n; ++i) parts[i] = {run[i]->content.bytes, PAGE_SIZE};
+  const long r = raw_syscall(SYS_preadv, fd_, parts, static_cast<long>(n), static_cast<long>(run[0]->sector * 512), 0L);
+  if (r != static_cast<long>(n << PAGE_SHIFT) || identity(fd_) != file_) return false;
+  while (n > 0) end(*run[--n], Errno::ok);
+  return true;
 }
 
 /// The first of the queue and its neighbours.
@@ -484,6 +523,11 @@ void FileDevice::serve(Bio* const* run, unsigned n) {
     for (unsigned i = 0; i < n; ++i) parts[i] = {run[i]->content.bytes, PAGE_SIZE};
     const long r = raw_syscall(run[0]->op == BioOp::write ? SYS_pwritev : SYS_preadv, fd_, parts, n,
                                static_cast<long>(run[0]->sector * 512), 0L);
+    // The last first: who waits for the first page finds the others there too.
+    if (r == static_cast<long>(n << PAGE_SHIFT)) {
+      while (n > 0) complete(*run[--n], Errno::ok);
+      return;
+    }
     if (r > 0) done = static_cast<uint64_t>(r);
   }
   for (unsigned i = 0; i < n; ++i) {

@@ -34,7 +34,7 @@ enum class FileOrigin : uint8_t {
   unnamed,     ///< a new file without a name in the directory `path`: gone when the last user is
   existing,    ///< the file or block device at `path`
   descriptor,  ///< what FileDeviceOptions::descriptor has open, opened once more. Its length is what it is at the time
-               ///< of each request
+               ///< of each request. Only by kthreads
 };
 enum class FileCache : uint8_t {
   bypass,  ///< O_DIRECT where the file system has it: the host must not keep in RAM what was put out of RAM
@@ -99,8 +99,10 @@ class FileDevice final : public BlockDevice {
   /// EOPNOTSUPP, and nothing has changed. status: EIO for requests behind the end or cut short, EINVAL for tagged
   /// content, else the host's errno.
   void submit_bio(Bio& bio) override;
-  /// By this thread if it is one of the engine's that has the file (PF_HAS_FILES).
+  /// By this thread if it is one of the engine's that has the file (PF_HAS_FILES), or if it reads a file of the
+  /// program's and is the program's.
   void submit_bios(Bio* first) override;
+  void queue_bios(Bio* first) override;
   [[nodiscard]] bool batches() const override { return engine_ == FileEngine::kthreads; }
   [[nodiscard]] bool congested() const override;
   [[nodiscard]] bool can_discard() const override {
@@ -154,6 +156,7 @@ class FileDevice final : public BlockDevice {
   void queue(Bio& first, Bio& last, unsigned n);
   [[nodiscard]] unsigned take_waiting(Bio** run, unsigned most);
   void serve(Bio* const* run, unsigned n);
+  [[nodiscard]] bool read_as_program(Bio* const* run, unsigned n);
   void fill_ring();
   /// The host's result of reading or writing from byte `done` on: bytes, or -errno.
   [[nodiscard]] long transfer(const Bio& bio, uint64_t done) const;

@@ -43,6 +43,13 @@ class AddressSpaceOps {
     (void)mapping, (void)page;
     return Errno::nosys;
   }
+  /// Several pages, each locked and unlocked as by readpage; at once where the device serves neighbours together
+  /// (BlockDevice::batches).
+  enum class Waits : uint8_t { no, yes };  ///< is the caller going to wait for them?
+  virtual void readpages(AddressSpace& mapping, Page* const* pages, unsigned n, Waits waits) {
+    (void)waits;
+    for (unsigned i = 0; i < n; ++i) (void)readpage(mapping, *pages[i]);
+  }
   /// True if the page was clean before.
   virtual bool set_page_dirty(Page& page) = 0;
 

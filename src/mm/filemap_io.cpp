@@ -158,6 +158,22 @@ Result<void> FilemapIo::readpage(AddressSpace& mapping, Page& page) {
   return {};
 }
 
+void FilemapIo::readpages(AddressSpace& mapping, Page* const* pages, unsigned n, Waits waits) {
+  Inode& inode = *mapping.host;
+  const uint64_t valid = inode.valid_pages.load(std::memory_order_acquire);
+  PageIo::ReadList list;
+  for (unsigned i = 0; i < n; ++i) {
+    Page& page = *pages[i];
+    if (inode.block_size != 0 || page.index >= valid || !inode.bdev->batches()) {
+      (void)readpage(mapping, page);
+      continue;
+    }
+    WEIR_STATE(page_cache_read, inode.ino, page.index, filemap_.pages().mem().pfn(page));
+    io_.add_page(list, *inode.bdev, (inode.first_page + page.index) * SECTORS_PER_PAGE, page, &end_read, this);
+  }
+  PageIo::submit(list, waits);
+}
+
 void FilemapIo::end_read(Page& page, Errno error, void* self) {
   auto& files = *static_cast<FilemapIo*>(self);
   if (error == Errno::ok) {
@@ -180,7 +196,10 @@ Result<void> FilemapIo::page_cache_read(AddressSpace& mapping, uint64_t index, g
   Page* page = filemap_.pages().alloc_page(gfp);
   if (page == nullptr) return Errno::nomem;
   Result<void> done = filemap_.add_to_page_cache_lru(*page, mapping, index, gfp);
-  if (done) {
+  if (done && mapping.host->bdev->batches()) {
+    Page* const only[] = {page};
+    mapping.a_ops->readpages(mapping, only, 1, Waits::yes);
+  } else if (done) {
     done = mapping.a_ops->readpage(mapping, *page);
   } else if (done.error() == Errno::exist) {
     done = {};  // somebody else was faster
@@ -334,6 +353,10 @@ void FilemapIo::do_async_mmap_readahead(const VmArea& vma, File& file, Page& pag
 void FilemapIo::force_page_cache_readahead(Inode& inode, uint64_t start, uint64_t end) {
   WEIR_FLOW(start, end);
   constexpr uint64_t CHUNK = (2 << 20) >> PAGE_SHIFT;  // Linux's: so that not all of it is locked at once
+  const auto sane =
+      static_cast<uint64_t>(filemap_.pages().nr_free_pages().v + vmstat_.node_page_state(NodeStat::nr_inactive_file)) /
+      2;
+  if (end - start >= sane) end = start + sane;
   for (uint64_t at = start; at <= end; at += CHUNK) {
     if (fatal_signal_pending()) return;
     readahead_.__do_page_cache_readahead(inode.i_data, at, std::min(end - at + 1, CHUNK), 0);

@@ -77,7 +77,8 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   Result<void> invalidate_range(Inode& inode, uint64_t start, uint64_t end) {
     return truncate_.invalidate_inode_pages2_range(inode.i_data, start, end);
   }
-  /// Starts to read those of pages [start, end] that are not cached. Linux: force_page_cache_readahead.
+  /// Starts to read those of pages [start, end] that are not cached; no more than half of what can be had for it. Linux:
+  /// force_page_cache_readahead, max_sane_readahead.
   void force_page_cache_readahead(Inode& inode, uint64_t start, uint64_t end);
 
   /// All its pages go at once, written or not.
@@ -96,6 +97,7 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   // AddressSpaceOps
   Result<void> writepage(Page& page, WritebackControl& wbc) override;
   Result<void> readpage(AddressSpace& mapping, Page& page) override;
+  void readpages(AddressSpace& mapping, Page* const* pages, unsigned n, Waits waits) override;
   bool set_page_dirty(Page& page) override;
 
   /// An inode that somebody else made is one of those that for_each_inode finds, until it goes.

@@ -290,6 +290,7 @@ uint32_t Memory::read_fault(FaultContext& ctx) {
   if (ctx.page == nullptr) return ret;
   ret |= era_->map_file_page(ctx);
   unlock_put(*ctx.page);
+  if ((ret & MAPPED) != 0 && caps_.fault_around > 1 && ctx.vma.vm_file != nullptr) file_around(ctx);
   return ret & ~MAPPED;
 }
 

@@ -146,6 +146,8 @@ class Memory {
   void swap_around(FaultContext& ctx);
   void map_cached(FaultContext& ctx, Page& page);
   [[nodiscard]] Page* cached_at(const FaultContext& ctx, Pte& pte);
+  void file_around(FaultContext& ctx);
+  bool map_cached_file_page(FaultContext& at, Page& page);
   void anonymous_around(FaultContext& ctx);
   bool map_anonymous(FaultContext& ctx, Page& page, uint32_t& ret);
 

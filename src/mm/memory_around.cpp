@@ -2,6 +2,7 @@
 // (Mmu::Caps::fault_around). Linux maps file pages around a fault; anonymous ones it does not need to.
 #include <algorithm>
 
+#include "mm/inode.hpp"
 #include "mm/memory.hpp"
 
 namespace weir {
@@ -74,6 +75,49 @@ void Memory::swap_around(FaultContext& ctx) {
       last.orig_pte = at.orig_pte;
     }
     if (held != nullptr) filemap_.lru().put_page(*held);
+  }
+}
+
+// ---- Pages of a file ------------------------------------------------------------------------------------------------
+
+/// The file's page for at.address, referenced: mapped read-only if it can be had without waiting and nobody else has it.
+bool Memory::map_cached_file_page(FaultContext& at, Page& page) {
+  if (!filemap_.trylock_page(page)) return false;
+  // A page with a readahead marker is to be asked for.
+  bool mapped = Filemap::file_mapping(page) == &at.vma.vm_file->f_inode->i_data && page.test(PageFlag::uptodate) &&
+                !page.test(PageFlag::writeback) && !page.test(PageFlag::reclaim) && !page_mapped(page) &&
+                at.pgoff < i_size_pages(*at.vma.vm_file->f_inode);
+  Pte entry;
+  if (mapped) {
+    PteLock ptl;
+    mapped = set_file_pte(at, page, ptl, entry) == VM_FAULT_OK;
+  }
+  if (mapped) mapped = make_known(at, entry, page) == VM_FAULT_OK;
+  filemap_.unlock_page(page);
+  return mapped;
+}
+
+/// A file's page was mapped for reading at ctx.address: those behind it too, as far as they are in the cache. Linux:
+/// do_fault_around, on both sides.
+void Memory::file_around(FaultContext& ctx) {
+  if ((ctx.vma.vm_flags & VM_RAND_READ) != 0) return;
+  File& file = *ctx.vma.vm_file;
+  const VirtAddr end = PageTables::pmd_addr_end(ctx.address, ctx.vma.vm_end);
+  for (unsigned made = 1; made < caps_.fault_around; ++made) {
+    FaultContext at{.vma = ctx.vma,
+                    .mm = ctx.mm,
+                    .address = ctx.address + (uint64_t{made} << PAGE_SHIFT),
+                    .flags = 0,
+                    .pgoff = ctx.pgoff + made};
+    if (at.address >= end) return;
+    const Pte* pte = tables_.walk(at.mm, at.address);
+    if (pte != nullptr && !pte_none(Pte{__atomic_load_n(&pte->v, __ATOMIC_ACQUIRE)})) return;
+    Page* page = filemap_.find_get_page(file.f_inode->i_data, at.pgoff);
+    if (page == nullptr) return;
+    const bool mapped = map_cached_file_page(at, *page);
+    filemap_.lru().put_page(*page);
+    if (!mapped) return;
+    if (file.mmap_miss > 0) --file.mmap_miss;
   }
 }
 

@@ -46,12 +46,25 @@ void PageIo::submit(ReadList& list, Waits waits) {
   if (list.first == nullptr) return;
   Bio* first = list.first;
   list.first = list.last = nullptr;
-  if (waits == Waits::yes) return list.device->submit_bios(first);
-  while (first != nullptr) {
-    Bio& bio = *first;
-    first = bio.next;
-    list.device->submit_bio(bio);
-  }
+  waits == Waits::yes ? list.device->submit_bios(first) : list.device->queue_bios(first);
+}
+
+/// `bio`, a read, goes to the end of the list; the page lock goes with it.
+void PageIo::add_to_list(ReadList& list, BlockDevice& device, PageBio& bio) {
+  vmstat_.count_vm_events(VmEvent::pgpgin, SECTORS_PER_PAGE);
+  lockdep_release_any(bio.page, LockRank::page);
+  bio.bio.next = nullptr;
+  (list.last != nullptr ? list.last->next : list.first) = &bio.bio;
+  list.last = &bio.bio;
+  list.device = &device;
+}
+
+void PageIo::add_page(ReadList& list, BlockDevice& device, uint64_t sector, Page& page,
+                      void (*done)(Page&, Errno, void*), void* owner) {
+  PageBio& bio = prepare(BioOp::read, sector, page, end_page_bio, &list);
+  bio.done = done;
+  bio.owner = owner;
+  add_to_list(list, device, bio);
 }
 
 void PageIo::submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& page, void (*done)(Page&, Errno, void*),
@@ -274,12 +287,7 @@ Result<void> PageIo::swap_readpage(Page& page, ReadList* list) {
       submit_bio(*si->bdev, bio);
       return {};
     }
-    vmstat_.count_vm_events(VmEvent::pgpgin, SECTORS_PER_PAGE);
-    lockdep_release_any(bio.page, LockRank::page);
-    bio.bio.next = nullptr;
-    (list->last != nullptr ? list->last->next : list->first) = &bio.bio;
-    list->last = &bio.bio;
-    list->device = si->bdev;
+    add_to_list(*list, *si->bdev, bio);
     return {};
   }
   vmstat_.count_vm_event(VmEvent::pswpin);

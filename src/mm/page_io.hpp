@@ -45,7 +45,7 @@ class PageIo {
   /// The read may only have been put into `list`.
   Result<void> swap_readpage(Page& page, ReadList* list);
   /// Waits::no: nobody is going to wait for these, so no thread is kept with them.
-  enum class Waits : uint8_t { no, yes };
+  using Waits = AddressSpaceOps::Waits;
   static void submit(ReadList& list, Waits waits = Waits::yes);
   /// A swap-cache page is newer than its slot. True if it was clean before. Without tags: nobody looks for dirty swap
   /// pages by tree.
@@ -59,6 +59,9 @@ class PageIo {
   /// Sleeps while the pool is empty.
   void submit_page(BlockDevice& device, BioOp op, uint64_t sector, Page& page, void (*done)(Page&, Errno, void*),
                    void* owner);
+  /// The same, to be started with others when `list` is submitted, or before. Reads only.
+  void add_page(ReadList& list, BlockDevice& device, uint64_t sector, Page& page, void (*done)(Page&, Errno, void*),
+                void* owner);
   /// try_to_free_swap is above this floor; the swap cache plugs it in.
   void set_try_to_free_swap(bool (*fn)(void*, Page&), void* arg) { try_to_free_swap_ = fn, try_arg_ = arg; }
 
@@ -69,6 +72,7 @@ class PageIo {
   /// Has the device's rw_page, and the kernel a use for it.
   [[nodiscard]] bool at_once(const BlockDevice& device) const { return rw_page_ && device.synchronous(); }
   void submit_bio(BlockDevice& device, PageBio& bio);
+  void add_to_list(ReadList& list, BlockDevice& device, PageBio& bio);
   Result<void> bdev_write_page(BlockDevice& device, uint64_t index, Page& page);
   /// True: the device's copy of a page that was just read is gone, and the page dirty.
   bool swap_slot_free_notify(BlockDevice& device, Page& page);

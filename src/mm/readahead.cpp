@@ -22,7 +22,8 @@ uint64_t OndemandReadahead::page_cache_next_hole(AddressSpace& mapping, uint64_t
   return mapping.page_tree.next_hole(index, max_scan, RadixHole::no_object);
 }
 
-uint64_t Readahead::__do_page_cache_readahead(AddressSpace& mapping, uint64_t index, uint64_t nr, uint64_t lookahead) {
+uint64_t Readahead::__do_page_cache_readahead(AddressSpace& mapping, uint64_t index, uint64_t nr, uint64_t lookahead,
+                                              AddressSpaceOps::Waits waits) {
   WEIR_FLOW(index, nr, lookahead);
   const uint64_t size = i_size_pages(*mapping.host);
   const uint64_t marked = index + nr - lookahead;
@@ -43,21 +44,38 @@ uint64_t Readahead::__do_page_cache_readahead(AddressSpace& mapping, uint64_t in
     if (i == marked && lookahead > 0) page->set(PageFlag::reclaim);
     batch.push_back(*page);
   }
+  constexpr unsigned RUN = 32;
+  Page* run[RUN];
+  unsigned together = 0;
+  const auto read_together = [&] {
+    mapping.a_ops->readpages(mapping, run, together, waits);
+    for (unsigned i = 0; i < together; ++i) filemap_.lru().put_page(*run[i]);
+    together = 0;
+  };
+  const bool batches = mapping.host->bdev != nullptr && mapping.host->bdev->batches();
   while (!batch.empty()) {
     Page& page = batch.front();
     batch.pop_front();
     // Somebody else may have been faster: then his page is as good.
     if (filemap_.add_to_page_cache_lru(page, mapping, page.index, gfp)) {
+      if (batches) {
+        ++started;
+        run[together++] = &page;
+        if (together == RUN) read_together();
+        continue;
+      }
       if (mapping.a_ops->readpage(mapping, page)) ++started;
     }
     filemap_.lru().put_page(page);
   }
+  if (together > 0) read_together();
   return started;
 }
 
-uint64_t OndemandReadahead::ra_submit(AddressSpace& mapping, File& file) {
+uint64_t OndemandReadahead::ra_submit(AddressSpace& mapping, File& file, Trigger trigger) {
   WEIR_FLOW(file.ra_start, file.ra_size, file.ra_async_size);
-  return __do_page_cache_readahead(mapping, file.ra_start, file.ra_size, file.ra_async_size);
+  return __do_page_cache_readahead(mapping, file.ra_start, file.ra_size, file.ra_async_size,
+                                   trigger == Trigger::miss ? AddressSpaceOps::Waits::yes : AddressSpaceOps::Waits::no);
 }
 
 void OndemandReadahead::ondemand_readahead(AddressSpace& mapping, File& file, Trigger trigger, uint64_t index,
@@ -85,7 +103,7 @@ void OndemandReadahead::ondemand_readahead(AddressSpace& mapping, File& file, Tr
     file.ra_size = get_init_ra_size(req_size, max);
     file.ra_async_size = file.ra_size > req_size ? file.ra_size - static_cast<uint32_t>(req_size) : file.ra_size;
   } else {
-    __do_page_cache_readahead(mapping, index, req_size, 0);
+    __do_page_cache_readahead(mapping, index, req_size, 0, AddressSpaceOps::Waits::yes);
     return;
   }
 
@@ -100,7 +118,7 @@ void OndemandReadahead::ondemand_readahead(AddressSpace& mapping, File& file, Tr
       file.ra_async_size = max / 2;
     }
   }
-  ra_submit(mapping, file);
+  ra_submit(mapping, file, trigger);
 }
 
 void OndemandReadahead::page_cache_sync_readahead(AddressSpace& mapping, File& file, uint64_t index,
@@ -124,7 +142,7 @@ void OndemandReadahead::read_around(AddressSpace& mapping, File& file, uint64_t 
   file.ra_start = index > file.ra_pages / 2 ? index - file.ra_pages / 2 : 0;
   file.ra_size = file.ra_pages;
   file.ra_async_size = file.ra_pages / 4;
-  ra_submit(mapping, file);
+  ra_submit(mapping, file, Trigger::miss);
 }
 
 }  // namespace weir

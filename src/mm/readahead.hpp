@@ -51,7 +51,8 @@ class Readahead {
 
   /// Reads those of [index, index + nr) that are not cached and that the file has. The page `lookahead` before the end
   /// gets the marker. Returns how many reads were started.
-  uint64_t __do_page_cache_readahead(AddressSpace& mapping, uint64_t index, uint64_t nr, uint64_t lookahead);
+  uint64_t __do_page_cache_readahead(AddressSpace& mapping, uint64_t index, uint64_t nr, uint64_t lookahead,
+                                     AddressSpaceOps::Waits waits = AddressSpaceOps::Waits::no);
 
   /// The first window for `size` pages asked; the window after one of `size`. `max`: the largest.
   [[nodiscard]] static uint32_t get_init_ra_size(uint64_t size, uint32_t max);
@@ -81,7 +82,7 @@ class OndemandReadahead final : public Readahead {
   void page_cache_async_readahead(AddressSpace& mapping, File& file, Page& page, uint64_t index, uint64_t req_size);
   void ondemand_readahead(AddressSpace& mapping, File& file, Trigger trigger, uint64_t index, uint64_t req_size);
   /// Submits the file's window.
-  uint64_t ra_submit(AddressSpace& mapping, File& file);
+  uint64_t ra_submit(AddressSpace& mapping, File& file, Trigger trigger);
   [[nodiscard]] static uint64_t page_cache_next_hole(AddressSpace& mapping, uint64_t index, uint64_t max_scan);
   /// PG_readahead is PG_reclaim of a page that is not under writeback.
   [[nodiscard]] static bool PageReadahead(const Page& page) {

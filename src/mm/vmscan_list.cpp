@@ -140,7 +140,8 @@ void Vmscan::shrink_active_list(int64_t nr_to_scan, LruVec& lruvec, ScanControl&
   WEIR_FLOW(list, nr_to_scan);
   const unsigned file = is_file_lru(list) ? 1 : 0;
   const NodeStat isolated = file != 0 ? NodeStat::nr_isolated_file : NodeStat::nr_isolated_anon;
-  const bool ask = file != 0 || mmu_.caps().has_accessed;
+  // Where asking takes the page out of hardware, it is asked when it has come to the inactive tail.
+  const bool ask = mmu_.caps().has_accessed;
   PageList held, active, inactive, to_free;
   lru_.lru_add_drain();
   int64_t taken = 0, scanned = 0;
@@ -287,6 +288,7 @@ bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& u
   if (writeback) return era_->under_writeback(page, stat), false;
 
   candidate = {.page = &page};
+  const unsigned nr_aged = aged.count;
   candidate.references = sc.ignore_references ? References::reclaim : era_->references(page, aged);
   const auto decide = [&](Candidate::Verdict verdict, PageKeep reason) {
     candidate.verdict = verdict;
@@ -311,6 +313,11 @@ bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& u
     may_enter_fs = true;
   }
   candidate.may_enter_fs = may_enter_fs;
+  if (!mmu_.caps().has_alias && page_mapped(page) && !PageAnon(page)) {
+    // A file's page loses its PTE only when it has left hardware: else nothing would tell where its bytes are.
+    if (aged.count > nr_aged) return decide(Candidate::Verdict::keep, PageKeep::aging);
+    if (!mmu_.captured(page)) return decide(Candidate::Verdict::activate, PageKeep::pinned);
+  }
   if (page_mapped(page) && rmap_.try_to_unmap(page, unmapped) == TryToUnmap::fail)
     return decide(Candidate::Verdict::activate, PageKeep::not_unmapped);
   return true;
@@ -401,9 +408,9 @@ bool Vmscan::reclaim_page(const Candidate& candidate, ScanControl& sc) {
   Page& page = *candidate.page;
   const Pfn pfn = pages_.mem().pfn(page);
   const uint64_t index = page.index;
-  if ((PageSwapCache(page) || Filemap::file_mapping(page) != nullptr) && !mmu_.captured(page)) {
+  if (PageSwapCache(page) && !mmu_.captured(page)) {
     // Its task still writes there, or a device reads: the bytes can be neither compared nor written out.
-    rmap_.set_page_dirty(page);
+    page.set(PageFlag::dirty);
     return activate_locked(page, PageKeep::pinned), false;
   }
   if (!mmu_.caps().has_dirty && PageAnon(page) && PageSwapCache(page)) {

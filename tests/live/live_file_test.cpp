@@ -2,12 +2,15 @@
 // host's real MMU and real files.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <linux/io_uring.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 
 #include <atomic>
 #include <cstring>
@@ -597,6 +600,38 @@ TEST_P(LiveFile, system_calls_read_and_write_through_mappings) {
   ASSERT_TRUE(live->advise(at, SIZE, MADV_POPULATE_READ));
   ASSERT_EQ(pwrite(other.fd(), at + SIZE / 2, SIZE / 2, 0), static_cast<ssize_t>(SIZE / 2));
   EXPECT_EQ(wrong(at + SIZE / 2, SIZE / 2, SIZE / 2), 0u);
+}
+
+TEST_P(LiveFile, a_page_that_the_kernel_holds_stays_and_is_written_when_it_lets_go) {
+  constexpr uint64_t SIZE = 128 * PAGE, HELD = 64 * PAGE;
+  HostFile file(SIZE);
+  std::byte* at = map(file, 0, SIZE);
+  store(at, HELD, 0, 2);
+  io_uring_params params{};
+  const auto ring = static_cast<int>(syscall(SYS_io_uring_setup, 4, &params));
+  if (ring < 0) GTEST_SKIP() << "no io_uring here to pin pages with";
+  iovec held{at, HELD};
+  ASSERT_EQ(syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &held, 1), 0);
+  press();
+  store(at, HELD, 0, 3);
+  EXPECT_EQ(sync(at, SIZE), Errno::ok);
+  press();
+  EXPECT_EQ(wrong(at, HELD, 0, 3), 0u);
+  EXPECT_GT(stats().arch.pinned, 0u);
+  // The device would write here without a fault.
+  store(at, HELD, 0, 4);
+  ASSERT_EQ(syscall(SYS_io_uring_register, ring, IORING_UNREGISTER_BUFFERS, nullptr, 0), 0);
+  EXPECT_EQ(sync(at, SIZE), Errno::ok);
+  EXPECT_EQ(wrong(file, 0, HELD, 4), 0u);
+
+  // Unmapped while it is held: what it was then.
+  store(at, HELD, 0, 5);
+  ASSERT_EQ(syscall(SYS_io_uring_register, ring, IORING_REGISTER_BUFFERS, &held, 1), 0);
+  press();
+  EXPECT_EQ(unmap(at, SIZE), Errno::ok);
+  EXPECT_EQ(wrong(file, 0, HELD, 5), 0u);
+  EXPECT_EQ(wrong(file, HELD, SIZE - HELD, 1), 0u);
+  close(ring);
 }
 
 }  // namespace

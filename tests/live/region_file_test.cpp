@@ -86,6 +86,26 @@ TEST(RegionFile, a_region_that_goes_writes_what_was_stored) {
   EXPECT_EQ(file.byte(PAGE + 5), std::byte{9});
 }
 
+TEST(RegionFile, the_least_ram_is_enough_to_store_to_a_file_many_times_as_large) {
+  constexpr uint64_t SIZE = 32 * MiB;
+  HostFile file(SIZE);
+  auto region = Region::create({.size = MiB, .ram = 4 * MiB, .swap = {"none"}});
+  ASSERT_TRUE(region) << region.error();
+  auto mapped = region->map_file(file.fd(), 0, SIZE, WRITE, MAP_SHARED);
+  ASSERT_TRUE(mapped) << mapped.error();
+  std::thread other([&] {
+    for (uint64_t page = 0; page < SIZE; page += 2 * PAGE) mapped->bytes()[page] = byte_of(2, page);
+  });
+  for (uint64_t page = PAGE; page < SIZE; page += 2 * PAGE) mapped->bytes()[page] = byte_of(2, page);
+  other.join();
+  for (uint64_t page = 0; page < SIZE; page += PAGE) {
+    ASSERT_EQ(mapped->bytes()[page], byte_of(2, page));
+    ASSERT_EQ(mapped->bytes()[page + 1], byte_of(1, page + 1));
+  }
+  EXPECT_EQ(mapped->close(), 0);
+  for (uint64_t page = 0; page < SIZE; page += PAGE) ASSERT_EQ(file.byte(page), byte_of(2, page));
+}
+
 TEST(RegionFileC, map_sync_advise_unmap_and_what_is_refused) {
   HostFile file(64 * PAGE);
   weir_region_options o;

@@ -213,6 +213,63 @@ TEST_P(FileDeviceEngines, AListOfRequestsIsServedLikeSingleOnes) {
       GetParam().where);
 }
 
+TEST(FileDevice, AFileOfTheProgramsKeepsItsLength) {
+  for (const Where where : {Where::virtual_world, Where::host_world}) {
+    TestPath path;
+    const int fd = open(path.c_str(), O_CREAT | O_RDWR, 0600);
+    ASSERT_GE(fd, 0);
+    const std::string text(PAGE_SIZE + 100, 'a');
+    ASSERT_EQ(pwrite(fd, text.data(), text.size(), 0), static_cast<ssize_t>(text.size()));
+    with_device(
+        {.path = "theirs", .capacity = PageCount(1000), .origin = FileOrigin::descriptor, .descriptor = fd},
+        [&](FileDevice& device) {
+          close(fd);
+          EXPECT_TRUE(device.writable());
+          EXPECT_EQ(device.capacity(), PageCount(1000));
+          Request request;
+          EXPECT_EQ(request.run(device, BioOp::read, 0), Errno::ok);
+          EXPECT_EQ(request.bytes[PAGE_SIZE - 1], std::byte{'a'});
+          request.bytes.fill(std::byte{9});
+          EXPECT_EQ(request.run(device, BioOp::read, 1), Errno::ok);
+          EXPECT_EQ(request.bytes[99], std::byte{'a'});
+          EXPECT_EQ(request.bytes[100], std::byte{0}) << "behind the end";
+          EXPECT_EQ(request.bytes[PAGE_SIZE - 1], std::byte{0});
+          EXPECT_EQ(request.run(device, BioOp::read, 2), Errno::io);
+
+          request.bytes.fill(std::byte{'b'});
+          EXPECT_EQ(request.run(device, BioOp::write, 1), Errno::ok);
+          EXPECT_EQ(request.run(device, BioOp::write, 2), Errno::ok) << "of what was cut off nothing is kept";
+          EXPECT_EQ(std::filesystem::file_size(path.c_str()), PAGE_SIZE + 100);
+          EXPECT_EQ(request.run(device, BioOp::read, 1), Errno::ok);
+          EXPECT_EQ(request.bytes[99], std::byte{'b'});
+          EXPECT_TRUE(device.sync().ok());
+
+          std::filesystem::resize_file(path.c_str(), 4 * PAGE_SIZE);
+          EXPECT_EQ(request.run(device, BioOp::write, 3), Errno::ok);
+          EXPECT_EQ(request.run(device, BioOp::read, 2), Errno::ok);
+          EXPECT_EQ(request.bytes[0], std::byte{0});
+          std::filesystem::resize_file(path.c_str(), 10);
+          EXPECT_EQ(request.run(device, BioOp::read, 1), Errno::io);
+          EXPECT_EQ(request.run(device, BioOp::read, 0), Errno::ok);
+          EXPECT_EQ(request.bytes[9], std::byte{'a'});
+          EXPECT_EQ(request.bytes[10], std::byte{0});
+        },
+        where);
+  }
+}
+
+TEST(FileDevice, OnlyWhatCanBeMappedIsAFileOfThePrograms) {
+  const int folder = open(WEIR_BUILD_DIR, O_RDONLY | O_DIRECTORY);
+  const FileDeviceOptions options{
+      .path = "theirs", .capacity = PageCount(8), .origin = FileOrigin::descriptor, .descriptor = folder};
+  EXPECT_EQ(refused(options), Errno::nodev);
+  close(folder);
+  EXPECT_EQ(refused(options), Errno::badf);
+  FileDeviceOptions rings = options;
+  rings.engine = FileEngine::io_uring;
+  EXPECT_EQ(refused(rings), Errno::inval);
+}
+
 TEST_P(FileDeviceEngines, RequestsThatMakeNoSenseEndWithAnError) {
   TestPath path;
   with_device(

@@ -164,5 +164,45 @@ TEST(Truncate, AFaultThatRunsMeanwhileLeavesNoCopyBehindTheEnd) {
   }
 }
 
+TEST(Truncate, WhatOthersHaveWrittenIsReadAnewAndWhatWasStoredHereStays) {
+  run_vm(with_disks(), [](Vm& vm) {
+    CutFile f(vm, 8);
+    Task& task = vm.task();
+    const VirtAddr at = vm.map_file(task, *f.file, 8, Sharing::shared, VM_READ | VM_WRITE);
+    const VirtAddr own = vm.map_file(task, *f.file, 8, Sharing::private_, VM_READ | VM_WRITE);
+    for (uint64_t i = 0; i < 8; ++i) EXPECT_EQ(vm.read(task, Vm::page_at(at, i)), i + 1);
+    vm.write(task, Vm::page_at(at, 2), 100);
+    vm.write(task, Vm::page_at(own, 3), 200);
+    // The same place on the disk by another way.
+    Inode* others =
+        *vm.machine->files.create_inode("g", *vm.file_disk, 0, Bytes(8 << PAGE_SHIFT), Bytes(8 << PAGE_SHIFT));
+    File* writer = *vm.machine->files.open(*others);
+    for (const uint64_t i : {1, 2, 3}) EXPECT_TRUE(vm.machine->files.write_tag(*writer, i, 50 + i).ok());
+    vm.machine->files.close(*writer);
+    vm.machine->files.iput(*others);
+
+    EXPECT_TRUE(vm.machine->files.invalidate_range(*f.inode, 1, 5).ok());
+    EXPECT_EQ(vm.read(task, Vm::page_at(at, 1)), 51u);
+    EXPECT_EQ(vm.read(task, Vm::page_at(at, 2)), 100u) << "dirty";
+    EXPECT_EQ(vm.read(task, Vm::page_at(at, 3)), 53u);
+    EXPECT_EQ(vm.read(task, Vm::page_at(own, 3)), 200u) << "a copy";
+    EXPECT_EQ(vm.read(task, Vm::page_at(own, 1)), 51u);
+    EXPECT_EQ(vm.faults(), "");
+  });
+}
+
+TEST(Truncate, APageInUseIsNotReadAnewAndThatIsSaid) {
+  run_vm(with_disks(), [](Vm& vm) {
+    CutFile f(vm, 4);
+    EXPECT_EQ(*vm.machine->files.read_tag(*f.file, 2), 3u);
+    Page* page = vm.machine->filemap.find_get_page(f.inode->i_data, 2);
+    ASSERT_NE(page, nullptr);
+    EXPECT_EQ(vm.machine->files.invalidate_range(*f.inode, 0, 3).error(), Errno::busy);
+    vm.machine->lru.put_page(*page);
+    EXPECT_TRUE(vm.machine->files.invalidate_range(*f.inode, 0, 3).ok());
+    EXPECT_EQ(vm.machine->filemap.find_get_page(f.inode->i_data, 2), nullptr);
+  });
+}
+
 }  // namespace
 }  // namespace weir::test
