@@ -320,6 +320,8 @@ void HostWorld::kthread_main(void* arg) {
   t.started.store(1, std::memory_order_release);
   sys::futex_wake(t.started, 1);
   t.function(t.argument);
+  // The host does so later than it says that the thread is gone: who waits for that may want to unmount.
+  if (w.options_.files == KthreadFiles::own) sys::call(SYS_close_range, 0, ~0u, 0);
   lockdep_thread_idle(t);
 }
 
