@@ -16,6 +16,12 @@ if [[ "${1:-}" == lint ]]; then
   packages+=(clang-format clang-tidy node-typescript)
 fi
 
+# The accessibility test's axe-core; where it is not, that test is skipped and says so.
+explore="$(dirname "$0")/../tests/explore"
+if [[ ! -f "$explore/node_modules/axe-core/axe.min.js" ]] && command -v npm >/dev/null; then
+  npm ci --prefix "$explore" --ignore-scripts --no-audit --no-fund --silent || echo "setup: npm could not install axe-core" >&2
+fi
+
 if ! command -v dpkg-query >/dev/null; then
   echo "setup: this is not a Debian system; weir needs what Debian 12 calls: ${packages[*]}" >&2
   exit 2

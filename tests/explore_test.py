@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = Path(os.environ.get("WEIR_BUILD_DIR", ROOT / "build" / "debug"))
 WEIR = BUILD / "bin" / "weir"
 LOOK = BUILD / "tests" / "explore" / "look"
+AXE = ROOT / "tests" / "explore" / "node_modules" / "axe-core" / "axe.min.js"
 SEED = int(os.environ.get("WEIR_SEED", "1"), 0)
 
 # The parts of the machine as look.cpp writes them; digests by the same FNV-1a.
@@ -168,6 +169,13 @@ class Page(unittest.TestCase):
     def lit(self) -> str:
         return self.browser.js("return document.querySelector('.line.now')?.textContent ?? ''")
 
+    def open_at_swap_in(self, more: str = "") -> int:
+        """Opens the page of 001 where the page that it is around is read back from swap. The step."""
+        self.browser.open(self.page("001"))
+        step = dict(self.browser.state()["moments"])["Read back from swap"]
+        self.browser.open(self.page("001"), f"#step={step}{more}")
+        return step
+
     def slot_here(self) -> str:
         """The slot of the swap-in that the page of 001 is around, as "0,1"."""
         self.assertIn("swap_read", self.lit())
@@ -185,7 +193,7 @@ class Page(unittest.TestCase):
         self.at(step=first["count"])
         b.click("[data-do=back]")
         self.assertLess(b.state()["step"], first["count"])
-        b.open(self.page("001"), "#step=20001")  # the read of the page that comes back
+        self.open_at_swap_in()
         slot = self.slot_here()
         here = b.state()["step"]
         b.click("[data-do=previous-change]")
@@ -200,7 +208,7 @@ class Page(unittest.TestCase):
         enter = b.state()["step"]
         b.click("[data-do=over]")
         self.assertGreater(b.state()["step"], enter)
-        b.open(self.page("001"), "#step=20001")
+        self.open_at_swap_in()
         b.click("#follow")
         self.at(followed=f"slot {slot}")
         moments = b.state()["moments"]
@@ -227,7 +235,7 @@ class Page(unittest.TestCase):
         self.assertIsNotNone(b.state()["followed"])
         b.click("#lines .line.now + .line")
         self.assertTrue(self.lit())
-        b.open(self.page("001"), "#step=20001")
+        self.open_at_swap_in()
         b.click("#life button")
         b.click("#timeline")  # its middle
         middle = b.state()
@@ -235,7 +243,7 @@ class Page(unittest.TestCase):
 
     def test_each_control_by_keyboard_alone(self):
         b = self.browser
-        b.open(self.page("001"), "#step=20001")
+        self.open_at_swap_in()
         here = b.state()["step"]
         b.keys("ARROW_RIGHT")
         self.assertGreater(b.state()["step"], here)
@@ -247,7 +255,7 @@ class Page(unittest.TestCase):
         call = b.state()["step"]
         b.keys("ARROW_DOWN")
         self.assertGreater(b.state()["step"], call)
-        b.open(self.page("001"), "#step=20001")
+        self.open_at_swap_in()
         slot = self.slot_here()
         b.keys("HOME")
         self.at(step=0)
@@ -302,7 +310,7 @@ class Page(unittest.TestCase):
 
     def test_a_search_finds_functions_states_tasks_pages_addresses_and_steps(self):
         b = self.browser
-        b.open(self.page("001"), "#step=20001")
+        self.open_at_swap_in()
         slot = self.slot_here()
         b.click("[data-do=out]")
         for query, wanted in (("do_swap_page", "do_swap_page"), ("swap_read", "swap_read ("), ("hog", "hog"), (f"slot {slot}", f"({slot})"),
@@ -317,14 +325,14 @@ class Page(unittest.TestCase):
 
     def test_a_link_to_a_step_opens_there_with_what_was_followed(self):
         b = self.browser
-        b.open(self.page("001"), "#step=20001&follow=slot:0,1&all&time")
-        self.at(step=20001, followed="slot 0,1", all=True, scale="time")
+        step = self.open_at_swap_in("&follow=slot:0,1&all&time")
+        self.at(step=step, followed="slot 0,1", all=True, scale="time")
         link = b.js("return location.hash")
         b.keys("ARROW_RIGHT")
         self.assertNotEqual(b.js("return location.hash"), link)
         b.js("location.hash = arguments[0]", link)
         b.js("return new Promise((done) => setTimeout(done, 50))")
-        self.at(step=20001)
+        self.at(step=step)
 
     def test_a_page_of_100000_events_opens(self):
         recording, out = self.dir / "long.weir", self.dir / "long.html"
@@ -339,10 +347,53 @@ class Page(unittest.TestCase):
     def test_it_fits_a_desk_and_a_phone(self):
         for width, height in ((1280, 800), (390, 844)):
             self.browser.size(width, height)
-            self.browser.open(self.page("001"), "#step=20001")
+            self.open_at_swap_in()
             self.assertEqual(self.browser.js("return document.documentElement.scrollWidth"), width, "nothing stands out to the side")
-            self.browser.picture(self.dir / f"{width}.png")
         self.browser.size(1280, 800)
+
+    # ---- looks
+    def each_look(self):
+        """Each kept sample, at a moment that its document tells of, on a desk and on a phone, light and dark."""
+        for width, height in ((1280, 800), (390, 844)):
+            self.browser.size(width, height)
+            for kept in sorted((ROOT / "docs" / "explore").glob("*.html")):
+                self.browser.open(kept)
+                moments = dict(self.browser.state()["moments"])
+                step = next((moments[m] for m in ("Killed", "Copied on write", "Read back from swap") if m in moments), 1)
+                self.browser.js("explorer.goTo(arguments[0], 'jump')", step)
+                for theme in ("light", "dark"):
+                    if theme == "dark":
+                        self.browser.keys("t")
+                    self.assertEqual(self.browser.js("return document.documentElement.dataset.theme ?? 'light'"), theme)
+                    with self.subTest(kept.stem, width=width, theme=theme):
+                        yield f"{kept.stem}-{width}-{theme}"
+        self.browser.size(1280, 800)
+
+    @unittest.skipIf(not AXE.exists(), f"{AXE.relative_to(ROOT)} is not there: scripts/setup.sh, where npm is")
+    def test_axe_finds_no_serious_fault(self):
+        for look in self.each_look():
+            self.browser.js(AXE.read_text())
+            found = self.browser.promise("""axe.run().then(({violations, passes}) => ({
+                passes: passes.map((rule) => rule.id),
+                faults: violations.filter(({impact}) => ["serious", "critical"].includes(impact))
+                                  .map(({id, help, nodes}) => [id, help, nodes.map((node) => node.target.join(" "))])}))""")
+            self.assertIn("color-contrast", found["passes"])
+            self.assertEqual(found["faults"], [], look)
+
+    def test_it_looks_as_it_did(self):
+        """Beside pictures that somebody has looked at. WEIR_KEEP_PICTURES=1 keeps today's: then look at them."""
+        references = ROOT / "tests" / "explore" / "reference"
+        keep = "WEIR_KEEP_PICTURES" in os.environ
+        looks = []
+        for look in self.each_look():
+            # Dark is light in other colours: once is enough.
+            if look.endswith("-light") or look.startswith("001"):
+                self.browser.picture((references if keep else self.dir) / f"{look}.png")
+                looks.append(look)
+        for look in looks if not keep else []:
+            with self.subTest(look):
+                different = self.browser.differing(references / f"{look}.png", self.dir / f"{look}.png")
+                self.assertLess(different, 0.02, f"{different:.1%} of the picture is not as in {references.relative_to(ROOT)}")
 
     # ---- what is wrong with a recording is said, and not drawn over
     def damaged(self, change) -> Path:

@@ -7,7 +7,7 @@
 //   Page* do_x(...) {
 //     WEIR_FLOW(address, entry);                        // entered; left when the scope ends. Recorded as __func__.
 //     WEIR_STATE(swap_map, entry.val, before, after);   // subject, old, new
-//     WEIR_RETURNS(pfn);                                // what it returns, where that matters: said before it does
+//     WEIR_RETURN(page);                                // in place of return, where what it returns matters
 //   }
 #pragma once
 
@@ -191,11 +191,13 @@ class FlowScope {
     else
       sink_->leave(site_);
   }
-  [[nodiscard]] [[gnu::always_inline]] bool recording() const { return __builtin_expect(sink_ != nullptr, 0); }
-  /// What the function returns; the last word stands. Only while recording().
-  [[gnu::always_inline]] void returns(uint64_t result) {
-    result_ = result;
-    has_result_ = true;
+  template <class T>
+  [[nodiscard]] [[gnu::always_inline]] T returns(T value) {
+    if (__builtin_expect(sink_ != nullptr, 0)) {
+      result_ = flow_value(value);
+      has_result_ = true;
+    }
+    return value;
   }
 
  private:
@@ -215,11 +217,8 @@ class FlowScope {
       ::weir::flow_detail(__func__) ? ::weir::FlowLevel::detail : ::weir::FlowLevel::step;         \
   ::weir::FlowScope<weir_flow_level_> weir_flow_scope_(weir_flow_site_ __VA_OPT__(, ) __VA_ARGS__)
 
-/// In a function with a WEIR_FLOW, before a return. Off, `value` is not computed.
-#define WEIR_RETURNS(value)                                                                \
-  do {                                                                                     \
-    if (weir_flow_scope_.recording()) weir_flow_scope_.returns(::weir::flow_value(value)); \
-  } while (0)
+/// In place of `return value` in a function with a WEIR_FLOW, where what it returns matters.
+#define WEIR_RETURN(...) return weir_flow_scope_.returns(__VA_ARGS__)
 
 #define WEIR_STATE(what, subject, before, after)                                                                   \
   do {                                                                                                             \

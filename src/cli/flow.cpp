@@ -84,6 +84,7 @@ unsigned terminal_width() {
 int diff_kernels(const std::string& id, std::optional<uint64_t> seed, const std::string& kernel,
                  const std::string& other, FlowPrint how) {
   std::string text[2], title[2];
+  how.results = Shown::no;  // frames and slots are other ones
   const std::string kernels[2] = {kernel, other};
   for (int i = 0; i < 2; ++i) {
     const TemporaryFile file;

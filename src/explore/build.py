@@ -34,14 +34,17 @@ def means():
 
 
 def schema():
-    rows = re.findall(r'\{"(\w+)",\s*"([^"]*)"(, Kind::bookkeeping)?\},', (ROOT / "src/record/flow_tree.cpp").read_text())
+    source = (ROOT / "src/record/flow_tree.cpp").read_text()
+    rows, results = (re.findall(r'\{"(\w+)",\s*"([^"]*)"(, Kind::bookkeeping)?\},', source.partition(f"{table}[] = {{")[2].partition("};")[0])
+                     for table in ("STATE_TEXTS", "RESULT_TEXTS"))
     texts = {name: text for name, text, _ in rows}
-    if len(texts) < 40:
-        sys.exit("build.py: the table of state texts is not in record/flow_tree.cpp any more")
+    if len(texts) < 40 or len(results) < 10:
+        sys.exit("build.py: the tables of texts are not in record/flow_tree.cpp any more")
     styles = (HERE / "styles.cpp").read_text()
     words = tomllib.loads((HERE / "words.toml").read_text())
     tables = [
         ("STATE_TEXTS", "Record<string, string>", texts),
+        ("RESULT_TEXTS", "Record<string, string>", {name: style for name, style, _ in results}),
         ("PAGE_FLAGS", "readonly string[]", list_after(styles, "PAGE_FLAG_NAMES")),
         ("FAULT_BITS", "readonly string[]", list_after(styles, "FAULT_NAMES")),
         ("LRU_NAMES", "readonly string[]", re.findall(r'return "(LRU_\w+)";', (ROOT / "src/mm/types.cpp").read_text())),

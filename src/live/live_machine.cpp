@@ -207,10 +207,8 @@ bool LiveMachine::start(const LiveOptions& options, LiveError& error) {
     return false;
   }
 
-  if (!options.ring.empty()) {
+  if (!options.ring.empty())
     p.ring = ::new (static_cast<void*>(p.ring_place)) FlowRing(options.ring, options.record_events);
-    name_recording();
-  }
 
   p.world = ::new (static_cast<void*>(p.world_place)) HostWorld({
       .files = HostWorld::KthreadFiles::own,
@@ -296,10 +294,7 @@ bool LiveMachine::boot(LiveError& error) {
     return false;
   }
   p.task = *task;
-  if (p.ring != nullptr) {
-    p.ring->set_process(p.task->pid);
-    p.ring->names().task(current().tid, p.task->pid, comm);
-  }
+  if (p.ring != nullptr) name_recording();
   Mm& mm = *p.task->mm;
   mm.mmap_base = VirtAddr(reinterpret_cast<uint64_t>(range_) + range_bytes_);
   mm.task_size = mm.mmap_base;
@@ -785,17 +780,24 @@ void LiveMachine::count(LiveStats& out) {
   }
 }
 
-/// What is true of the whole run, and who is who.
+/// What is true of the whole run, and whose it is; in the thread that the process begins with.
 void LiveMachine::name_recording() {
   Parts& p = *parts_;
   FlowNames& names = p.ring->names();
+  char text[48];
+  const auto number = [&](const char* key, unsigned long long value) {
+    std::snprintf(text, sizeof text, "%llu", value);
+    names.fact(key, text);
+  };
   names.fact("kernel", "4.14");
   names.fact("world", "live");
-  char number[24];
-  std::snprintf(number, sizeof number, "%llu", static_cast<unsigned long long>(p.frames.v));
-  names.fact("ram_pages", number);
-  std::snprintf(number, sizeof number, "%llu", static_cast<unsigned long long>(PAGE_SIZE));
-  names.fact("page_size", number);
+  number("ram_pages", static_cast<unsigned long long>(p.frames.v));
+  number("page_size", PAGE_SIZE);
+  std::snprintf(text, sizeof text, "%llu %d %.16s", static_cast<unsigned long long>(p.task->mm->id), p.task->pid,
+                p.task->comm);
+  names.fact("process", text);
+  p.ring->set_process(p.task->pid);
+  names.task(current().tid, p.task->pid, p.task->comm);
 }
 
 Result<void> LiveMachine::write_recording(int fd, std::string_view ended) {

@@ -122,7 +122,7 @@ uint32_t Memory::handle_mm_fault(VmArea& vma, VirtAddr address, uint32_t flags) 
                    .address = address.page(),
                    .flags = flags,
                    .pgoff = linear_page_index(vma, address.page())};
-  return era_->dispatch(ctx);
+  WEIR_RETURN(era_->dispatch(ctx));
 }
 
 uint32_t Memory::handle_pte_fault(FaultContext& ctx) {
@@ -130,12 +130,13 @@ uint32_t Memory::handle_pte_fault(FaultContext& ctx) {
   if (const Pte* pte = tables_.walk(ctx.mm, ctx.address))
     ctx.orig_pte = Pte{__atomic_load_n(&pte->v, __ATOMIC_ACQUIRE)};
   WEIR_FLOW(ctx.address, ctx.orig_pte);
-  if (pte_none(ctx.orig_pte)) return ctx.vma.anonymous() ? do_anonymous_page(ctx) : era_->file_fault(ctx);
-  if (!pte_present(ctx.orig_pte)) return era_->pte_file(ctx.orig_pte) ? era_->nonlinear_fault(ctx) : do_swap_page(ctx);
+  if (pte_none(ctx.orig_pte)) WEIR_RETURN(ctx.vma.anonymous() ? do_anonymous_page(ctx) : era_->file_fault(ctx));
+  if (!pte_present(ctx.orig_pte))
+    WEIR_RETURN(era_->pte_file(ctx.orig_pte) ? era_->nonlinear_fault(ctx) : do_swap_page(ctx));
   PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
-  if (*ptl != ctx.orig_pte) return VM_FAULT_OK;
-  if (ctx.write() && pte_user(ctx.orig_pte) && !pte_write(ctx.orig_pte)) return do_wp_page(ctx, std::move(ptl));
-  return present_fault(ctx, std::move(ptl));
+  if (*ptl != ctx.orig_pte) WEIR_RETURN(VM_FAULT_OK);
+  if (ctx.write() && pte_user(ctx.orig_pte) && !pte_write(ctx.orig_pte)) WEIR_RETURN(do_wp_page(ctx, std::move(ptl)));
+  WEIR_RETURN(present_fault(ctx, std::move(ptl)));
 }
 
 /// The PTE allows the access and hardware faulted nevertheless: the page is old where hardware knows no old pages, or
@@ -173,25 +174,25 @@ uint32_t Memory::do_anonymous_page(FaultContext& ctx) {
   WEIR_STATE(fault_anonymous, ctx.address, 0, ctx.flags);
   VmArea& vma = ctx.vma;
   // Shared memory without an object behind it does not exist: it is a file of shmem's.
-  if ((vma.vm_flags & VM_SHARED) != 0) return VM_FAULT_SIGBUS;
-  if (!tables_.pte_alloc(ctx.mm, ctx.address)) return VM_FAULT_OOM;
+  if ((vma.vm_flags & VM_SHARED) != 0) WEIR_RETURN(VM_FAULT_SIGBUS);
+  if (!tables_.pte_alloc(ctx.mm, ctx.address)) WEIR_RETURN(VM_FAULT_OOM);
 
   if (!ctx.write() && caps_.has_zero_page) {
     const Pte entry = pte_mkspecial(mk_pte(tables_.pages().mem().pfn(zero_page_), vma));
     PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
-    if (!pte_none(*ptl)) return VM_FAULT_OK;
+    if (!pte_none(*ptl)) WEIR_RETURN(VM_FAULT_OK);
     tables_.set_pte_at(ctx.mm, ctx.address, ptl.get(), entry);
     ptl.unlock();
     vmstat_.count_vm_event(VmEvent::zero_page_map);
-    return make_known(ctx, entry, *zero_page_);
+    WEIR_RETURN(make_known(ctx, entry, *zero_page_));
   }
 
-  if (!anon_vma_prepare(vma)) return VM_FAULT_OOM;
+  if (!anon_vma_prepare(vma)) WEIR_RETURN(VM_FAULT_OOM);
   Page* page = era_->zeroed_page(ctx);
-  if (page == nullptr) return VM_FAULT_OOM;
+  if (page == nullptr) WEIR_RETURN(VM_FAULT_OOM);
   uint32_t ret = VM_FAULT_OK;
   if (map_anonymous(ctx, *page, ret) && ret == VM_FAULT_OK && caps_.fault_around > 1) anonymous_around(ctx);
-  return ret;
+  WEIR_RETURN(ret);
 }
 
 /// A new frame, locked and zeroed, becomes a page at ctx.address. False: another thread was faster, and the frame is
@@ -360,7 +361,7 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
     if (page == nullptr) {
       // No memory; or the slot is free by now, as another thread has brought the page in.
       PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
-      return *ptl == ctx.orig_pte ? VM_FAULT_OOM : VM_FAULT_OK;
+      WEIR_RETURN(*ptl == ctx.orig_pte ? VM_FAULT_OOM : VM_FAULT_OK);
     }
     ret = VM_FAULT_MAJOR;
     vmstat_.count_vm_event(VmEvent::pgmajfault);
@@ -369,12 +370,12 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   Lru& lru = filemap_.lru();
   if (!lock_page_or_retry(*page, ctx.mm, ctx.flags)) {
     lru.put_page(*page);
-    return ret | VM_FAULT_RETRY;
+    WEIR_RETURN(ret | VM_FAULT_RETRY);
   }
   // While we waited the cache may have let go of it.
   if (!PageSwapCache(*page) || page->private_ != entry.val) {
     unlock_put(*page);
-    return ret;
+    WEIR_RETURN(ret);
   }
   // Where writes leave no trace in the PTE, bytes that are being written out must not change.
   if (!caps_.has_dirty) filemap_.wait_on_page_writeback(*page);
@@ -383,7 +384,7 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
   page = era_->fitting(*page, vma, ctx.address);
   if (page == nullptr) {
     unlock_put(*swapcache);
-    return ret | VM_FAULT_OOM;
+    WEIR_RETURN(ret | VM_FAULT_OOM);
   }
   const bool copied = page != swapcache;  // the slot's page is somebody else's
   PteLock ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
@@ -392,7 +393,7 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
     ptl.unlock();
     if (copied) unlock_put(*swapcache);
     unlock_put(*page);
-    return same ? ret | VM_FAULT_SIGBUS : ret;
+    WEIR_RETURN(same ? ret | VM_FAULT_SIGBUS : ret);
   }
   ctx.mm.inc_mm_counter(RssKind::anon);
   ctx.mm.dec_mm_counter(RssKind::swapents);
@@ -433,12 +434,12 @@ uint32_t Memory::do_swap_page(FaultContext& ctx) {
       if (read_ahead) cache_.read_on(entry);
       swap_around(ctx);
     }
-    return ret;
+    WEIR_RETURN(ret);
   }
   unlock_put(*page);
   ctx.orig_pte = pte;
   ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
-  return *ptl == pte ? ret | do_wp_page(ctx, std::move(ptl)) : ret;
+  WEIR_RETURN(*ptl == pte ? ret | do_wp_page(ctx, std::move(ptl)) : ret);
 }
 
 // ---- Copy on write --------------------------------------------------------------------------------------------------
@@ -451,16 +452,16 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
     // A device's, shared: the right to write had been taken away for a while.
     if ((ctx.vma.vm_flags & VM_SHARED) != 0) {
       (void)era_->reuse_page(ctx, ptl);
-      return VM_FAULT_OK;
+      WEIR_RETURN(VM_FAULT_OK);
     }
     ptl.unlock();
-    return era_->copy_page(ctx, nullptr);
+    WEIR_RETURN(era_->copy_page(ctx, nullptr));
   }
   if (!PageAnon(*page)) {
-    if ((ctx.vma.vm_flags & VM_SHARED) != 0) return era_->reuse_shared_page(ctx, *page, std::move(ptl));
+    if ((ctx.vma.vm_flags & VM_SHARED) != 0) WEIR_RETURN(era_->reuse_shared_page(ctx, *page, std::move(ptl)));
     PageAllocator::get_page(*page);
     ptl.unlock();
-    return caps_.has_alias ? era_->copy_page(ctx, page) : copy_unmapped(ctx, *page);
+    WEIR_RETURN(caps_.has_alias ? era_->copy_page(ctx, page) : copy_unmapped(ctx, *page));
   }
 
   PageAllocator::get_page(*page);
@@ -471,7 +472,7 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
     if (*ptl != ctx.orig_pte) {
       ptl.unlock();
       unlock_put(*page);
-      return VM_FAULT_OK;
+      WEIR_RETURN(VM_FAULT_OK);
     }
   }
   if (cache_.reuse_swap_page(*page)) {
@@ -480,11 +481,11 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
     ptl.unlock();
     const uint32_t ret = make_known(ctx, entry, *page);
     unlock_put(*page);
-    return ret;
+    WEIR_RETURN(ret);
   }
   ptl.unlock();
   filemap_.unlock_page(*page);
-  return era_->copy_page(ctx, page);
+  WEIR_RETURN(era_->copy_page(ctx, page));
 }
 
 /// A file's page in a private mapping, where what is mapped cannot be copied: it goes, and the fault is one on nothing.

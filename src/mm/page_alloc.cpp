@@ -148,7 +148,7 @@ bool PageAllocator::keep_untouched(Zone& zone, Pfn start) {
 
 Page* PageAllocator::alloc_pages(gfp_t gfp, Order order) {
   WEIR_FLOW(gfp, order);
-  return era_->alloc(gfp, order);
+  WEIR_RETURN(era_->alloc(gfp, order));
 }
 
 struct PageAllocator::Era_4_14 final : Era {

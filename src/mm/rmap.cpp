@@ -323,7 +323,7 @@ TryToUnmap Rmap::try_to_unmap(Page& page, FlushBatch& batch) {
   WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked));
   RmapWalk walk{.batch = batch};
   era_->try_to_unmap(page, walk);
-  return recorded::page_mapcount(page) == 0 ? TryToUnmap::success : TryToUnmap::fail;
+  WEIR_RETURN(recorded::page_mapcount(page) == 0 ? TryToUnmap::success : TryToUnmap::fail);
 }
 
 void Rmap::try_to_munlock(Page& page) {

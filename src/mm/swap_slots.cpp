@@ -66,7 +66,7 @@ SwpEntry SwapSlots::get_swap_page(const Page* page) {
   // The last slots of a nearly full area are handed out one by one, or the caches would hide them.
   if (!entry) (void)areas_.get_swap_pages(1, &entry);
   if (entry) WEIR_STATE(swap_slot, entry, 0, pfn);
-  return entry;
+  WEIR_RETURN(entry);
 }
 
 void SwapSlots::free_swap_slot(SwpEntry entry) {

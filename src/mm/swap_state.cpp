@@ -202,7 +202,7 @@ Page* SwapCache::lookup_swap_cache(SwpEntry entry, bool* read_ahead) {
   WEIR_FLOW(entry);
   stats_.find_total.fetch_add(1, std::memory_order_relaxed);
   Page* page = find_get_swap_page(entry);
-  if (page == nullptr) return nullptr;
+  if (page == nullptr) WEIR_RETURN(static_cast<Page*>(nullptr));
   stats_.find_success.fetch_add(1, std::memory_order_relaxed);
   // On a page that is being written the same bit means that it is wanted back by reclaim; it stays.
   if (page->test(PageFlag::reclaim) && !page->test(PageFlag::writeback) && page->test_and_clear(PageFlag::reclaim)) {
@@ -213,7 +213,7 @@ Page* SwapCache::lookup_swap_cache(SwpEntry entry, bool* read_ahead) {
     swapin_readahead_hits_.fetch_add(stands_for, std::memory_order_relaxed);
     if (read_ahead != nullptr) *read_ahead = true;
   }
-  return page;
+  WEIR_RETURN(page);
 }
 
 // ---- Reading --------------------------------------------------------------------------------------------------------

@@ -23,15 +23,15 @@ class SwapCache_2_6_20 final : public SwapCacheEra {
     WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !page.test(PageFlag::uptodate) || PageSwapCache(page));
     for (;;) {
       const SwpEntry entry = get_swap_page(page);
-      if (!entry) return false;
+      if (!entry) WEIR_RETURN(false);
       const Result<void> added = preload_and_insert(page, entry, __GFP_HIGH | __GFP_NOMEMALLOC | __GFP_NOWARN);
       if (added) {
         mark_unwritten(page);
-        return true;
+        WEIR_RETURN(true);
       }
       (void)swap().swap_free(entry);
       // Another page is there: a reader was faster than the slot's last user. Another slot, then.
-      if (added.error() != Errno::exist) return false;
+      if (added.error() != Errno::exist) WEIR_RETURN(false);
     }
   }
   SwpEntry get_swap_page(Page& page) override {

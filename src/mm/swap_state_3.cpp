@@ -21,13 +21,13 @@ class SwapCache_3 final : public SwapCacheEra {
     WEIR_FLOW(filemap().pages().mem().pfn(page));
     WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !page.test(PageFlag::uptodate) || PageSwapCache(page));
     const SwpEntry entry = get_swap_page(page);
-    if (!entry) return false;
+    if (!entry) WEIR_RETURN(false);
     if (!add_to_swap_cache(page, entry, __GFP_HIGH | __GFP_NOMEMALLOC | __GFP_NOWARN)) {
       swap().swapcache_free(entry);
-      return false;
+      WEIR_RETURN(false);
     }
     mark_unwritten(page);
-    return true;
+    WEIR_RETURN(true);
   }
   SwpEntry get_swap_page(Page& page) override {
     const SwpEntry entry = swap().get_swap_page();

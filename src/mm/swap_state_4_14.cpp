@@ -22,15 +22,15 @@ class SwapCache_4_14 final : public SwapCacheEra {
     WEIR_FLOW(filemap().pages().mem().pfn(page));
     WEIR_DEBUG_BUG_ON(!page.test(PageFlag::locked) || !page.test(PageFlag::uptodate) || PageSwapCache(page));
     const SwpEntry entry = get_swap_page(page);
-    if (!entry) return false;
+    if (!entry) WEIR_RETURN(false);
     // Reclaim may use the reserves; the tree's nodes must not eat them up to the last page, or nothing would be left to
     // write with.
     if (!add_to_swap_cache(page, entry, __GFP_HIGH | __GFP_NOMEMALLOC | __GFP_NOWARN)) {
       swap().swapcache_free(entry);
-      return false;
+      WEIR_RETURN(false);
     }
     mark_unwritten(page);
-    return true;
+    WEIR_RETURN(true);
   }
   SwpEntry get_swap_page(Page& page) override { return slots().get_swap_page(&page); }
   Result<void> add_to_swap_cache(Page& page, SwpEntry entry, gfp_t gfp) override {

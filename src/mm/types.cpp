@@ -3,12 +3,23 @@
 
 namespace weir {
 
+uint64_t flow_value_of(const Page* page) {
+  const FlowSink* sink = engine_thread().sink;
+  if (page == nullptr || sink == nullptr || sink->mem_map == nullptr) return 0;
+  return static_cast<uint64_t>(page - static_cast<const Page*>(sink->mem_map)) + 1;
+}
+
 void record_page(const Page& page, State what, uint64_t before, uint64_t after) {
   FlowSink* sink = engine_thread().sink;
   if (sink == nullptr || sink->mem_map == nullptr) return;
   if (what == State::page_flags && !sink->details) {
-    before &= ~flag_bit(PageFlag::locked);
-    after &= ~flag_bit(PageFlag::locked);
+    // What other changes tell as well, and the page lock.
+    constexpr uint64_t LEFT_OUT =
+        flag_bit(PageFlag::locked) | flag_bit(PageFlag::buddy) | flag_bit(PageFlag::pcp) | flag_bit(PageFlag::aged);
+    // Who has the page changes: its next change has a time of its own.
+    if (((before ^ after) & flag_bit(PageFlag::locked)) != 0) engine_thread().lane.interrupt();
+    before &= ~LEFT_OUT;
+    after &= ~LEFT_OUT;
     if (before == after) return;
   }
   static constinit const FlowSite site{__func__, "types.cpp", ""};

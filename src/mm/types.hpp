@@ -66,6 +66,8 @@ inline constexpr unsigned NR_PAGE_FLAGS = 24;
 using ListHook = boost::intrusive::list_member_hook<boost::intrusive::link_mode<boost::intrusive::normal_link>>;
 
 struct Page;
+/// As a result in a recording: pfn + 1, or 0 for none.
+[[nodiscard]] uint64_t flow_value_of(const Page* page);
 /// A page says what became of it: page_flags, page_count, page_mapping.
 void record_page(const Page& page, State what, uint64_t before, uint64_t after);
 [[nodiscard]] [[gnu::always_inline]] inline bool recording_pages() {

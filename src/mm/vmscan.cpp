@@ -320,7 +320,7 @@ PageCount Vmscan::do_try_to_free_pages(ScanControl& sc) {
   }
   snapshot_refaults();
   delayacct_freepages_end();
-  return sc.nr_reclaimed;
+  WEIR_RETURN(sc.nr_reclaimed);
 }
 
 // ---- Direct reclaim ------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ int64_t Vmscan::Era_2_6_20::shrink_inactive_list(int64_t max_scan, Zone& zone, S
     free_pages(to_free);
     if (taken == 0) break;
   }
-  return reclaimed;
+  WEIR_RETURN(reclaimed);
 }
 
 int64_t Vmscan::Era_2_6_20::shrink_zone(Zone& zone, ScanControl& sc) {
@@ -287,7 +287,7 @@ PageCount Vmscan::Era_2_6_20::try_to_free_pages(Order order, gfp_t gfp) {
     if (zone.populated() && zone.type <= sc.reclaim_idx)
       zone.prev_priority.store(std::max(sc.priority, 0), std::memory_order_relaxed);
   // While a zone is worth another scan nobody is to be killed.
-  return enough || !sc.all_unreclaimable ? PageCount(std::max<int64_t>(reclaimed, 1)) : PageCount(0);
+  WEIR_RETURN(enough || !sc.all_unreclaimable ? PageCount(std::max<int64_t>(reclaimed, 1)) : PageCount(0));
 }
 
 PageCount Vmscan::Era_2_6_20::shrink_all(ScanControl& sc) {

@@ -225,7 +225,7 @@ PageCount Vmscan::Era_3::do_try_to_free_pages(ScanControl& sc) {
       if (zone.populated() && zone.type <= sc.reclaim_idx) lru += lru_pages(zone);
     self.shrink_slab(sc.gfp_mask, sc.nr_scanned.v, lru);
     total_scanned += sc.nr_scanned.v;
-    if (sc.nr_reclaimed >= sc.nr_to_reclaim) return sc.nr_reclaimed;
+    if (sc.nr_reclaimed >= sc.nr_to_reclaim) WEIR_RETURN(sc.nr_reclaimed);
     if (sc.priority < DEF_PRIORITY - 2) sc.may_writepage = true;
     // Much looked at, little got: perhaps it is dirt that stands in the way.
     if (total_scanned > sc.nr_to_reclaim.v + sc.nr_to_reclaim.v / 2) {
@@ -234,9 +234,9 @@ PageCount Vmscan::Era_3::do_try_to_free_pages(ScanControl& sc) {
     }
     if (direct && sc.nr_scanned.v > 0 && sc.priority < DEF_PRIORITY - 2) wait_iff_congested();
   }
-  if (sc.nr_reclaimed.v > 0 || !direct) return sc.nr_reclaimed;
+  if (sc.nr_reclaimed.v > 0 || !direct) WEIR_RETURN(sc.nr_reclaimed);
   // While a zone is worth another scan nobody is to be killed.
-  return all_unreclaimable(sc) ? PageCount(0) : PageCount(1);
+  WEIR_RETURN(all_unreclaimable(sc) ? PageCount(0) : PageCount(1));
 }
 
 PageCount Vmscan::Era_3::try_to_free_pages(Order order, gfp_t gfp) {
@@ -245,8 +245,8 @@ PageCount Vmscan::Era_3::try_to_free_pages(Order order, gfp_t gfp) {
   sc.gfp_mask = current_gfp_context(gfp);
   sc.reclaim_idx = gfp.has(__GFP_DMA32) ? ZoneType::DMA32 : ZoneType::NORMAL;
   sc.order = order;
-  if (self.throttle_direct_reclaim(sc.gfp_mask)) return PageCount(1);
-  return do_try_to_free_pages(sc);
+  if (self.throttle_direct_reclaim(sc.gfp_mask)) WEIR_RETURN(PageCount(1));
+  WEIR_RETURN(do_try_to_free_pages(sc));
 }
 
 // ---- kswapd --------------------------------------------------------------------------------------------------------

@@ -330,16 +330,16 @@ Vmscan::Pageout Vmscan::pageout(Page& page, AddressSpace* mapping, ScanControl& 
     // It left its file while somebody used a buffer of it, who made it dirty and then wrote the buffer alone. (Linux
     // counts a tree's reference here too, and so keeps it unless somebody else looks at it just then.)
     WEIR_STATE(page_orphan, pages_.mem().pfn(page), 0, 1);
-    if (!era_->has_private(page) || !buffers_.try_to_free_buffers(page)) return Pageout::keep;
+    if (!era_->has_private(page) || !buffers_.try_to_free_buffers(page)) WEIR_RETURN(Pageout::keep);
     WEIR_STATE(page_orphan, pages_.mem().pfn(page), 1, 1);
     page.clear(PageFlag::dirty);
-    return Pageout::clean;
+    WEIR_RETURN(Pageout::clean);
   }
   // The tree's reference, its buffers' and this run's. With one more the write would be for nothing: the page could not
   // be freed after it.
-  if (page_count(page) != (era_->has_private(page) ? 3 : 2)) return Pageout::keep;
-  if (mapping->a_ops == nullptr) return Pageout::activate;
-  if (!writeback_.clear_page_dirty_for_io(page)) return Pageout::clean;
+  if (page_count(page) != (era_->has_private(page) ? 3 : 2)) WEIR_RETURN(Pageout::keep);
+  if (mapping->a_ops == nullptr) WEIR_RETURN(Pageout::activate);
+  if (!writeback_.clear_page_dirty_for_io(page)) WEIR_RETURN(Pageout::clean);
   if (mapping->host != nullptr) WEIR_STATE(write_dirty, pages_.mem().pfn(page), page.index, 0);
   WritebackControl wbc;
   wbc.nr_to_write = SWAP_CLUSTER_MAX;
@@ -348,17 +348,17 @@ Vmscan::Pageout Vmscan::pageout(Page& page, AddressSpace* mapping, ScanControl& 
   const Result<void> written = mapping->a_ops->writepage(page, wbc);
   if (written.error() == Errno::again) {
     page.clear(PageFlag::reclaim);
-    return Pageout::activate;
+    WEIR_RETURN(Pageout::activate);
   }
   // Done already, or failed.
   if (!page.test(PageFlag::writeback)) page.clear(PageFlag::reclaim);
   vmstat_.inc_node_page_state(NodeStat::nr_vmscan_write);
-  return Pageout::success;
+  WEIR_RETURN(Pageout::success);
 }
 
 bool Vmscan::__remove_mapping(AddressSpace& mapping, Page& page) {
   WEIR_FLOW(pages_.mem().pfn(page));
-  return leave_tree(mapping, page);
+  WEIR_RETURN(leave_tree(mapping, page));
 }
 
 bool Vmscan::leave_tree(AddressSpace& mapping, Page& page) {
@@ -516,7 +516,7 @@ int64_t Vmscan::shrink_page_list(PageList& pages, ScanControl& sc, Stat& stat) {
     era_->free_pages(to_free);
   }
   pages.splice(pages.end(), kept);
-  return reclaimed;
+  WEIR_RETURN(reclaimed);
 }
 
 // ---- Inactive lists ------------------------------------------------------------------------------------------------
@@ -530,10 +530,10 @@ int64_t Vmscan::shrink_inactive_list(int64_t nr_to_scan, LruVec& lruvec, ScanCon
   const bool file = is_file_lru(list);
   const NodeStat isolated = file ? NodeStat::nr_isolated_file : NodeStat::nr_isolated_anon;
   for (bool stalled = false; too_many_isolated(file, sc); stalled = true) {
-    if (stalled) return 0;
+    if (stalled) WEIR_RETURN(0);
     congestion_wait();
     // Who is to die should not wait for others: it says that it made progress and leaves.
-    if (fatal_signal_pending()) return SWAP_CLUSTER_MAX;
+    if (fatal_signal_pending()) WEIR_RETURN(SWAP_CLUSTER_MAX);
   }
   lru_.lru_add_drain();
   if (!file && !mmu_.caps().has_accessed) age_ahead_of_tail();
@@ -547,7 +547,7 @@ int64_t Vmscan::shrink_inactive_list(int64_t nr_to_scan, LruVec& lruvec, ScanCon
   }
   const bool by_kswapd = current_is_kswapd();
   vmstat_.count_vm_events(by_kswapd ? VmEvent::pgscan_kswapd : VmEvent::pgscan_direct, static_cast<uint64_t>(scanned));
-  if (taken == 0) return 0;
+  if (taken == 0) WEIR_RETURN(0);
   Stat stat;
   const int64_t reclaimed = shrink_page_list(pages, sc, stat);
   vmstat_.count_vm_events(by_kswapd ? VmEvent::pgsteal_kswapd : VmEvent::pgsteal_direct,
@@ -557,7 +557,7 @@ int64_t Vmscan::shrink_inactive_list(int64_t nr_to_scan, LruVec& lruvec, ScanCon
   era_->free_pages(to_free);
 
   era_->after_batch(stat, taken, sc);
-  return reclaimed;
+  WEIR_RETURN(reclaimed);
 }
 
 }  // namespace weir

@@ -5,7 +5,7 @@
 //   { "status", "problem", "first", "lost", "facts": {key: value},
 //     "notes": [{at, time, key, text}],
 //     "tasks": [{tid, pid, comm, "items": [
-//        {depth, call, file, event, time, leave, arguments},    event, time: absent if it ran before; leave: null
+//        {depth, call, file, event, time, leave, arguments, result},    event, time: absent if it ran before; leave: null
 //        {depth, state, subject, before, after, text, event, time} ]}] }
 //
 // Items stand in a flat list in the order in which they began: a tree as deep as a call chain would break readers that
@@ -52,6 +52,9 @@ namespace weir {
         out["leave"] = item.leave != FlowItem::NONE ? json(item.leave) : json(nullptr);
         if (item.event != FlowItem::NONE)
           out["arguments"] = describe_arguments(recording, recording.events[item.event]);
+        if (item.leave != FlowItem::NONE)
+          if (std::string result = describe_result(recording, recording.events[item.leave], styles); !result.empty())
+            out["result"] = std::move(result);
       } else {
         const FlowEvent& event = recording.events[item.event];
         out["state"] = recording.state_name(event);

@@ -192,6 +192,27 @@ constexpr StateText STATE_TEXTS[] = {
     {"map_in", "{s:x} -> pfn {b}, {a:=copied,zero,staged}"},
 };
 
+// What functions return, in the same notation; a number where the function is not here.
+struct ResultText {
+  std::string_view function;
+  std::string_view style;
+};
+
+constexpr ResultText RESULT_TEXTS[] = {
+    {"handle_mm_fault", "vmf"},
+    {"handle_pte_fault", "vmf"},
+    {"do_anonymous_page", "vmf"},
+    {"do_swap_page", "vmf"},
+    {"do_wp_page", "vmf"},
+    {"alloc_pages", "p"},
+    {"lookup_swap_cache", "p"},
+    {"get_swap_page", "entry"},
+    {"add_to_swap", "=no slot,has a slot"},
+    {"try_to_unmap", "=SWAP_SUCCESS,SWAP_FAIL"},
+    {"pageout", "=PAGE_KEEP,PAGE_ACTIVATE,PAGE_SUCCESS,PAGE_CLEAN"},
+    {"__remove_mapping", "=kept,removed"},
+};
+
 void put_value(std::string& out, std::string_view style, uint64_t value, const FlowStyles& styles) {
   auto by = [&](std::string (*format)(uint64_t)) {
     out += format != nullptr ? format(value) : fmt::format("{:#x}", value);
@@ -303,6 +324,16 @@ std::string describe_arguments(const Recording& recording, const FlowEvent& even
   return out;
 }
 
+std::string describe_result(const Recording& recording, const FlowEvent& leave, const FlowStyles& styles) {
+  if (leave.value[1] != 1) return {};
+  const std::string_view function = recording.site(leave).function;
+  const auto known = std::find_if(std::begin(RESULT_TEXTS), std::end(RESULT_TEXTS),
+                                  [&](const ResultText& t) { return t.function == function; });
+  std::string out;
+  put_value(out, known != std::end(RESULT_TEXTS) ? known->style : "i", leave.value[0], styles);
+  return out;
+}
+
 // ---- Printing -------------------------------------------------------------------------------------------------------
 
 namespace {
@@ -395,6 +426,10 @@ class Printer {
     if (how_.arguments == Shown::yes && item.event != FlowItem::NONE && !site.arguments.empty())
       out_ += fmt::format("({})", describe_arguments(recording_, recording_.events[item.event]));
     out_ += fmt::format(" //({})", site.file);
+    if (how_.results == Shown::yes && item.leave != FlowItem::NONE)
+      if (const std::string result = describe_result(recording_, recording_.events[item.leave], how_.styles);
+          !result.empty())
+        out_ += " = " + result;
     time(item);
     if (item.event == FlowItem::NONE) out_ += " (running when the recording began)";
     if (item.leave == FlowItem::NONE) out_ += " (running when it ended)";

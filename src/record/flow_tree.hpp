@@ -57,6 +57,10 @@ struct FlowStyles {
 /// A call's arguments: "address=0x7f1000, entry=0x42". As many as were recorded (three) and are named.
 [[nodiscard]] std::string describe_arguments(const Recording& recording, const FlowEvent& event);
 
+/// What a call returned: "VM_FAULT_MAJOR", "pfn 17". `leave` is one of `recording`'s; empty where the function did not say.
+[[nodiscard]] std::string describe_result(const Recording& recording, const FlowEvent& leave,
+                                          const FlowStyles& styles = {});
+
 enum class Shown : bool { no, yes };
 
 struct FlowPrint {
@@ -70,6 +74,7 @@ struct FlowPrint {
   Shown states = Shown::yes;
   Shown bookkeeping = Shown::no;  ///< with states: flags, counts, free lists too
   Shown arguments = Shown::no;
+  Shown results = Shown::yes;  ///< where a function said what it returns
   Shown times = Shown::no;
   FlowStyles styles = {};
 };

@@ -35,9 +35,13 @@ class FlowNames {
   /// The site's number in this recording: from 1 on by first use, so that the same run gives the same file. 0: it has
   /// no name.
   [[nodiscard]] [[gnu::always_inline]] uint16_t site_id(const FlowSite& site) {
-    const uint32_t number = std::atomic_ref(site.number).load(std::memory_order_relaxed);
-    const uint16_t id = number < MAX_NUMBERS ? ids_[number].load(std::memory_order_acquire) : 0;
+    const uint16_t id = known_id(site);
     return __builtin_expect(id != 0, 1) ? id : add_site(site);
+  }
+  /// The same, but 0 for one that has not been used yet.
+  [[nodiscard]] [[gnu::always_inline]] uint16_t known_id(const FlowSite& site) const {
+    const uint32_t number = std::atomic_ref(site.number).load(std::memory_order_relaxed);
+    return number < MAX_NUMBERS ? ids_[number].load(std::memory_order_acquire) : 0;
   }
   [[nodiscard]] uint32_t nr_sites() const { return nr_sites_.load(std::memory_order_acquire); }
 

@@ -19,8 +19,8 @@ constexpr uint64_t EVENT_WORDS = sizeof(FlowEvent) / sizeof(uint64_t);
 /// A block's header is as large as an event. FILLED counts words from the block's start, header and whole events.
 enum Header : uint64_t { SEQUENCE, FILLED, OPEN, LANE, LEAVES };
 static_assert(LEAVES + 1 == EVENT_WORDS);
-constexpr uint64_t MOST_SLOTS = 63;
-constexpr uint64_t EVENTS_A_TIME = 16;
+constexpr uint64_t MOST_SLOTS = 127;
+constexpr uint64_t EVENTS_A_TIME = 32;
 /// Lanes beyond share a number with others: then their blocks are told one after the other.
 constexpr uint32_t MAX_LANES = 4096;
 
@@ -31,6 +31,21 @@ constexpr unsigned MOST_LEAVES = 255;
 static_assert(FlowEvent::STATE + static_cast<unsigned>(State::count) <= 256 && MOST_SLOTS <= MOST_LEAVES);
 
 std::atomic<uint64_t> last_id{0};
+
+/// Changes by which a page, a slot or a counter passes from one thread to another, under a lock: with the clock at each of
+/// them, what a thread did before and what the other does after stand in that order.
+constexpr bool passes_on(State what) {
+  switch (what) {
+    case State::nr_free:
+    case State::free_area:
+    case State::pcp_count:
+    case State::lru:
+    case State::swap_map:
+    case State::swap_cache:
+    case State::pte: return true;
+    default: return false;
+  }
+}
 
 uint64_t ticks() { return __builtin_ia32_rdtsc(); }
 uint64_t monotonic_ns() {
@@ -117,25 +132,20 @@ uint64_t FlowRing::recorded() const {
 // ---- Recording ------------------------------------------------------------------------------------------------------
 
 void FlowRing::enter(const FlowSite& site, uint64_t a, uint64_t b, uint64_t c) {
-  if (append(FlowEvent::ENTER, site, a, b, c)) ++engine_thread().lane.calls;
+  append(FlowEvent::ENTER, site, a, b, c);
 }
 
 void FlowRing::leave(const FlowSite& site) {
   FlowLane& lane = engine_thread().lane;
-  if (__builtin_expect(lane.calls == 0 || lane.ring != id_, 0)) {
-    append(FlowEvent::LEAVE, site, 0, 0, 0);
-    return;
-  }
+  if (__builtin_expect(lane.calls == 0 || lane.ring != id_, 0)) return append_slowly(FlowEvent::LEAVE, site, 0, 0, 0);
   --lane.calls;
-  store(lane.at - EVENT_WORDS + 1, lane.at[1 - static_cast<int>(EVENT_WORDS)] + ONE_LEAVE);
-  store(lane.block + LEAVES, lane.block[LEAVES] + 1);
+  uint64_t* middle = lane.at - EVENT_WORDS + 1;
+  store(middle, *middle + ONE_LEAVE);
+  uint64_t* leaves = lane.block + LEAVES;
+  store(leaves, *leaves + 1);
 }
 
-void FlowRing::leave_with(const FlowSite& site, uint64_t result) {
-  append(FlowEvent::LEAVE, site, result, 1, 0);
-  FlowLane& lane = engine_thread().lane;
-  if (lane.calls > 0) --lane.calls;
-}
+void FlowRing::leave_with(const FlowSite& site, uint64_t result) { append(FlowEvent::LEAVE, site, result, 1, 0); }
 
 void FlowRing::state(const FlowSite& site, State what, uint64_t subject, uint64_t before, uint64_t after) {
   const auto kind = static_cast<uint16_t>(FlowEvent::STATE + static_cast<uint16_t>(what));
@@ -146,28 +156,45 @@ void FlowRing::state(const FlowSite& site, State what, uint64_t subject, uint64_
         static_cast<uint16_t>(last[1] >> 32) == kind && last[2] == subject && last[4] == before)
       return store(last + 4, after);
   }
+  if (passes_on(what)) engine_thread().lane.interrupt();
   append(kind, site, subject, before, after);
 }
 
-[[gnu::always_inline]] inline bool FlowRing::append(uint16_t kind, const FlowSite& site, uint64_t a, uint64_t b,
+/// The lane has room.
+[[gnu::always_inline]] inline void FlowRing::put(FlowLane& lane, uint16_t kind, uint64_t id, uint64_t a, uint64_t b,
+                                                 uint64_t c) {
+  uint64_t* to = lane.at;
+  uint64_t* block = lane.block;
+  store(to, lane.time);
+  store(to + 1, static_cast<uint32_t>(lane.tid) | uint64_t{kind} << 32 | id << 48);
+  store(to + 2, a);
+  store(to + 3, b);
+  store(to + 4, c);
+  lane.at = to + EVENT_WORDS;
+  if (kind == FlowEvent::ENTER) ++lane.calls;
+  if (kind == FlowEvent::LEAVE && lane.calls > 0) --lane.calls;
+  store(block + FILLED, static_cast<uint64_t>(to + EVENT_WORDS - block), std::memory_order_release);
+}
+
+[[gnu::always_inline]] inline void FlowRing::append(uint16_t kind, const FlowSite& site, uint64_t a, uint64_t b,
                                                     uint64_t c) {
+  FlowLane& lane = engine_thread().lane;
+  const uint16_t id = ring_->names.known_id(site);
+  if (__builtin_expect(lane.at == lane.stop || lane.ring != id_ || id == 0, 0))
+    return append_slowly(kind, site, a, b, c);
+  put(lane, kind, id, a, b, c);
+}
+
+[[gnu::noinline]] void FlowRing::append_slowly(uint16_t kind, const FlowSite& site, uint64_t a, uint64_t b,
+                                               uint64_t c) {
   EngineThread& here = engine_thread();
-  FlowLane& lane = here.lane;
-  if (__builtin_expect(lane.at == lane.stop || lane.ring != id_, 0) && !go_on(here)) return false;
-  const uint64_t id = ring_->names.site_id(site);
-  store(lane.at, lane.time);
-  store(lane.at + 1, static_cast<uint32_t>(lane.tid) | uint64_t{kind} << 32 | id << 48);
-  store(lane.at + 2, a);
-  store(lane.at + 3, b);
-  store(lane.at + 4, c);
-  lane.at += EVENT_WORDS;
-  store(lane.block + FILLED, static_cast<uint64_t>(lane.at - lane.block), std::memory_order_release);
-  return true;
+  const bool stopped = here.lane.at == here.lane.stop || here.lane.ring != id_;
+  if (!stopped || go_on(here)) put(here.lane, kind, ring_->names.site_id(site), a, b, c);
 }
 
 /// Where a lane stops: room for the next event, who runs here, and what time it is. False, and the event is lost:
 /// there is no room.
-[[gnu::noinline]] bool FlowRing::go_on(EngineThread& here) {
+bool FlowRing::go_on(EngineThread& here) {
   FlowLane& lane = here.lane;
   if ((lane.at == lane.end || lane.ring != id_) && !next_block(lane)) return false;
   lane.tid = here.thread != nullptr ? here.thread->tid : 0;
@@ -390,7 +417,7 @@ class RingFile {
     };
     merge([&](FlowEvent event) {
       const uint64_t since = event.time > ring_.start_ticks ? event.time - ring_.start_ticks : 0;
-      last = std::max(last, ring_.start_ns + static_cast<uint64_t>(static_cast<double>(since) * ns_a_tick));
+      last = std::max(last, static_cast<uint64_t>(static_cast<double>(since) * ns_a_tick));
       event.time = last;
       batch[count++] = event;
       if (count == std::size(batch)) send();

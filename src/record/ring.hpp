@@ -1,15 +1,16 @@
 // src/record/ring.hpp
 //
-// The last events of a live process, at a cost that the process can bear. The ring is blocks of 63 events; each engine
+// The last events of a live process, at a cost that the process can bear. The ring is blocks of 127 events; each engine
 // stack fills one of its own, so that an event is a few plain stores and threads do not meet:
 //
 //   | names | block n+1 | block n+2, lane 0: ....... | block n-3, lane 2: ....  | ... | block n, lane 1: ... |
 //                 ^ oldest: the next to be taken          ^ still being filled: passed over
 //
-// A lane that has filled its block takes the oldest. The clock (the time-stamp counter) is read for every sixteenth
-// event, and when the thread has been away; those between bear the time of the last one that has it. That a function is
+// A lane that has filled its block takes the oldest. The clock (the time-stamp counter) is read where something passes
+// from one thread to another under a lock, for the 32nd event without one, and when the thread has been away; those between
+// bear the time of the last one that has it. That a function is
 // left is counted in the event before; changes of one page's flags, or count, in a row are one. The functions of
-// base/flow_details.hpp and the page lock's bit are left out. Writing out merges the lanes by time and makes the file of
+// base/flow_details.hpp and some page flags (mm/types.cpp) are left out. Writing out merges the lanes by time and makes the file of
 // README.md.
 //
 // Everything lies in one piece of memory without a pointer in it. Where that is shared, whoever maps it writes the
@@ -62,7 +63,9 @@ class FlowRing final : public FlowSink {
  private:
   bool go_on(EngineThread& here);
   bool next_block(FlowLane& lane);
-  bool append(uint16_t kind, const FlowSite& site, uint64_t a, uint64_t b, uint64_t c);
+  void append(uint16_t kind, const FlowSite& site, uint64_t a, uint64_t b, uint64_t c);
+  void append_slowly(uint16_t kind, const FlowSite& site, uint64_t a, uint64_t b, uint64_t c);
+  static void put(FlowLane& lane, uint16_t kind, uint64_t id, uint64_t a, uint64_t b, uint64_t c);
 
   std::span<std::byte> memory_;
   RingMemory* ring_ = nullptr;  ///< at its start
@@ -75,7 +78,7 @@ class FlowRing final : public FlowSink {
 /// Has a FlowRing begun in this memory? Not before, and not in memory of zeroes.
 [[nodiscard]] bool is_ring(std::span<const std::byte> memory);
 
-/// Writes a ring's recording as it is now; `ended` becomes the fact of that name, if it is not empty. The ring may be
+/// Writes a ring's recording as it is now, times from its start on; `ended` becomes the fact of that name, if it is not empty. The ring may be
 /// another process's: nothing in it is believed. Others may go on recording; of what they overwrite meanwhile nothing
 /// is written. False: the output failed, or this is no ring.
 bool write_ring(std::span<const std::byte> memory, std::string_view ended, FlowOutput output);

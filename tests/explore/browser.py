@@ -79,5 +79,29 @@ class Browser:
     def picture(self, path: Path) -> None:
         self.driver.save_screenshot(str(path))
 
+    def promise(self, expression: str):
+        """What the promise comes to."""
+        return self.driver.execute_async_script(f"const done = arguments[arguments.length - 1]; ({expression}).then(done)")
+
+    def differing(self, *pictures: Path) -> float:
+        """The share of pixels that differ between two pictures by more than the smoothing of a letter's edge. 1: another size."""
+        import base64
+        self.driver.get("about:blank")
+        urls = ["data:image/png;base64," + base64.b64encode(path.read_bytes()).decode() for path in pictures]
+        return self.driver.execute_async_script("""
+            const [urls, done] = arguments;
+            Promise.all(urls.map(async (url) => createImageBitmap(await (await fetch(url)).blob()))).then(([a, b]) => {
+              if (a.width !== b.width || a.height !== b.height) return done(1);
+              const [x, y] = [a, b].map((image) => {
+                const c = new OffscreenCanvas(image.width, image.height).getContext("2d");
+                c.drawImage(image, 0, 0);
+                return c.getImageData(0, 0, image.width, image.height).data;
+              });
+              let different = 0;
+              for (let i = 0; i < x.length; i += 4)
+                if (Math.max(Math.abs(x[i] - y[i]), Math.abs(x[i + 1] - y[i + 1]), Math.abs(x[i + 2] - y[i + 2])) > 64) different += 1;
+              done(different / (a.width * a.height));
+            });""", urls)
+
     def close(self) -> None:
         self.driver.quit()

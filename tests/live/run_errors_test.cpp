@@ -119,9 +119,9 @@ TEST(RunErrors, WhateverSignalEndsTheProgramItsRecordingIsThereUpToTheEnd) {
                                        {"SIGINT", 2},
                                        {"SIGQUIT", 3},
                                        {"SIGHUP", 1}}) {
-    // The last that it does is to take and fill 64 KiB: 16 pages, of which the ring has the faults.
+    // It fits, so that nobody reclaims; the last that it does is to fill 64 KiB of fresh memory.
     const std::string code = std::string("import mmap, os, signal\n") +
-                             "old = bytearray(40000000)\n"
+                             "old = bytearray(8000000)\n"
                              "new = mmap.mmap(-1, 65536)\n"
                              "signal.signal(signal." +
                              signal + ", signal.SIG_DFL) if '" + signal +

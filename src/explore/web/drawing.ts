@@ -136,7 +136,7 @@ export function draw(svg: SVGSVGElement, rec: Recording, replay: Replay, objects
   const room = Math.max(svg.parentElement?.clientWidth ?? 640, 320) - 8;
   const narrow = room < 480;
   const H = 74, GAP = 12;
-  const rows = narrow ? 4 : Math.max(4, Math.min(8, Math.floor(((svg.parentElement?.clientHeight ?? 0) - 30) / (H + GAP))));
+  const rows = narrow ? 3 : Math.max(4, Math.min(8, Math.floor(((svg.parentElement?.clientHeight ?? 0) - 30) / (H + GAP))));
   const s = scene(rec, replay, objects, pointing.followed, rows);
   // Wide: columns from left to right. Narrow: the same from top to bottom, as the documents have it.
   const groups: { kind: string; head: string; ids: ObjectId[] }[] = [
@@ -148,17 +148,20 @@ export function draw(svg: SVGSVGElement, rec: Recording, replay: Replay, objects
   const most = Math.max(1, ...groups.map((g) => g.ids.length));
   const places = new Map<ObjectId, { x: number; y: number; w: number }>();
   const gutter = Math.max(18, Math.min(44, room * 0.05));
-  const shares = [0.19, 0.29, 0.29, 0.23];
+  const shares = [0.17, 0.27, 0.27, 0.29];
   const columnWidth = (c: number): number => (room - 3 * gutter) * shares[c]!;
   const columnX = (c: number): number => shares.slice(0, c).reduce((a, x) => a + x, 0) * (room - 3 * gutter) + c * gutter + 2;
   // Wide: each box stands beside those that mean it, and none on another.
   const rowsOf = narrow ? [] : levels(s, replay, objects, groups.map((g) => g.ids));
   const deepest = Math.max(1, ...rowsOf.flatMap((column) => column.map((y) => y + 1)));
-  const boxWidth = (c: number): number => (narrow ? Math.min((room - 3 * 6) / Math.min(most, 4) - 1, 180) : columnWidth(c) - 4);
+  const boxWidth = (c: number): number => (narrow ? Math.min((room - 3 * 6) / Math.min(most, 3) - 1, 180) : columnWidth(c) - 4);
   const height = narrow ? 4 * (H + 44) : 24 + deepest * (H + GAP);
   svg.setAttribute("viewBox", `0 0 ${room} ${height}`);
   svg.setAttribute("width", String(room));
   svg.setAttribute("height", String(height));
+  // Under the heads, which stay readable.
+  const edges = el("g", { class: "edges" });
+  svg.append(edges);
   groups.forEach((g, c) => {
     if (c > 0 && groups.slice(1).every((other) => other.ids.length === 0)) return;
     svg.append(el("text", narrow ? { x: 2, y: c * (H + 44) + 12, class: "head" } : { x: columnX(c), y: 13, class: "head" }, g.head));
@@ -178,8 +181,6 @@ export function draw(svg: SVGSVGElement, rec: Recording, replay: Replay, objects
         : { x: columnX(c), y: 22 + rowsOf[c]![n]! * (H + GAP), w: boxWidth(c) });
     });
   });
-  const edges = el("g", { class: "edges" });
-  svg.append(edges);
   const link = (from: ObjectId, to: ObjectId, kind: string): void => {
     const a = places.get(from), b = places.get(to);
     if (a === undefined || b === undefined) return;

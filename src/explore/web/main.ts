@@ -7,7 +7,7 @@ import { draw } from "./drawing";
 import { machineDetails, node, objectDetails } from "./details";
 import { Moment, moments } from "./moments";
 import { Scale, Series, eventAt, labelWidth, legend, paint, placeOf, series } from "./timeline";
-import { argumentsText, functionName, hex, isBookkeeping, plainWords, sentence, stateText, timeText } from "./text";
+import { argumentsText, functionName, hex, isBookkeeping, plainWords, resultText, sentence, stateText, timeText } from "./text";
 
 const $ = <T extends Element = HTMLElement>(id: string): T => document.getElementById(id) as unknown as T;
 const LINE = 21;
@@ -224,11 +224,13 @@ class Explorer {
       e.title = `${functionName(this.rec, event)}(${args})`;
       if (event === this.now) e.append(node("span", { class: "arguments" }, args === "" ? "" : `  ${args}`));
       const leave = this.calls.leave[event]!;
-      if (leave === this.now) e.append(node("span", { class: "returns" }, " returns"));
+      const result = leave >= 0 && leave < this.rec.count ? resultText(this.rec, leave) : "";
+      if (leave === this.now) e.append(node("span", { class: "returns" }, result === "" ? " returns" : ` returns ${result}`));
       else if (leave === this.rec.count) e.append(node("span", { class: "file" }, " …runs to the end"));
     } else if (this.rec.kind[event] === LEAVE) {
       e.classList.add("leave");
-      e.append(`${indent}|<--${functionName(this.rec, event)}`);
+      const result = resultText(this.rec, event);
+      e.append(`${indent}|<--${functionName(this.rec, event)}${result === "" ? "" : ` = ${result}`}`);
     } else {
       e.classList.add("state");
       e.append(node("span", { class: "arrow" }, `${indent}|   `), `${stateName(this.rec, event)} ${stateText(this.rec, event)}`);

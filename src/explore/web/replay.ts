@@ -137,6 +137,11 @@ export class Replay {
 
   /** A recording that begins in the middle of a run: what an object was before its first change stands in that change. */
   private prime(): void {
+    const process = /^(\d+) (\d+) (.*)$/.exec(this.rec.facts.get("process") ?? "");
+    if (process !== null) {
+      this.ownersOf(Number(process[1])).add(Number(process[2]));
+      this.comms.set(Number(process[2]), process[3]!);
+    }
     const seen = new Set<string>();
     for (let i = 0; i < this.rec.count; ++i) {
       const kind = this.kindAt(i);

@@ -1,5 +1,5 @@
 // What an event says: in the kernel's names, and in one plain sentence.
-import { BOOKKEEPING, FAULT_BITS, FUNCTION_WORDS, LRU_NAMES, MEANS, PAGE_FLAGS, STATE_TEXTS, STATE_WORDS } from "weir-schema";
+import { BOOKKEEPING, FAULT_BITS, FUNCTION_WORDS, LRU_NAMES, MEANS, PAGE_FLAGS, RESULT_TEXTS, STATE_TEXTS, STATE_WORDS } from "weir-schema";
 import { ENTER, LEAVE, Recording, STATE, stateName, v } from "./recording";
 import { Replay, entryText, keyHigh, keyLow, pteEntry, pteIsFile, pteIsSwap, ptePfn, ptePgoff, ptePresent } from "./replay";
 import { processName } from "./objects";
@@ -100,6 +100,11 @@ export function argumentsText(rec: Recording, i: number): string {
       return `${name.replace(/^.*?(\w+)_?(?:\([^()]*\))?$/, "$1")}=${value < 4096n ? value : hex(value)}`;
     })
     .join(", ");
+}
+
+/** What a call returned; empty where the function did not say. */
+export function resultText(rec: Recording, leave: number): string {
+  return v(rec, leave, 1) === 1n ? valueText(RESULT_TEXTS[functionName(rec, leave)] ?? "i", v(rec, leave, 0)) : "";
 }
 
 export const functionName = (rec: Recording, i: number): string => rec.sites[rec.site[i]!]!.fn;
