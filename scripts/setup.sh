@@ -15,12 +15,15 @@ packages=(
 if [[ "${1:-}" == lint ]]; then
   packages+=(clang-format clang-tidy node-typescript)
 fi
+command -v npm >/dev/null || packages+=(npm)
 
-# The accessibility test's axe-core; where it is not, that test is skipped and says so.
-explore="$(dirname "$0")/../tests/explore"
-if [[ ! -f "$explore/node_modules/axe-core/axe.min.js" ]] && command -v npm >/dev/null; then
-  npm ci --prefix "$explore" --ignore-scripts --no-audit --no-fund --silent || echo "setup: npm could not install axe-core" >&2
-fi
+# What npm alone has: axe-core, for the accessibility test. Where it cannot be had that test is skipped and says so.
+axe() {
+  local explore
+  explore="$(dirname "$0")/../tests/explore"
+  [[ -f "$explore/node_modules/axe-core/axe.min.js" ]] ||
+    npm ci --prefix "$explore" --ignore-scripts --no-audit --no-fund --silent || echo "setup: npm could not install axe-core" >&2
+}
 
 if ! command -v dpkg-query >/dev/null; then
   echo "setup: this is not a Debian system; weir needs what Debian 12 calls: ${packages[*]}" >&2
@@ -36,7 +39,10 @@ missing=()
 for package in "${packages[@]}"; do
   [[ -n "${installed[$package]:-}" ]] || missing+=("$package")
 done
-[[ ${#missing[@]} -eq 0 ]] && exit 0
+if [[ ${#missing[@]} -eq 0 ]]; then
+  axe
+  exit 0
+fi
 
 if [[ $(id -u) -ne 0 ]]; then
   echo "sudo apt-get install -y ${missing[*]}"
@@ -58,3 +64,4 @@ if ! log=$(install 2>&1); then
     exit 2
   fi
 fi
+axe
