@@ -250,8 +250,8 @@ int64_t Vmscan::Era_2_6_20::shrink_zones(ScanControl& sc) {
     if (zone.all_unreclaimable.load(std::memory_order_relaxed) && sc.priority != DEF_PRIORITY) continue;
     sc.all_unreclaimable = false;
     reclaimed += shrink_zone(zone, sc);
-    // kswapd finds out that a zone is not worth scanning; without one nobody else would.
-    if (kthread() == nullptr && zone.pages_scanned.load(std::memory_order_relaxed) >= 4 * lru_pages(zone))
+    // That a zone is not worth scanning kswapd may never find out, asleep while single pages are free.
+    if (zone.pages_scanned.load(std::memory_order_relaxed) >= 4 * lru_pages(zone))
       zone.all_unreclaimable.store(true, std::memory_order_relaxed);
   }
   return reclaimed;

@@ -189,10 +189,8 @@ void Vmscan::Era_3::shrink_zones(ScanControl& sc) {
   for (unsigned i = 0; i < zonelist.count; ++i) {
     Zone& zone = *zonelist.zones[i];
     if (zone.type > sc.reclaim_idx) continue;
-    if (zone.all_unreclaimable.load(std::memory_order_relaxed) && sc.priority != DEF_PRIORITY) continue;
+    if (!zone_reclaimable(zone) && sc.priority != DEF_PRIORITY) continue;
     shrink_zone(zone, sc);
-    // kswapd finds out that a zone is not worth scanning; without one nobody else would.
-    if (kthread() == nullptr && !zone_reclaimable(zone)) zone.all_unreclaimable.store(true, std::memory_order_relaxed);
   }
 }
 
@@ -203,11 +201,11 @@ bool Vmscan::Era_3::zone_reclaimable(const Zone& zone) const {
   return zone.pages_scanned.load(std::memory_order_relaxed) < 6 * pages;
 }
 
+/// As 3.12 asks: what kswapd has found out it may never have, asleep while single pages are free.
 bool Vmscan::Era_3::all_unreclaimable(const ScanControl& sc) const {
   WEIR_FLOW();
   for (const Zone& zone : self.node_.zones)
-    if (zone.populated() && zone.type <= sc.reclaim_idx && !zone.all_unreclaimable.load(std::memory_order_relaxed))
-      return false;
+    if (zone.populated() && zone.type <= sc.reclaim_idx && zone_reclaimable(zone)) return false;
   return true;
 }
 

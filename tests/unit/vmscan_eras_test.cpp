@@ -291,6 +291,21 @@ TEST_P(Eras, KswapdKeepsUpWithASteadyLoad) {
   for (const Zone& zone : w.m().node.zones) EXPECT_GE(zone.nr_free.load(), zone.wmark(Watermark::min));
 }
 
+TEST_P(Eras, WhereNothingCanBeReclaimedItSaysSoWhileKswapdSleeps) {
+  ReclaimWorld::Options o = quiet();
+  o.threads = Threads::kswapd;
+  ReclaimWorld w(o);
+  w.run([&] {
+    // Most of memory is free: enough for kswapd to sleep on, whatever somebody wants to have in one piece.
+    Task& t = w.task("a");
+    w.fill(t, w.map(t, 20), 20, 1);
+    w.m().lru.lru_add_drain_all();
+    PageCount got{1};
+    for (int i = 0; i < 20 && got.v > 0; ++i) got = w.m().vmscan.try_to_free_pages(Order(1), GFP_KERNEL);
+    EXPECT_EQ(got, PageCount(0)) << "or an allocation asks for ever";
+  });
+}
+
 TEST_P(Eras, FrozenKswapdDoesNothing) {
   ReclaimWorld::Options o = quiet();
   o.threads = Threads::kswapd;
