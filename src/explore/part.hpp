@@ -29,13 +29,13 @@ struct ExploreError : std::runtime_error {
 struct Window {
   /// Each STATE or FUNCTION[:N], near its Nth occurrence (1: the first), or an event's number. What is near any of
   /// them.
-  std::vector<std::string> around;
+  std::vector<std::string> around{};
   uint64_t radius = 20'000;  ///< so many events before and after
-  std::string task;          ///< only this task's calls and changes: a tid or a name
+  std::string task{};        ///< only this task's calls and changes: a tid or a name
   std::string
-      life;  ///< only what concerns the page at this address (0x...) in any process, or in this one's mm (3:0x...)
-  std::optional<uint64_t> from_ns;  ///< from this time on
-  std::optional<uint64_t> to_ns;    ///< up to this time
+      life{};  ///< only what concerns the page at this address (0x...) in any process, or in this one's mm (3:0x...)
+  std::optional<uint64_t> from_ns{};  ///< from this time on
+  std::optional<uint64_t> to_ns{};    ///< up to this time
 };
 
 struct Part {

@@ -57,7 +57,7 @@ struct LiveOptions {
   Bytes least_address_space{};             ///< but not less than that, and twice `ram`
   /// Where the last events go: FlowRing::bytes_for(record_events) of zeroes, which outlive the machine and are not part
   /// of `ram`. Empty: no recording. Shared memory is the parent's: do_fork puts other memory in its place in a child.
-  std::span<std::byte> ring;
+  std::span<std::byte> ring{};
   uint64_t record_events = 0;
   unsigned fault_threads = 2;   ///< thread delivery: 1…8
   int userfaultfd_device = -1;  ///< an open /dev/userfaultfd that somebody with the right handed over; not closed

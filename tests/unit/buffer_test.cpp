@@ -320,7 +320,9 @@ TEST(FlatFs, AFileOfSmallBlocksReadsAsItWasWrittenWhateverReclaimDoes) {
             case 3: ASSERT_EQ(*files.read_tag(*file, page), model[page]); break;
             case 4:
               if (random() % 64 == 0) fs.flush_blockdev();
-              if (random() % 128 == 0) ASSERT_TRUE(files.fsync(*file).ok());
+              if (random() % 128 == 0) {
+                ASSERT_TRUE(files.fsync(*file).ok());
+              }
               break;
           }
         }

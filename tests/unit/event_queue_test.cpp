@@ -49,7 +49,9 @@ TEST(EventQueue, IsASortedMapWhateverIsTakenOutOfItsMiddle) {
       model.erase(model.begin());
     }
     ASSERT_EQ(queue.empty(), model.empty());
-    if (!model.empty()) ASSERT_EQ(queue.front().thread, model.begin()->second) << step;
+    if (!model.empty()) {
+      ASSERT_EQ(queue.front().thread, model.begin()->second) << step;
+    }
   }
 }
 

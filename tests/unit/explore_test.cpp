@@ -216,7 +216,9 @@ TEST(Explore, DamagedRecordingsAreRefusedOrShownUpToTheBreak) {
     refused += recording.status == Recording::Status::refused;
     broken += recording.status == Recording::Status::broken;
     whole += recording.status == Recording::Status::whole;
-    if (recording.status != Recording::Status::whole) EXPECT_NE(recording.problem, "");
+    if (recording.status != Recording::Status::whole) {
+      EXPECT_NE(recording.problem, "");
+    }
     Window windows[4];
     windows[1].around = {"pte:1"}, windows[1].radius = 50;
     windows[2].life = "0x0";

@@ -142,12 +142,14 @@ TEST(Counters, RssAndSwapEqualAScanAtEveryMoment) {
           case 0: vm.read(task, page); break;
           case 1: vm.write(task, page, 1); break;
           case 2:
-            if (const Pte pte = vm.pte(task, page); pte_present(pte) && !pte_special(pte))
+            if (const Pte pte = vm.pte(task, page); pte_present(pte) && !pte_special(pte)) {
               EXPECT_TRUE(vm.swap_out(task, page));
+            }
             break;
           case 3:
-            if (random() % 4 == 0)
+            if (random() % 4 == 0) {
               EXPECT_TRUE(vm.machine->spaces.madvise(*task.mm, page, PAGE_SIZE, Advice::dontneed).ok());
+            }
         }
         int64_t anon = 0, swapped = 0;
         vm.machine->tables.for_each_pte(*task.mm, at, Vm::page_at(at, 40), [&](VirtAddr, Pte* pte) {

@@ -120,7 +120,9 @@ TEST_P(RemapFilePages, TruncationTakesThePageWhereverItIsMapped) {
     for (uint64_t i = 0; i < 8; ++i) {
       const bool gone = i == 2 || i == 3;  // pages 10 and 11
       EXPECT_EQ(m.load(m.page_at(at, i), value), gone ? FaultResult::sigbus : FaultResult::done) << i;
-      if (!gone) EXPECT_EQ(value, 50 + i);
+      if (!gone) {
+        EXPECT_EQ(value, 50 + i);
+      }
     }
     EXPECT_TRUE(m.at_rest([&] { EXPECT_EQ(m.verify(), ""); }));
     EXPECT_TRUE(m.machine->spaces.munmap(*current().task->mm, at, 8 * PAGE_SIZE).ok());

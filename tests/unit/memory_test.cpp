@@ -130,7 +130,9 @@ TEST(CopyOnWrite, NoReaderSeesTheOldPageAfterTheNewOneWasWritten) {
           const uint64_t done = written - 1;
           for (uint64_t i = 0; i < 8; ++i) {
             const uint64_t value = vm.read(parent, Vm::page_at(at, i));
-            if (i < done) EXPECT_EQ(value, 2u);
+            if (i < done) {
+              EXPECT_EQ(value, 2u);
+            }
             vm.world.preempt_point();
           }
         }

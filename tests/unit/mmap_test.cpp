@@ -48,7 +48,7 @@ struct Flat {
 
 struct Process {
   Task* task = nullptr;
-  Flat flat;
+  Flat flat{};
   bool minimal = true;  ///< no two neighbours could be one
 };
 
@@ -169,7 +169,9 @@ class MmapModel {
       case 14:
         if (const Pte pte = vm_.pte(*p.task, address(at)); pte_present(pte) && !pte_special(pte)) {
           const bool locked = p.flat.pages[at]->locked;
-          if (vm_.swap_out(*p.task, address(at))) EXPECT_FALSE(locked);
+          if (vm_.swap_out(*p.task, address(at))) {
+            EXPECT_FALSE(locked);
+          }
         }
         break;
       default: {  // a store or a load
@@ -241,7 +243,9 @@ class MmapModel {
     uint64_t value = 0;
     const FaultResult got = vm_.mmu->load(*p.task, address(at), value);
     EXPECT_EQ(got, page && page->prot != 0 ? FaultResult::done : FaultResult::sigsegv) << "page " << at;
-    if (got == FaultResult::done && page) EXPECT_EQ(value, page->content) << "page " << at;
+    if (got == FaultResult::done && page) {
+      EXPECT_EQ(value, page->content) << "page " << at;
+    }
   }
   void check_contents(Process& p) {
     for (uint64_t i = 0; i < N; ++i) check_page(p, i);
@@ -280,7 +284,9 @@ class MmapModel {
       std::optional<ModelPage> expected = p.flat.pages[i];
       if (expected) expected->content = 0;
       EXPECT_EQ(found[i].has_value(), expected.has_value()) << "page " << i;
-      if (found[i] && expected) EXPECT_TRUE(*found[i] == *expected) << "page " << i;
+      if (found[i] && expected) {
+        EXPECT_TRUE(*found[i] == *expected) << "page " << i;
+      }
     }
   }
 

@@ -102,7 +102,9 @@ TEST(PageTables, RandomRangesComeAndGoWithoutALostTable) {
       t.tables.free_pgtables(t.mm, VirtAddr(gone->first), VirtAddr(gone->second), VirtAddr(floor), VirtAddr(ceiling));
       ranges.erase(gone);
     }
-    if (ranges.empty()) EXPECT_EQ(t.mm.nr_table_pages, 1);
+    if (ranges.empty()) {
+      EXPECT_EQ(t.mm.nr_table_pages, 1);
+    }
   }
   for (auto& [start, end] : ranges)
     for (uint64_t a = start; a < end; a += PAGE_SIZE * 100) EXPECT_NE(t.tables.walk(t.mm, VirtAddr(a)), nullptr);
