@@ -1,8 +1,9 @@
 #!/bin/bash
-# Runs every benchmark of a build directory: scripts/bench.sh [BUILD_DIR] [options for each]
+# Runs every benchmark of a build directory: scripts/bench.sh [BUILD_DIR]. What is compared with the host's kernel in a memory
+# cgroup is run by its driver, bench/run_NAME_bench.py.
 set -euo pipefail
+cd "$(dirname "$0")/.."
 build=${1:-build/release}
-shift || true
 shopt -s nullglob
 benches=("$build"/bench/bench_*)
 if [[ ${#benches[@]} -eq 0 ]]; then
@@ -10,6 +11,8 @@ if [[ ${#benches[@]} -eq 0 ]]; then
   exit 1
 fi
 for bench in "${benches[@]}"; do
-  echo "== ${bench##*/}"
-  "$bench" "$@"
+  name=${bench##*/bench_}
+  echo "== bench_$name"
+  driver=bench/run_${name}_bench.py
+  if [[ -f $driver ]]; then python3 "$driver" "$bench"; else "$bench"; fi
 done
