@@ -484,7 +484,7 @@ bool FileDevice::read_as_program(Bio* const* run, unsigned n) {
   iovec parts[MAX_RUN];
   for (unsigned i = 0; i < n; ++i) parts[i] = {run[i]->content.bytes, PAGE_SIZE};
   const long r = raw_syscall(SYS_preadv, fd_, parts, static_cast<long>(n), static_cast<long>(run[0]->sector * 512), 0L);
-  if (r != static_cast<long>(n << PAGE_SHIFT) || identity(fd_) != file_) return false;
+  if (r != static_cast<long>(uint64_t{n} << PAGE_SHIFT) || identity(fd_) != file_) return false;
   while (n > 0) end(*run[--n], Errno::ok);
   return true;
 }
@@ -524,7 +524,7 @@ void FileDevice::serve(Bio* const* run, unsigned n) {
     const long r = raw_syscall(run[0]->op == BioOp::write ? SYS_pwritev : SYS_preadv, fd_, parts, n,
                                static_cast<long>(run[0]->sector * 512), 0L);
     // The last first: who waits for the first page finds the others there too.
-    if (r == static_cast<long>(n << PAGE_SHIFT)) {
+    if (r == static_cast<long>(uint64_t{n} << PAGE_SHIFT)) {
       while (n > 0) complete(*run[--n], Errno::ok);
       return;
     }

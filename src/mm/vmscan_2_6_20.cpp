@@ -250,8 +250,10 @@ int64_t Vmscan::Era_2_6_20::shrink_zones(ScanControl& sc) {
     if (zone.all_unreclaimable.load(std::memory_order_relaxed) && sc.priority != DEF_PRIORITY) continue;
     sc.all_unreclaimable = false;
     reclaimed += shrink_zone(zone, sc);
-    // That a zone is not worth scanning kswapd may never find out, asleep while single pages are free.
-    if (zone.pages_scanned.load(std::memory_order_relaxed) >= 4 * lru_pages(zone))
+    // kswapd finds out that a zone is not worth scanning. Without one, or while it sleeps on single pages that are free,
+    // nobody else would.
+    if ((kthread() == nullptr || !self.node_.kswapd_wait.empty()) &&
+        zone.pages_scanned.load(std::memory_order_relaxed) >= 4 * lru_pages(zone))
       zone.all_unreclaimable.store(true, std::memory_order_relaxed);
   }
   return reclaimed;
