@@ -212,6 +212,7 @@ Result<void> LiveMachine::unmap_file(void* address, size_t length) {
     // The machine first: it takes pages that stay in the cache out of memory that is accessible. Who touches one of them
     // now is refused one by one.
     WEIR_TRY_VOID(p.machine->spaces.munmap(mm, start, length));
+    p.mmu->keep_range(start, end);
     host_mprotect(start.v, length, PROT_NONE);
     // What serve() has poisoned.
     host::madvise(address, length, MADV_DONTNEED);

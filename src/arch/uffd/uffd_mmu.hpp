@@ -37,6 +37,7 @@
 
 #include <array>
 #include <atomic>
+#include <bitset>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -109,6 +110,9 @@ class UffdMmu final : public Mmu {
   void booted(PageAllocator& pages);
   /// Memory of the machine for the embedder: Options::reserve bytes, page aligned, zero. From attach() on.
   [[nodiscard]] std::span<std::byte> reserve() const { return reserve_; }
+  /// Takes the pages of files out of an unmapped range: their bytes may not have come out yet, and the range is about to
+  /// be made inaccessible.
+  void keep_range(VirtAddr start, VirtAddr end);
   [[nodiscard]] UffdStats stats() const;
   /// In a forked child: whoever held a lock is not here.
   void forget_waiters();
@@ -198,6 +202,9 @@ class UffdMmu final : public Mmu {
   void move_run(FlushEntry* const* run, unsigned n);
   void stay(FlushEntry& entry);
   [[nodiscard]] bool stale(Mm& mm, VirtAddr at) const;
+  using WindowPages = std::bitset<1 << (WINDOW_SHIFT - PAGE_SHIFT)>;
+  static size_t in_window(VirtAddr at) { return (at.v >> PAGE_SHIFT) % WindowPages().size(); }
+  void take_back_gone(VirtAddr start, VirtAddr stop, const WindowPages& gone);
   void drop(VirtAddr start, uint64_t length);
   [[nodiscard]] unsigned take_slots(unsigned wanted, uint32_t& first);
   void give_slots(uint32_t first, unsigned n);
@@ -220,6 +227,7 @@ class UffdMmu final : public Mmu {
   Hash* hashes_ = nullptr;                      // page lock
   std::atomic<uint64_t>* mapped_at_ = nullptr;  // where a mapped page is; page lock
   std::atomic<uint64_t>* resident_ = nullptr;   // bitmap: the place has a host page
+  std::atomic<bool> maps_files_{false};         // a file's page has been mapped
   std::byte* bounce_ = nullptr;
   std::byte* zero_ = nullptr;                                               // a page of zeros
   uint32_t nr_bounce_ = 0;                                                  // a multiple of 64

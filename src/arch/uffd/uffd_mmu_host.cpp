@@ -3,6 +3,7 @@
 
 #include "arch/uffd/host_calls.hpp"
 #include "arch/uffd/uffd_mmu.hpp"
+#include "mm/address_space.hpp"
 #include "mm/swapops.hpp"
 #include "mm/vmstat.hpp"
 
@@ -131,6 +132,7 @@ Result<void> UffdMmu::update_mmu_cache(Mm& mm, VirtAddr address, Pte pte, Page* 
   WEIR_DEBUG_BUG_ON(!page->test(PageFlag::locked));
   const bool file = !PageAnon(*page);
   const Stores stores = file && !pte_write(pte) ? Stores::fault : Stores::free;
+  if (file) maps_files_.store(true, std::memory_order_release);
   // A range that it was mapped in is being zapped.
   if (file && !mapped_at(*page, address)) take_back(*page);
   ScopedLock guard(window(address));
@@ -401,14 +403,41 @@ void UffdMmu::flush_range(Mm& mm, VirtAddr start, VirtAddr end) {
   for (VirtAddr a = tables_->next_table(mm, start, end); a < end; a = tables_->next_table(mm, a, end)) {
     const VirtAddr stop = PageTables::pmd_addr_end(a, end);
     ScopedLock guard(window(a));
+    WindowPages gone;
+    for (VirtAddr at = a; at < stop; at = at + PAGE_SIZE) gone[in_window(at)] = stale(mm, at);
+    take_back_gone(a, stop, gone);
     while (a < stop) {
       VirtAddr to = a;
-      while (to < stop && stale(mm, to)) to = to + PAGE_SIZE;
+      while (to < stop && gone[in_window(to)]) to = to + PAGE_SIZE;
       if (to > a) drop(a, to - a);
       a = to < stop ? to + PAGE_SIZE : stop;
     }
   }
   if (nr_quarantined_.load(std::memory_order_relaxed) >= QUARANTINE_BATCH) drain();
+}
+
+/// Window lock held; [start, stop) lies in it. No PTE leads to the addresses that are gone, but a file's page may be there
+/// still: whoever cleared its PTE, by the reverse map, has not come to its bytes yet.
+void UffdMmu::take_back_gone(VirtAddr start, VirtAddr stop, const WindowPages& gone) {
+  if (!maps_files_.load(std::memory_order_acquire) || gone.none()) return;
+  const auto frames = static_cast<uint64_t>(mem_->frames.v);
+  for (uint64_t n = 0; n < frames; ++n) {
+    const VirtAddr at(mapped_at_[n].load(std::memory_order_relaxed));
+    if (at < start || at >= stop || !gone[in_window(at)]) continue;
+    Page& page = mem_->page(Pfn(n));
+    if (mapped_at(page, at) && file_mapping(page) != nullptr) take_back_at(page, at);
+  }
+}
+
+void UffdMmu::keep_range(VirtAddr start, VirtAddr end) {
+  for (VirtAddr a = start; a < end;) {
+    const VirtAddr stop = std::min(end, VirtAddr(((a.v >> WINDOW_SHIFT) + 1) << WINDOW_SHIFT));
+    ScopedLock guard(window(a));
+    WindowPages gone;
+    gone.set();
+    take_back_gone(a, stop, gone);
+    a = stop;
+  }
 }
 
 /// Window lock held.
