@@ -22,6 +22,7 @@ SwapFiles::SwapFiles(PageAllocator& pages, Slab& slab, Vmalloc& vmalloc, VmStat&
 template <class T>
 Result<void> SwapFiles::make(PagedArray<T>& array, uint64_t n) {
   const uint64_t pages = (n + PagedArray<T>::PER_PAGE - 1) / PagedArray<T>::PER_PAGE;
+  WEIR_BUG_ON(pages == 0);
   auto** table = static_cast<T**>(slab_.kmalloc(pages * sizeof(T*), GFP_KERNEL));
   if (table == nullptr) return Errno::nomem;
   Result<VirtAddr> area = vmalloc_.vzalloc(Bytes(pages << PAGE_SHIFT));
@@ -113,8 +114,7 @@ Result<void> SwapFiles::setup_swap_map(SwapInfo& si, uint64_t maxpages, const ui
   Result<void> made = wide ? make(si.swap_map16, maxpages) : make(si.swap_map, maxpages);
   if (made && !wide) {
     const uint64_t map_pages = (maxpages + PagedArray<uint8_t>::PER_PAGE - 1) / PagedArray<uint8_t>::PER_PAGE;
-    si.continuations =
-        static_cast<SwapContinuation**>(slab_.kzalloc(map_pages * sizeof(SwapContinuation*), GFP_KERNEL));
+    si.continuations = static_cast<SwapContinuation**>(slab_.kzalloc(map_pages * sizeof(void*), GFP_KERNEL));
     if (si.continuations == nullptr) made = Errno::nomem;
   }
   if (made && frontswap_.enabled()) made = make(si.frontswap_map, (maxpages + 63) / 64);
