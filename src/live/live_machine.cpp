@@ -300,7 +300,8 @@ bool LiveMachine::boot(LiveError& error) {
   mm.task_size = mm.mmap_base;
   mm.free_area_cache = mm.mmap_base;
   p.mmu->mm_created(mm);
-  p.machine->swap_files.set_copies_cost_memory(!disk);
+  // Up to here copies save compressing a page anew; beyond, the frames that they take are worth more.
+  if (!disk) p.machine->swap_files.set_copies_limit(PageCount(p.frames.v / 4));
   return start_swap(error);
 }
 

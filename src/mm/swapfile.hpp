@@ -188,10 +188,14 @@ class SwapFiles : private FrontswapMaps {
   /// For readahead: the slots around `entry` that are worth reading, as many as lie in a window of `window` (a power of
   /// 2) and before the first free or bad one. Returns how many, `first` is the lowest. Linux 2.6.20: valid_swaphandles.
   [[nodiscard]] unsigned valid_swaphandles(SwpEntry entry, unsigned window, uint64_t& first);
-  /// More than half of all slots used: clean swap-cache copies are given up eagerly.
-  [[nodiscard]] bool vm_swap_full() const { return copies_cost_memory_ || nr_swap_pages() * 2 < total_swap_pages(); }
-  /// What areas hold is the machine's own memory (zram alone): then a copy is one too many as soon as its page is back.
-  void set_copies_cost_memory(bool on) { copies_cost_memory_ = on; }
+  /// Clean swap-cache copies are given up eagerly: more than half of all slots are used, or compressed memory has grown
+  /// past what copies may cost.
+  [[nodiscard]] bool vm_swap_full() const {
+    return vmstat_.node_page_state(NodeStat::nr_zspages) >= copies_limit_ || nr_swap_pages() * 2 < total_swap_pages();
+  }
+  /// Areas are the machine's own memory (zram alone): with this many frames in their pools a copy is one too many as soon
+  /// as its page is back.
+  void set_copies_limit(PageCount pool_frames) { copies_limit_ = static_cast<int64_t>(pool_frames.v); }
   /// Free slots: pages of all areas less their inuse_pages (slots that the slots cache holds are in use).
   [[nodiscard]] int64_t nr_swap_pages() const { return nr_swap_pages_.load(std::memory_order_relaxed); }
   [[nodiscard]] int64_t total_swap_pages() const { return total_swap_pages_.load(std::memory_order_relaxed); }
@@ -323,7 +327,7 @@ class SwapFiles : private FrontswapMaps {
   VmStat& vmstat_;
   unsigned cpus_;
   WorldAtomic<int64_t> nr_swap_pages_{0}, total_swap_pages_{0};
-  bool copies_cost_memory_ = false;                       // set when the machine is wired
+  int64_t copies_limit_ = INT64_MAX;                      // set when the machine is wired
   std::atomic<SwapInfo*> swap_info_[MAX_SWAPFILES] = {};  // set once each, under swap_lock_
 
   SpinLock swap_lock_{LockRank::swap_lock};

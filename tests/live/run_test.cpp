@@ -159,9 +159,9 @@ TEST(Run, ARecordingShowsReclaimAndSwapIn) {
 /// What a run of read_back at a quarter of its memory counts.
 class RunReadBack : public testing::Test {
  protected:
-  void read_back(const char* order, const char* rounds, const Command& swap) {
+  void read_back(const char* order, const char* rounds, const Command& swap, const char* every = "3") {
     WEIR_NEEDS_LIVE();
-    const Command command{program("read_back"), "48", order, rounds};
+    const Command command{program("read_back"), "48", order, rounds, every};
     const Outcome native = run(command);
     ASSERT_EQ(native.status, 0) << native.err;
     managed = weir_run("12M", command, {}, swap);
@@ -198,11 +198,21 @@ TEST_F(RunReadBack, ReadaheadFollowsTheOrderOfReading) {
   EXPECT_LE(window(), in_order / 2) << managed.stats["vmstat"];
 }
 
+// Three rounds, of which each reads what does not fit; nothing is written but the first time.
 TEST_F(RunReadBack, PagesThatWereOnlyReadLeaveWithoutBeingWritten) {
-  ASSERT_NO_FATAL_FAILURE(read_back("in_order", "3", {"--swap", "file:/tmp:256M"}));
-  // Three rounds, of which each reads what does not fit; nothing is written but the first time.
-  EXPECT_GE(managed.event("swap_clean_drop"), 2 * frames(48 - 12)) << managed.stats["vmstat"];
-  EXPECT_LT(managed.event("pswpout"), frames(2 * 48)) << managed.stats["vmstat"];
+  using Case = std::pair<const char*, const char*>;
+  for (const auto& [swap, every] : {Case{"file:/tmp:256M", "3"}, Case{"zram:lz4:256M", "512"}}) {
+    SCOPED_TRACE(swap);
+    ASSERT_NO_FATAL_FAILURE(read_back("in_order", "3", {"--swap", swap}, every));
+    EXPECT_GE(managed.event("swap_clean_drop"), 2 * frames(48 - 12)) << managed.stats["vmstat"];
+    EXPECT_LT(managed.event("pswpout"), frames(2 * 48)) << managed.stats["vmstat"];
+  }
+}
+
+TEST_F(RunReadBack, CopiesGoWithTheReadOnceZramTakesAQuarterOfRam) {
+  ASSERT_NO_FATAL_FAILURE(read_back("in_order", "3", {"--swap", "zram:lz4:256M"}, "14"));
+  EXPECT_GT(managed.stats["zram"]["mem_used_max"], 3 * MIB);
+  EXPECT_LT(managed.event("swap_clean_drop"), frames(48 - 12)) << managed.stats["vmstat"];
 }
 
 // A page that is moved to its address costs a TLB shootdown, a copied one does not.
