@@ -105,7 +105,7 @@ constexpr const char* IDS[] = {
 };
 constexpr const char* WHAT[] = {
 #define X(id, what) what,
-    WEIR_INVARIANTS(X)
+    WEIR_INVARIANTS(X)  // NOLINT(bugprone-suspicious-missing-comma): a sentence may be two lines
 #undef X
 };
 

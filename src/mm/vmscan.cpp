@@ -103,8 +103,8 @@ ScanCount scan_balance(const ScanBalanceInput& in) {
   const auto size = [&](LruList list) { return in.size[index_of(list)]; };
   const int64_t file_pages = size(LruList::inactive_file) + size(LruList::active_file);
   enum class Balance { equal, proportional, anon, file } balance;
-  if (!in.may_swap)  // NOLINT(bugprone-branch-clone): a rule each, asked in this order
-    balance = Balance::file;
+  if (!in.may_swap)
+    balance = Balance::file;  // NOLINT(bugprone-branch-clone): a rule each, asked in this order
   else if (in.priority == 0 && in.swappiness != 0)
     balance = Balance::equal;  // close to the end: everything, at once
   else if (file_pages + in.free_pages <= in.high_wmark_pages && !in.inactive_anon_low &&
