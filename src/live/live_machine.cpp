@@ -606,18 +606,19 @@ Result<void*> LiveMachine::remap(void* address, size_t old_length, size_t new_le
     return Errno::inval;
   const bool is_fixed = (flags & MREMAP_FIXED) != 0;
   if (is_fixed && !inside(fixed, new_length)) return Errno::inval;
+  const int prot = WEIR_TRY(protection(at(address)));
+  if ((prot & PROT_EXEC) != 0) {
+    // Code cannot move as long as it is code.
+    WEIR_TRY_VOID(protect(address, old_length, PROT_READ | PROT_WRITE));
+    Result<void*> now = remap(address, old_length, new_length, flags, fixed);
+    const Result<void> back = now ? protect(*now, new_length, prot) : protect(address, old_length, prot);
+    if (now && !back) return back.error();
+    return now;
+  }
   return parts_->in_engine([&]() -> Result<void*> {
     Parts& p = *parts_;
     ScopedLock guard(p.layout);
     Mm& mm = *p.task->mm;
-    uint64_t rights = 0;
-    {
-      ScopedRead reading(mm.mmap_sem);
-      const VmArea* vma = p.machine->vmas.vma_lookup(mm, at(address));
-      if (vma == nullptr) return Errno::fault;
-      rights = vma->vm_flags;
-    }
-    const int prot = ((rights & VM_READ) != 0 ? PROT_READ : 0) | ((rights & VM_WRITE) != 0 ? PROT_WRITE : 0);
     const VirtAddr now = WEIR_TRY(p.machine->spaces.mremap(
         mm, at(address), old_length, new_length,
         (flags & MREMAP_MAYMOVE) != 0 ? AddressSpaces::MayMove::yes : AddressSpaces::MayMove::no,
@@ -634,61 +635,6 @@ Result<void*> LiveMachine::remap(void* address, size_t old_length, size_t new_le
       host_mprotect(at(address).v, old_length, PROT_NONE);
     }
     return pointer(now);
-  });
-}
-
-Result<void> LiveMachine::protect(void* address, size_t length, int prot) {
-  if (!prot_valid(prot)) return Errno::inval;
-  length = page_align_up(length);
-  if (!inside(address, length)) return Errno::nomem;
-  return parts_->in_engine([&]() -> Result<void> {
-    Parts& p = *parts_;
-    ScopedLock guard(p.layout);
-    WEIR_TRY_VOID(p.machine->spaces.mprotect(*p.task->mm, at(address), length, vm_prot(prot)));
-    if (const long r = host_mprotect(at(address).v, length, prot); r != 0) return static_cast<Errno>(-r);
-    return {};
-  });
-}
-
-Result<void> LiveMachine::advise(void* address, size_t length, int advice) {
-  if ((at(address).v & ~PAGE_MASK) != 0) return Errno::inval;
-  length = page_align_up(length);
-  if (length == 0) return {};
-  if (!inside(address, length)) return Errno::nomem;
-  switch (advice) {
-    case MADV_DONTNEED:
-    case MADV_FREE:  // may be taken at any time: it is taken now
-    case 24:         // MADV_DONTNEED_LOCKED
-      return parts_->in_engine(
-          [&] { return parts_->machine->spaces.madvise(*parts_->task->mm, at(address), length, Advice::dontneed); });
-    case MADV_NORMAL:
-    case MADV_RANDOM:
-    case MADV_SEQUENTIAL:
-    case MADV_WILLNEED: return advise_files(at(address), at(address) + length, advice);
-    case abi::ADVICE_POPULATE_READ: return populate(address, length, false);
-    case abi::ADVICE_POPULATE_WRITE: return populate(address, length, true);
-    case MADV_WIPEONFORK:
-    case MADV_KEEPONFORK:
-    case MADV_DONTFORK:
-    case MADV_DOFORK:
-    case MADV_REMOVE: return Errno::inval;
-    default: return {};
-  }
-}
-
-Result<void> LiveMachine::lock(void* address, size_t length) {
-  if (!inside(address, length)) return Errno::nomem;
-  return parts_->in_engine([&] {
-    return parts_->machine->spaces.mlock(*parts_->task, at(address).page(),
-                                         page_align_up(length + (at(address).v & ~PAGE_MASK)));
-  });
-}
-
-Result<void> LiveMachine::unlock(void* address, size_t length) {
-  if (!inside(address, length)) return Errno::nomem;
-  return parts_->in_engine([&] {
-    return parts_->machine->spaces.munlock(*parts_->task, at(address).page(),
-                                           page_align_up(length + (at(address).v & ~PAGE_MASK)));
   });
 }
 

@@ -119,13 +119,14 @@ class LiveMachine {
   Result<void> unmap(void* address, size_t length);
   /// flags: MREMAP_MAYMOVE, MREMAP_FIXED (`fixed` is then in contains()). Errors: ENOMEM, EFAULT, EINVAL.
   Result<void*> remap(void* address, size_t old_length, size_t new_length, int flags, void* fixed = nullptr);
-  /// As map()'s prot. Memory that is not readable and writable stays resident while it is so.
+  /// As map()'s prot, and with PROT_READ also PROT_EXEC: that comes in at once. Memory that is not readable and writable,
+  /// or is executable, stays resident while it is so.
   Result<void> protect(void* address, size_t length, int prot);
   /// MADV_DONTNEED at once; MADV_FREE is taken as a hint that need not be followed, and others too, but for what
   /// changes what a program sees (MADV_WIPEONFORK, MADV_DONTFORK, MADV_REMOVE: EINVAL). Of files: MADV_NORMAL,
   /// MADV_RANDOM, MADV_SEQUENTIAL say how far is read ahead, MADV_WILLNEED reads.
   Result<void> advise(void* address, size_t length, int advice);
-  /// Brings everything in and keeps it. Errors: ENOMEM.
+  /// Brings everything in and keeps it. Errors: ENOMEM. Executable memory stays also when it is unlocked.
   Result<void> lock(void* address, size_t length);
   Result<void> unlock(void* address, size_t length);
   /// Makes the pages present, for system-call buffers under signal delivery; they may leave again. Errors: EFAULT (not
@@ -208,6 +209,12 @@ class LiveMachine {
   bool serve_signal(uint64_t address, uint32_t error_code);
   [[nodiscard]] bool inside(const void* address, size_t length) const;
   void refuse(uint64_t page, uint32_t error_code);
+  // live_protect.cpp
+  template <class Fn>
+  Result<void> for_each_part(VirtAddr start, VirtAddr end, Fn fn);
+  Result<int> protection(VirtAddr address);
+  Result<void> set_protection(VirtAddr start, VirtAddr end, int prot);
+  Result<void> discard(VirtAddr start, VirtAddr end, uint64_t though);
   // live_files.cpp
   Result<unsigned> file_of(int fd);
   void grow_file(unsigned nr, uint64_t pages);

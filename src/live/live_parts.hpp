@@ -1,4 +1,4 @@
-// src/live/live_parts.hpp: what a LiveMachine is made of; for live_machine.cpp, live_signal.cpp and live_fork.cpp only.
+// src/live/live_parts.hpp: what a LiveMachine is made of; for the live_*.cpp only.
 #pragma once
 
 #include <sys/mman.h>
@@ -22,7 +22,8 @@ inline VirtAddr at(const void* address) { return VirtAddr(reinterpret_cast<uint6
 inline void* pointer(VirtAddr address) { return reinterpret_cast<void*>(address.v); }
 inline uint64_t vm_prot(int prot) {
   return ((prot & PROT_READ) != 0 ? uint64_t{VM_READ} : 0) |
-         ((prot & PROT_WRITE) != 0 ? uint64_t{VM_WRITE | VM_READ} : 0);
+         ((prot & PROT_WRITE) != 0 ? uint64_t{VM_WRITE | VM_READ} : 0) |
+         ((prot & PROT_EXEC) != 0 ? uint64_t{VM_EXEC | VM_READ} : 0);
 }
 inline long host_mprotect(uint64_t start, uint64_t length, int prot) {
   return raw_syscall(SYS_mprotect, start, length, prot);

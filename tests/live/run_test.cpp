@@ -37,6 +37,17 @@ TEST(Run, SwappedOutMemoryIsThereForEveryCall) {
   EXPECT_GE(managed.event("pswpout"), frames(12));
 }
 
+TEST(Run, CodeThatAProgramMakesRunsFromSwap) {
+  WEIR_NEEDS_LIVE();
+  const Command command{program("code"), "48"};
+  const Outcome native = run(command);
+  ASSERT_EQ(native.status, 0) << native.err;
+  const WeirOutcome managed = weir_run("16M", command, {}, {"--swap", "zram", "--swap", "file:/tmp:256M"});
+  EXPECT_EQ(managed.status, 0) << managed.err;
+  EXPECT_EQ(managed.out, native.out);
+  EXPECT_GE(managed.event("pswpin"), frames(48 - 16)) << managed.err;
+}
+
 TEST(Run, ThreadsThatTouchFreshMemoryAtOnce) {
   WEIR_NEEDS_LIVE();
   const Command threads{program("first_touch"), "64", "8"};

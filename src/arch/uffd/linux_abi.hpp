@@ -36,6 +36,7 @@ inline constexpr unsigned long IOC_NEW = _IO(UFFDIO, 0x00);
 inline constexpr int USER_MODE_ONLY = 1;
 
 // asm-generic/mman-common.h
+inline constexpr int ADVICE_DONTNEED_LOCKED = 24;                            // 5.18
 inline constexpr int ADVICE_POPULATE_READ = 22, ADVICE_POPULATE_WRITE = 23;  // 5.14
 inline constexpr int ADVICE_GUARD_INSTALL = 102;
 inline constexpr int REMAP_DONTUNMAP = 4;  // 5.7

@@ -125,8 +125,8 @@ long host_mmap(uintptr_t address, size_t length, int prot, int flags, int fd, in
   return sys::call(SYS_mmap, static_cast<long>(address), static_cast<long>(length), prot, flags, fd, offset);
 }
 
-/// Protection as the machine knows it: what can be written can be read.
-int machine_prot(int prot) { return (prot & PROT_WRITE) != 0 ? PROT_READ | PROT_WRITE : prot & PROT_READ; }
+/// Protection as the machine knows it: what can be written or executed can be read.
+int machine_prot(int prot) { return (prot & (PROT_WRITE | PROT_EXEC)) != 0 ? prot | PROT_READ : prot; }
 
 constexpr int MAP_FIXED_KINDS = MAP_FIXED | MAP_FIXED_NOREPLACE;
 
@@ -225,11 +225,7 @@ long do_mprotect(uintptr_t address, size_t length, int prot) {
       address, end,
       [&](void* at, size_t n) -> long {
         if ((prot & ~(PROT_READ | PROT_WRITE | PROT_EXEC)) != 0) return -EINVAL;
-        const long r = errno_of(machine->protect(at, n, machine_prot(prot)));
-        if (r != 0 || (prot & PROT_EXEC) == 0) return r;
-        // Code: it comes in, stays, and the host is told what the machine has no word for.
-        if (const long locked = errno_of(machine->lock(at, n)); locked != 0) return locked;
-        return host(static_cast<long>(reinterpret_cast<uintptr_t>(at)), static_cast<long>(n));
+        return errno_of(machine->protect(at, n, machine_prot(prot)));
       },
       host);
 }
