@@ -11,6 +11,9 @@ namespace {
 
 /// A node's page says so in its mapping.
 uintptr_t mapping_of(const KsmStableNode& node) { return reinterpret_cast<uintptr_t>(&node) | PAGE_MAPPING_KSM; }
+KsmStableNode& node_of(const Page& kpage) {
+  return *reinterpret_cast<KsmStableNode*>(kpage.mapping.load(std::memory_order_acquire) & ~PAGE_MAPPING_KSM);
+}
 
 constexpr gfp_t GFP_SCAN = GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN;
 
@@ -271,25 +274,28 @@ Page* Ksm::stable_tree_search(Page& page, uint64_t hash) {
   return nullptr;
 }
 
-/// The page, locked, mapped once and write-protected, becomes a merged one. Null: no memory.
-KsmStableNode* Ksm::stable_tree_insert(Page& kpage, uint64_t hash) {
+/// The page, locked, mapped once and write-protected, becomes a merged one. False: no memory.
+bool Ksm::stable_tree_insert(Page& kpage, uint64_t hash) {
   WEIR_FLOW(pages().mem().pfn(kpage));
   auto* node = slab_.create<KsmStableNode>(*node_cache_, GFP_SCAN);
-  if (node == nullptr) return nullptr;
+  if (node == nullptr) return false;
   node->hash = hash;
   node->pfn = pages().mem().pfn(kpage);
   stable_.insert(*node);
   kpage.set_mapping(mapping_of(*node), kpage.index);
-  return node;
+  return true;
 }
 
-/// The item's PTE maps the node's page, which is locked.
-void Ksm::stable_tree_append(KsmRmapItem& item, KsmStableNode& node) {
-  WEIR_FLOW(node.pfn);
+/// The item's PTE maps the merged page.
+void Ksm::stable_tree_append(KsmRmapItem& item, Page& kpage) {
+  WEIR_FLOW(pages().mem().pfn(kpage));
+  filemap_.lock_page(kpage);
+  KsmStableNode& node = node_of(kpage);
   (node.items.empty() ? pages_shared_ : pages_sharing_).fetch_add(1);
   item.where = KsmRmapItem::Where::stable;
   item.head = &node;
   node.items.push_back(item);
+  filemap_.unlock_page(kpage);
 }
 
 /// Another item whose page has this content, and that page with a reference; else the item goes into the tree.
@@ -353,16 +359,7 @@ void Ksm::cmp_and_merge_page(Page& page, KsmRmapItem& item) {
 
   const uint64_t checksum = calc_checksum(page);
   if (Page* kpage = stable_tree_search(page, checksum)) {
-    if (try_to_merge_with_ksm_page(item, page, kpage)) {
-      filemap_.lock_page(*kpage);
-      if (kpage->mapping.load() != PAGE_MAPPING_KSM) {
-        stable_tree_append(item, *reinterpret_cast<KsmStableNode*>(kpage->mapping.load() & ~PAGE_MAPPING_KSM));
-      } else {  // one that got no node
-        rmap_.put_anon_vma(*item.anon_vma);
-        item.anon_vma = nullptr;
-      }
-      filemap_.unlock_page(*kpage);
-    }
+    if (try_to_merge_with_ksm_page(item, page, kpage)) stable_tree_append(item, *kpage);
     filemap_.lru().put_page(*kpage);
     return;
   }
@@ -386,29 +383,15 @@ void Ksm::cmp_and_merge_page(Page& page, KsmRmapItem& item) {
     std::swap(kpage, other);
   }
   if (try_to_merge_with_ksm_page(*first, *kpage, nullptr)) {
-    KsmStableNode* node = nullptr;
-    filemap_.lock_page(*kpage);
-    if (PageKsm(*kpage)) node = stable_tree_insert(*kpage, calc_checksum(*kpage));
-    if (node != nullptr) {
-      remove_rmap_item_from_tree(*tree_item);  // the unstable one
-      stable_tree_append(*first, *node);
-    }
-    filemap_.unlock_page(*kpage);
-    if (node == nullptr) {
-      break_cow(*first);
-      rmap_.put_anon_vma(*first->anon_vma);
-      first->anon_vma = nullptr;
-    } else if (try_to_merge_with_ksm_page(*second, *other, kpage)) {
-      filemap_.lock_page(*kpage);
-      stable_tree_append(*second, *node);
-      filemap_.unlock_page(*kpage);
-    }
+    remove_rmap_item_from_tree(*tree_item);  // the unstable one
+    stable_tree_append(*first, *kpage);
+    if (try_to_merge_with_ksm_page(*second, *other, kpage)) stable_tree_append(*second, *kpage);
   }
   filemap_.lru().put_page(*tree_page);
 }
 
-/// The item's page takes `kpage`'s place; with none it becomes a merged page itself (without a node yet). True: done,
-/// and the item has its AnonVma.
+/// The item's page takes `kpage`'s place; with none it becomes a merged page itself. True: done, and the item has its
+/// AnonVma.
 bool Ksm::try_to_merge_with_ksm_page(KsmRmapItem& item, Page& page, Page* kpage) {
   Mm& mm = *item.slot->mm;
   ScopedRead guard(mm.mmap_sem);
@@ -432,10 +415,11 @@ bool Ksm::try_to_merge_one_page(VmArea& vma, VirtAddr address, Page& page, Page*
       if (kpage == nullptr) {
         if (page_mapcount(page) == 1) {
           // Whoever writes from now on copies.
-          page.set_mapping(PAGE_MAPPING_KSM, page.index);
-          filemap_.lru().mark_page_accessed(page);
-          page.set(PageFlag::dirty);
-          merged = true;
+          merged = stable_tree_insert(page, calc_checksum(page));
+          if (merged) {
+            filemap_.lru().mark_page_accessed(page);
+            page.set(PageFlag::dirty);
+          }
         }
       } else if (PageKsm(*kpage) && pages_identical(page, *kpage)) {
         merged = replace_page(vma, address, page, *kpage, pte);
@@ -509,12 +493,6 @@ Result<void> Ksm::break_ksm(VmArea& vma, VirtAddr address) {
     if (!merged) return {};
     if ((memory_.break_cow(vma, address) & VM_FAULT_OOM) != 0) return Errno::nomem;
   }
-}
-
-void Ksm::break_cow(KsmRmapItem& item) {
-  Mm& mm = *item.slot->mm;
-  ScopedRead guard(mm.mmap_sem);
-  if (VmArea* vma = find_mergeable_vma(mm, item.address)) (void)break_ksm(*vma, item.address);
 }
 
 Result<void> Ksm::unmerge_ksm_pages(VmArea& vma, VirtAddr start, VirtAddr end) {
@@ -616,9 +594,7 @@ void Ksm::remove_dead_slots() {
 // ---- What other rooms ask -------------------------------------------------------------------------------------------
 
 void Ksm::for_each_ksm_mapping(Page& page, bool (*fn)(VmArea& vma, VirtAddr address, void* arg), void* arg) {
-  const uintptr_t mapping = page.mapping.load(std::memory_order_acquire);
-  if (mapping == PAGE_MAPPING_KSM) return;
-  auto& node = *reinterpret_cast<KsmStableNode*>(mapping & ~PAGE_MAPPING_KSM);
+  KsmStableNode& node = node_of(page);
   // First where ksmd put it, then the forks of those.
   for (const bool forks : {false, true}) {
     for (KsmRmapItem& item : node.items) {

@@ -125,14 +125,13 @@ class Ksm final : public KsmHooks {
   KsmRmapItem* get_next_rmap_item(KsmMmSlot& slot, VirtAddr address);
   void cmp_and_merge_page(Page& page, KsmRmapItem& item);
   Page* stable_tree_search(Page& page, uint64_t hash);
-  KsmStableNode* stable_tree_insert(Page& kpage, uint64_t hash);
-  void stable_tree_append(KsmRmapItem& item, KsmStableNode& node);
+  bool stable_tree_insert(Page& kpage, uint64_t hash);
+  void stable_tree_append(KsmRmapItem& item, Page& kpage);
   KsmRmapItem* unstable_tree_search_insert(KsmRmapItem& item, Page& page, Page*& tree_page);
   bool try_to_merge_with_ksm_page(KsmRmapItem& item, Page& page, Page* kpage);
   bool try_to_merge_one_page(VmArea& vma, VirtAddr address, Page& page, Page* kpage);
   bool write_protect_page(VmArea& vma, VirtAddr address, Page& page, Pte& pte);
   bool replace_page(VmArea& vma, VirtAddr address, Page& page, Page& kpage, Pte orig_pte);
-  void break_cow(KsmRmapItem& item);
   Result<void> break_ksm(VmArea& vma, VirtAddr address);
   Result<void> unmerge_ksm_pages(VmArea& vma, VirtAddr start, VirtAddr end);
   Result<void> unmerge_and_remove_all_rmap_items();
