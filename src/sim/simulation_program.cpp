@@ -333,6 +333,7 @@ void Simulation::run_step(Program& program, const Step& step) {
     }
     case Op::verify:
       freeze_processes(*world_);
+      world_->schedule_timeout(120_ms);  // who is in congestion_wait meets the freezer
       come_to_rest();
       verify();
       thaw_processes(*world_);

@@ -243,25 +243,24 @@ class MachineFixture {
   /// In a thread; no other may run.
   bool at_rest(const std::function<void()>& fn) {
     freeze_processes(world);
-    const bool rests = come_to_rest();
-    if (rests) fn();
-    thaw_processes(world);
-    return rests;
-  }
-  /// Waits for that; nothing holds kthreads back afterwards.
-  bool come_to_rest() {
     machine->ksm.ksm_do_scan(0);  // a scan under way ends, and those that are gone are forgotten
     uint64_t before = ~uint64_t{0};
-    for (int i = 0; i < 20000; ++i) {
-      world.schedule_timeout(2_ms);
+    bool quiet = false, rests = false;
+    for (int i = 0; i < 20000 && !rests; ++i) {
+      // Who has not met the freezer yet may sleep for a tenth of a second: congestion_wait.
+      world.schedule_timeout(quiet ? 120_ms : 2_ms);
       const uint64_t now = activity();
       const bool busy = gauge(NodeStat::nr_writeback) != 0 || gauge(NodeStat::nr_isolated_anon) != 0 ||
                         gauge(NodeStat::nr_isolated_file) != 0 || requests_under_way() != 0 ||
                         machine->oom_reaper.busy();
-      if (!busy && now == before) return true;
+      const bool was_quiet = quiet;
+      quiet = !busy && now == before;
+      rests = quiet && was_quiet;
       before = now;
     }
-    return false;
+    if (rests) fn();
+    thaw_processes(world);
+    return rests;
   }
   /// The world and all in it are left as they are: for a machine that is broken.
   void abandon() { abandoned_ = true; }
