@@ -105,6 +105,10 @@ class [[nodiscard]] Result<void> {
   [[nodiscard]] bool ok() const { return error_ == Errno::ok; }
   explicit operator bool() const { return ok(); }
   [[nodiscard]] Errno error() const { return error_; }
+  /// As a result in a recording: what the kernel returns, 0 or a negative errno.
+  [[nodiscard]] friend uint64_t flow_value_of(const Result& result) {
+    return static_cast<uint64_t>(-static_cast<int64_t>(result.error_));
+  }
 
  private:
   Errno error_ = Errno::ok;

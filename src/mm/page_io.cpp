@@ -101,10 +101,10 @@ Result<void> PageIo::swap_writepage(Page& page, WritebackControl& wbc) {
   (void)wbc;
   if (try_to_free_swap_ != nullptr && try_to_free_swap_(try_arg_, page)) {
     filemap_.unlock_page(page);
-    return {};
+    WEIR_RETURN(Result<void>());
   }
-  if (swap_.frontswap().enabled() && frontswap_store(page)) return {};
-  return (this->*write_)(page);
+  if (swap_.frontswap().enabled() && frontswap_store(page)) WEIR_RETURN(Result<void>());
+  WEIR_RETURN((this->*write_)(page));
 }
 
 /// True: the page is in the store and unlocked; it need not go to the device.

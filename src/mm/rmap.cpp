@@ -312,10 +312,10 @@ int Rmap::page_referenced(Page& page, uint64_t* vm_flags, FlushBatch& batch) {
   WEIR_FLOW(tables_.pages().mem().pfn(page));
   *vm_flags = 0;
   RmapWalk walk{.batch = batch, .left = page_mapcount(page)};
-  if (walk.left == 0) return 0;
+  if (walk.left == 0) WEIR_RETURN(0);
   era_->page_referenced(page, walk);
   *vm_flags = walk.vm_flags;
-  return walk.count;
+  WEIR_RETURN(walk.count);
 }
 
 TryToUnmap Rmap::try_to_unmap(Page& page, FlushBatch& batch) {

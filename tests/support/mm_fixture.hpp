@@ -172,17 +172,28 @@ class Trace final : public FlowSink {
 
   std::vector<Function> functions;
   std::vector<StateChange> states;
+  std::vector<std::pair<std::string, int64_t>> results;  ///< of functions that say what they return, as they do
 
   void enter(const FlowSite& site, uint64_t a, uint64_t b, uint64_t c) override {
     functions.push_back({depth_++, site.function, a, b, c});
   }
   void leave(const FlowSite&) override { --depth_; }
+  void leave_with(const FlowSite& site, uint64_t result) override {
+    results.emplace_back(site.function, static_cast<int64_t>(result));
+    --depth_;
+  }
   void state(const FlowSite&, State what, uint64_t subject, uint64_t before, uint64_t after) override {
     states.push_back({what, subject, before, after});
   }
   [[nodiscard]] size_t count(std::string_view name) const {
     return static_cast<size_t>(
         std::count_if(functions.begin(), functions.end(), [&](const Function& f) { return f.name == name; }));
+  }
+  [[nodiscard]] std::vector<int64_t> results_of(std::string_view name) const {
+    std::vector<int64_t> found;
+    for (const auto& [function, result] : results)
+      if (function == name) found.push_back(result);
+    return found;
   }
   [[nodiscard]] std::vector<StateChange> of(State what) const {
     std::vector<StateChange> found;

@@ -129,11 +129,14 @@ class OnePage : public testing::Test {
       if (s.subject == pfn && std::find(reasons.begin(), reasons.end(), name) == reasons.end()) reasons.push_back(name);
     }
     if (page_count(*page) == 0) reasons.push_back("freed");
+    written = trace.results_of("swap_writepage");
+    references = trace.results_of("page_referenced");
     return reasons;
   }
   static std::string name(PageKeep reason) { return page_keep_name(reason); }
   using Reasons = std::vector<std::string>;
   int64_t freed = 0;
+  std::vector<int64_t> written, references;  ///< what swap_writepage and page_referenced returned, as recorded
 };
 
 TEST_F(OnePage, AnAnonymousPageIsSwappedOutAndComesBack) {
@@ -146,6 +149,8 @@ TEST_F(OnePage, AnAnonymousPageIsSwappedOutAndComesBack) {
     w.make_old(t, at, 1);
     Page* page = w.page_at(t, at);
     EXPECT_EQ(reclaim(w, page), Reasons{"freed"});
+    EXPECT_EQ(written, std::vector<int64_t>{0});
+    EXPECT_EQ(references.back(), 0);
     EXPECT_TRUE(is_swap_pte(w.pte(t, at)));
     EXPECT_EQ(d.written.size(), 1u);
     EXPECT_EQ(t.mm->rss(RssKind::swapents), 1);
@@ -176,6 +181,7 @@ TEST_F(OnePage, APageInUseIsActivated) {
     EXPECT_FALSE(page->test(PageFlag::active));
     EXPECT_EQ(w.get(t, at), 1u);
     EXPECT_EQ(reclaim(w, page).at(0), name(PageKeep::referenced));
+    EXPECT_EQ(std::count(references.begin(), references.end(), 1), 1);
   });
 }
 
@@ -482,6 +488,8 @@ TEST_F(OnePage, AFailedWriteKeepsThePage) {
       w.make_old(t, at, 1);
       Page* page = w.page_at(t, at);
       EXPECT_EQ(reclaim(w, page).at(0), name(synchronous ? PageKeep::write_failed : PageKeep::write_started));
+      // Of a write that is under way the device tells later.
+      EXPECT_EQ(written.at(0), synchronous ? -static_cast<int64_t>(Errno::io) : 0);
       world().schedule_timeout(1_ms);
       EXPECT_GT(w.event(VmEvent::swap_write_error), 0u);
       EXPECT_TRUE(page->test(PageFlag::dirty));
