@@ -146,7 +146,7 @@ class FlowSink {
   /// The first of the machine's Pages, so that a page finds its number itself; bootmem says it. Null: what a page says
   /// of itself (flags, count) is not recorded.
   const void* mem_map = nullptr;
-  /// Are the functions of flow_details.hpp told as well?
+  /// Are the functions and states of flow_details.hpp told as well?
   bool details = true;
 
  protected:
@@ -220,13 +220,15 @@ class FlowScope {
 /// In place of `return value` in a function with a WEIR_FLOW, where what it returns matters.
 #define WEIR_RETURN(...) return weir_flow_scope_.returns(__VA_ARGS__)
 
-#define WEIR_STATE(what, subject, before, after)                                                                   \
-  do {                                                                                                             \
-    if (::weir::FlowSink* weir_sink_ = ::weir::engine_thread().sink; __builtin_expect(weir_sink_ != nullptr, 0)) { \
-      static constinit const ::weir::FlowSite weir_state_site_{__func__, WEIR_FLOW_FILE, ""};                      \
-      weir_sink_->state(weir_state_site_, ::weir::State::what, ::weir::flow_value(subject),                        \
-                        ::weir::flow_value(before), ::weir::flow_value(after));                                    \
-    }                                                                                                              \
+#define WEIR_STATE(what, subject, before, after)                                                \
+  do {                                                                                          \
+    constexpr bool weir_detail_ = ::weir::flow_state_detail(#what);                             \
+    if (::weir::FlowSink* weir_sink_ = ::weir::engine_thread().sink;                            \
+        __builtin_expect(weir_sink_ != nullptr, 0) && (!weir_detail_ || weir_sink_->details)) { \
+      static constinit const ::weir::FlowSite weir_state_site_{__func__, WEIR_FLOW_FILE, ""};   \
+      weir_sink_->state(weir_state_site_, ::weir::State::what, ::weir::flow_value(subject),     \
+                        ::weir::flow_value(before), ::weir::flow_value(after));                 \
+    }                                                                                           \
   } while (0)
 
 }  // namespace weir

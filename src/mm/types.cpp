@@ -9,15 +9,18 @@ uint64_t flow_value_of(const Page* page) {
   return static_cast<uint64_t>(page - static_cast<const Page*>(sink->mem_map)) + 1;
 }
 
+static_assert(NR_PAGE_FLAGS <= 32, "a ring has room for so many");
+
 void record_page(const Page& page, State what, uint64_t before, uint64_t after) {
   FlowSink* sink = engine_thread().sink;
   if (sink == nullptr || sink->mem_map == nullptr) return;
   if (what == State::page_flags && !sink->details) {
-    // What other changes tell as well, and the page lock.
-    constexpr uint64_t LEFT_OUT =
-        flag_bit(PageFlag::locked) | flag_bit(PageFlag::buddy) | flag_bit(PageFlag::pcp) | flag_bit(PageFlag::aged);
-    // Who has the page changes: its next change has a time of its own.
-    if (((before ^ after) & flag_bit(PageFlag::locked)) != 0) engine_thread().lane.interrupt();
+    // The page lock, and what other changes tell as well: lists, the swap cache, I/O that failed.
+    constexpr uint64_t LEFT_OUT = flag_bit(PageFlag::locked) | flag_bit(PageFlag::buddy) | flag_bit(PageFlag::pcp) |
+                                  flag_bit(PageFlag::lru) | flag_bit(PageFlag::swapcache) | flag_bit(PageFlag::error) |
+                                  flag_bit(PageFlag::aged);
+    // Somebody else has the page now: its next change has a time of its own.
+    if ((~before & after & flag_bit(PageFlag::locked)) != 0) engine_thread().lane.interrupt();
     before &= ~LEFT_OUT;
     after &= ~LEFT_OUT;
     if (before == after) return;

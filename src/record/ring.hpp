@@ -6,12 +6,12 @@
 //   | names | block n+1 | block n+2, lane 0: ....... | block n-3, lane 2: ....  | ... | block n, lane 1: ... |
 //                 ^ oldest: the next to be taken          ^ still being filled: passed over
 //
-// A lane that has filled its block takes the oldest. The clock (the time-stamp counter) is read where something passes
-// from one thread to another under a lock, for the 32nd event without one, and when the thread has been away; those between
-// bear the time of the last one that has it. That a function is
-// left is counted in the event before; changes of one page's flags, or count, in a row are one. The functions of
-// base/flow_details.hpp and some page flags (mm/types.cpp) are left out. Writing out merges the lanes by time and makes the file of
-// README.md.
+// A lane that has filled its block takes the oldest; so does one that has been slow and would soon be the oldest itself.
+// The clock (the time-stamp counter) is read where something passes from one thread to another under a lock, for the
+// 32nd event without one, and when the thread has been away; those between bear the time of the last one that has it.
+// That a function is left is counted in the event before; changes of one page's flags and count in a row are one. The
+// functions and states of base/flow_details.hpp and some page flags (mm/types.cpp) are left out. Writing out merges the
+// lanes by time and makes the file of README.md.
 //
 // Everything lies in one piece of memory without a pointer in it. Where that is shared, whoever maps it writes the
 // recording of a process that has died: an event counts from the moment that it is whole.
@@ -61,6 +61,9 @@ class FlowRing final : public FlowSink {
   void state(const FlowSite& site, State what, uint64_t subject, uint64_t before, uint64_t after) override;
 
  private:
+  void page(const FlowSite& site, uint16_t kind, uint64_t pfn, uint64_t change);
+  static void one_more(const FlowLane& lane);
+  static void look_at_clock(FlowLane& lane);
   bool go_on(EngineThread& here);
   bool next_block(FlowLane& lane);
   void append(uint16_t kind, const FlowSite& site, uint64_t a, uint64_t b, uint64_t c);

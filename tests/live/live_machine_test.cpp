@@ -12,11 +12,15 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <csignal>
 #include <cstring>
+#include <map>
 #include <random>
+#include <set>
 #include <thread>
 #include <vector>
 
+#include "record/reader.hpp"
 #include "record/ring.hpp"
 
 namespace {
@@ -327,5 +331,60 @@ TEST_P(RecordedLive, leaves_a_recording) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Deliveries, RecordedLive, testing::Values(Delivery::signal));
+
+/// A program whose threads swap, and end in the midst of it.
+[[noreturn]] void swap_until_killed(std::span<std::byte> ring, uint64_t events) {
+  constexpr uint64_t PAGES = 8192;
+  const auto specs = std::get<std::vector<SwapSpec>>(parse_swap_specs(std::vector<std::string_view>{"zram"}, 16_MiB));
+  LiveOptions o;
+  o.ram = 16_MiB;
+  o.swap = specs;
+  o.delivery = Delivery::signal;
+  o.quiet_boot = true;
+  o.ring = ring;
+  o.record_events = events;
+  LiveError error;
+  LiveMachine* live = LiveMachine::create(o, error);
+  if (live == nullptr) _exit(1);
+  Result<void*> memory = live->map(PAGES * PAGE, PROT_READ | PROT_WRITE);
+  if (!memory) _exit(1);
+  std::atomic<uint64_t> stores{0};
+  std::vector<std::thread> threads;
+  for (uint64_t seed = 1; seed <= 4; ++seed)
+    threads.emplace_back([&, random = std::mt19937_64(seed)]() mutable {
+      for (;;) {
+        std::atomic_ref(static_cast<uint64_t*>(*memory)[random() % PAGES * WORDS]).fetch_add(1);
+        if (stores.fetch_add(1) == 100'000) kill(getpid(), SIGKILL);
+      }
+    });
+  for (std::thread& t : threads) t.join();
+  _exit(1);
+}
+
+TEST(LiveRecording, of_threads_that_swap_at_once_does_not_contradict_itself) {
+  constexpr uint64_t EVENTS = 1 << 18;
+  const size_t bytes = FlowRing::bytes_for(EVENTS);
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  const std::span ring{static_cast<std::byte*>(memory), bytes};
+  const pid_t child = ::fork();
+  if (child == 0) swap_until_killed(ring, EVENTS);
+  int status = 0;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  ASSERT_TRUE(WIFSIGNALED(status));
+  std::vector<std::byte> file;
+  ASSERT_TRUE(write_ring(ring, "", output_to(file)));
+  munmap(memory, bytes);
+  const Recording recording = parse(file);
+  ASSERT_GE(recording.events.size(), EVENTS);
+  const std::set<std::string_view> followed = {"pte",      "mapcount",   "page_count", "page_flags", "lru",
+                                               "swap_map", "swap_cache", "nr_free",    "free_area",  "pcp_count"};
+  std::map<std::pair<uint16_t, uint64_t>, uint64_t> now;
+  for (const FlowEvent& event : recording.events) {
+    if (!event.is_state() || !followed.contains(recording.state_name(event))) continue;
+    const auto [at, first] = now.try_emplace({event.kind, event.value[0]}, event.value[1]);
+    EXPECT_EQ(at->second, event.value[1]) << recording.state_name(event) << " of " << event.value[0];
+    at->second = event.value[2];
+  }
+}
 
 }  // namespace
