@@ -1,7 +1,9 @@
 // What a ring recorder costs a live program: two live machines of 32 MiB with zram, alike but for the ring, in one
-// process. Random stores to 64 MiB, a batch to one, a batch to the other; CPU time of all threads, kswapd among them.
+// process. Stores to 64 MiB, random or page after page, a batch to one, a batch to the other; CPU time of all threads,
+// kswapd among them. And what is paid where nothing is recorded: a test at each place that could.
 #include <sys/mman.h>
 
+#include <array>
 #include <cstring>
 
 #include "live/live_machine.hpp"
@@ -19,9 +21,11 @@ constexpr uint64_t STORES = 8000;            // a batch
 constexpr uint64_t RECORD_EVENTS = 1 << 16;  // as `weir run --record` has it
 constexpr uint64_t PAGES = (uint64_t{64} << 20) / PAGE_SIZE;
 
+enum class Stores : uint8_t { random, in_order };
+
 class Program {
  public:
-  Program(Delivery delivery, uint64_t events) : ring_(FlowRing::bytes_for(RECORD_EVENTS)) {
+  Program(Delivery delivery, Stores order, uint64_t events) : ring_(FlowRing::bytes_for(RECORD_EVENTS)), order_(order) {
     SwapSpec zram{};
     zram.kind = SwapSpec::Kind::zram;
     LiveOptions o;
@@ -46,7 +50,10 @@ class Program {
   Program& operator=(const Program&) = delete;
 
   void batch() {
-    for (uint64_t i = 0; i < STORES; ++i) memory_[(random_.below(PAGES) << PAGE_SHIFT) + 8 * (i % 8)] ^= 1;
+    for (uint64_t i = 0; i < STORES; ++i) {
+      next_ = order_ == Stores::random ? random_.below(PAGES) : (next_ + 1) % PAGES;
+      memory_[(next_ << PAGE_SHIFT) + 8 * (i % 8)] ^= 1;
+    }
   }
   [[nodiscard]] uint64_t moved() {
     LiveStats s;
@@ -58,11 +65,14 @@ class Program {
   HostMemory ring_;
   LiveMachine* live_ = nullptr;
   char* memory_ = nullptr;
+  Stores order_;
+  uint64_t next_ = 0;
   Random random_;
 };
 
-void compare(Delivery delivery, const char* title) {
-  Program off(delivery, 0), on(delivery, RECORD_EVENTS);
+/// Nanoseconds of a store where nothing is recorded.
+double compare(Delivery delivery, Stores order, const char* title) {
+  Program off(delivery, order, 0), on(delivery, order, RECORD_EVENTS);
   Sample samples[2];
   const uint64_t before[2] = {off.moved(), on.moved()};
   for (unsigned i = 0; i < BATCHES; ++i)
@@ -81,12 +91,76 @@ void compare(Delivery delivery, const char* title) {
   table.row("the last 64K events in a ring", samples[1]);
   for (const uint64_t moved : {off.moved() - before[0], on.moved() - before[1]})
     std::printf("%44s %.2f pages in and out a store\n", "", static_cast<double>(moved) / (BATCHES * STORES));
+  return samples[0].cpu_median();
+}
+
+/// Counts the places that are passed.
+class Places final : public FlowSink {
+ public:
+  uint64_t count = 0;
+  void enter(const FlowSite&, uint64_t, uint64_t, uint64_t) override { ++count; }
+  void leave(const FlowSite&) override { ++count; }
+  void state(const FlowSite&, State, uint64_t, uint64_t, uint64_t) override { ++count; }
+};
+
+/// Places passed by a store in order, in a simulated machine like the live ones.
+double places_a_store() {
+  Places places;  // outlives the machine: kthreads leave functions at its end
+  BenchMachine m({.ram = 32_MiB, .content = ContentKind::bytes, .swap = SwapKind::zram});
+  VirtAddr base{};
+  const auto round = [&] {
+    for (uint64_t i = 0; i < PAGES; ++i)
+      WEIR_BUG_ON(m.mmu.store(m.task(), base + (i << PAGE_SHIFT), i) != FaultResult::done);
+  };
+  m.run([&] {
+    base = m.map(Bytes(PAGES << PAGE_SHIFT));
+    round();
+    round();
+  });
+  m.world.set_sink(&places);
+  m.run(round);
+  m.world.set_sink(nullptr);
+  return static_cast<double>(places.count) / PAGES;
+}
+
+/// In a loop that does nothing else, a call with a place and a state change, and the same call without.
+[[gnu::noinline]] void recorded(uint64_t i) {
+  WEIR_FLOW(i);
+  keep(i);
+  WEIR_STATE(swap_map, i, 1, 2);
+}
+[[gnu::noinline]] void unrecorded(uint64_t i) { keep(i); }
+
+void off(double store) {
+  constexpr uint64_t CALLS = 1'000'000;
+  Sample without, with;
+  run_on_engine_stack(
+      [](void* arg) {
+        const auto run = [](void (*call)(uint64_t)) {
+          return measure(BATCHES, CALLS, [&] {
+            for (uint64_t i = 0; i < CALLS; ++i) call(i);
+          });
+        };
+        auto** samples = static_cast<Sample**>(arg);
+        *samples[0] = run(unrecorded);
+        *samples[1] = run(recorded);
+      },
+      std::array{&without, &with}.data());
+  Table table(
+      "Recording that is off: a call that could record its entry, its end and a change, against one that cannot");
+  table.row("no place to record", without);
+  table.row("three places", with);
+  const double places = places_a_store(), each = (with.cpu_median() - without.cpu_median()) / 3;
+  std::printf("%44s %.0f places a store in order, %.2f ns each: %.1f %% of its time\n", "", places, each,
+              100 * places * each / store);
 }
 
 }  // namespace
 
 int main() {
-  compare(Delivery::signal, "Random stores, twice the RAM, zram; faults served by the thread that faults");
-  compare(Delivery::thread, "The same, faults served by the engine's threads, as `weir run` does");
+  compare(Delivery::signal, Stores::random,
+          "Random stores, twice the RAM, zram; faults served by the thread that faults");
+  compare(Delivery::thread, Stores::random, "The same, faults served by the engine's threads, as `weir run` does");
+  off(compare(Delivery::thread, Stores::in_order, "Stores in order, as `weir run` serves them"));
   return 0;
 }
