@@ -339,10 +339,11 @@ class RingFile {
       const uint64_t i = number % nr_blocks_;
       const uint64_t sequence = load(block(i) + SEQUENCE, std::memory_order_acquire);
       const uint64_t lane = load(block(i) + MORE, std::memory_order_acquire) >> LANE_SHIFT;
-      if (sequence == 0 || sequence > number + 1 || filled(i) == 0 || lane >= nr_lanes_) continue;
-      next_[i] = NONE;
+      if (sequence == 0 || sequence > number + 1 || lane >= nr_lanes_) continue;
       Lane& l = lanes_[lane];
       if (l.first == NONE) gone_ = std::max(gone_, load(block(i) + BEFORE));
+      if (filled(i) == 0) continue;
+      next_[i] = NONE;
       (l.first == NONE ? l.first : next_[l.last]) = static_cast<uint32_t>(i);
       l.last = static_cast<uint32_t>(i);
     }
@@ -467,8 +468,8 @@ class RingFile {
   void add_up(FlowEvent& event) {
     if (!adds_up(event)) return;
     Total& page = total(event);
-    // Nobody else has a page whose count is 0.
     if (!page.told) page.sum = page.start;
+    // Nobody else has a page whose count is 0.
     if (is_count(event) && event.value[1] == 0) page.sum = 0;
     page.told = true;
     const uint32_t was = page.sum;
