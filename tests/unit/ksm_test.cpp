@@ -68,6 +68,26 @@ TEST_P(KsmOf, EqualPagesBecomeOneFrameAndAWriteTakesOneOut) {
   });
 }
 
+// The node of a merged page is the first of its cache: it takes a page from the allocator.
+TEST_P(KsmOf, WithoutMemoryForANodePagesStayAsTheyWere) {
+  run_vm({.kernel = GetParam(), .swap = SWAP}, [](Vm& vm) {
+    Task& task = vm.task();
+    const VirtAddr at = vm.map(task, 2);
+    for (uint64_t i = 0; i < 2; ++i) vm.write(task, Vm::page_at(at, i), 7);
+    mergeable(vm, task, at, 2);
+    scan(vm, 1);
+    vm.machine->pages.fail_page_alloc(0);
+    scan(vm, 1);
+    EXPECT_LT(vm.machine->pages.fail_page_alloc(-1), 0) << "nothing was refused";
+    EXPECT_EQ(vm.machine->ksm.stats().pages_shared, 0);
+    for (uint64_t i = 0; i < 2; ++i) EXPECT_FALSE(PageKsm(vm.page(task, Vm::page_at(at, i))));
+    EXPECT_EQ(vm.faults(), "");
+    scan(vm, 2);
+    EXPECT_EQ(vm.machine->ksm.stats().pages_shared, 1);
+    for (uint64_t i = 0; i < 2; ++i) EXPECT_EQ(vm.read(task, Vm::page_at(at, i)), 7u);
+  });
+}
+
 TEST_P(KsmOf, AMergedPageOfManyTasksGoesToOneSlotAndComesBackRight) {
   run_vm({.kernel = GetParam(), .swap = SWAP}, [](Vm& vm) {
     std::vector<std::pair<Task*, VirtAddr>> places;
