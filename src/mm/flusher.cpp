@@ -255,7 +255,6 @@ void Flusher::bdi_thread(void* wb) {
   for (;;) {
     self.wait_for_work(device);
     if (kthread_should_stop()) return;
-    KthreadPass pass;
     (self.*self.workfn_)(device);
   }
 }
@@ -333,9 +332,14 @@ void Flusher::wb_writeback(BdiWriteback& wb, const WritebackWork& work) {
       if (wb.b_io.empty()) break;
     }
     bool errors = false;
-    const PageCount written = writeback_sb_inodes(wb, wbc, work, errors);
-    const DirtyControl control = writeback_.dirty_control(wb);
-    writeback_.wb_update_bandwidth(wb, control, start);
+    PageCount written;
+    {
+      // A fork comes before or after it, and finds no page locked by it.
+      KthreadPass pass;
+      written = writeback_sb_inodes(wb, wbc, work, errors);
+      const DirtyControl control = writeback_.dirty_control(wb);
+      writeback_.wb_update_bandwidth(wb, control, start);
+    }
     // Nothing got written: all of it is in others' hands.
     if (written.v == 0) break;
     if (errors) (void)wb.wait.wait_timeout(PAUSE_AFTER_ERRORS, [] { return kthread_should_stop(); });
