@@ -97,8 +97,9 @@ WEIR_API int weir_region_populate(weir_region* region, uint64_t offset, uint64_t
  * A touch of a page behind the file's end, or that cannot be read, is SIGBUS. */
 
 /* offset: a multiple of 4096. prot: PROT_READ or PROT_READ|PROT_WRITE. flags: MAP_SHARED or MAP_PRIVATE. fd may be
- * closed afterwards. EACCES, EBADF, ENODEV, EINVAL, EOVERFLOW, ENOMEM as mmap; ENFILE: 15 files are mapped; EBUSY: to be
- * written, and mapped already through a descriptor that cannot write; EAGAIN: no thread can be had. */
+ * closed afterwards. EACCES, EBADF, ENODEV, EINVAL, EOVERFLOW, ENOMEM, EPERM as mmap; ENFILE: 15 files are mapped; EBUSY:
+ * to be written, and mapped already through a descriptor that cannot write, or this one appends and the file cannot be
+ * opened once more; EAGAIN: no thread can be had. */
 WEIR_API int weir_region_map_file(weir_region* region, int fd, uint64_t offset, uint64_t length, int prot, int flags,
                                   void** address);
 /* A mapping or a part of it goes, when what was stored in it has been written. EIO, ENOSPC and others: what the file

@@ -24,6 +24,7 @@ namespace weir {
 /// What create() has found out.
 struct OpenFile {
   int fd = -1, plain_fd = -1;
+  bool own = true;  ///< nobody else has this open file
   PageCount capacity{};
   bool direct = false;
   bool reserved = true;
@@ -110,8 +111,9 @@ FileIdentity identity(int fd) {
 
 long duplicate(int fd) { return raw_syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, 3); }
 
-/// An open file of its own for what `fd` has open, with the rights of that; if there is no /proc, the same open file.
-long open_again(int fd) {
+/// An open file of its own for what `fd` has open, with the rights of that; where the host refuses (no /proc, rights that
+/// have gone since), the same open file, and `own` is false.
+long open_again(int fd, bool& own) {
   const long flags = raw_syscall(SYS_fcntl, fd, F_GETFL);
   if (flags < 0) return flags;
   if ((flags & O_PATH) != 0) return -EBADF;
@@ -119,8 +121,9 @@ long open_again(int fd) {
   size_t at = 14;
   for (int digit = 1'000'000'000; digit > 0; digit /= 10)
     if (fd >= digit || digit == 1) path[at++] = static_cast<char>('0' + fd / digit % 10);
-  const long own = open_at(path, static_cast<int>(flags & O_ACCMODE));
-  return own >= 0 ? own : duplicate(fd);
+  const long opened = open_at(path, static_cast<int>(flags & O_ACCMODE));
+  own = opened >= 0;
+  return own ? opened : duplicate(fd);
 }
 
 /// A file system whose files are pages of RAM.
@@ -149,10 +152,11 @@ Result<void> prepare_theirs(OpenFile& file, const FileDeviceOptions& options, Fi
     return Errno::nodev;
   }
   const long flags = raw_syscall(SYS_fcntl, file.fd, F_GETFL);
-  file.writable = (flags & O_ACCMODE) == O_RDWR;
+  // One that appends is the program's own, and writes to the end whatever the offset.
+  file.writable = (flags & (O_ACCMODE | O_APPEND)) == O_RDWR;
   file.capacity = options.capacity;
   // Only if the open file is not the program's, whose own reads and writes it would change.
-  if (file.plain_fd >= 0 && options.cache == FileCache::bypass && !lies_in_ram(file.fd))
+  if (file.own && file.plain_fd >= 0 && options.cache == FileCache::bypass && !lies_in_ram(file.fd))
     file.direct = raw_syscall(SYS_fcntl, file.fd, F_SETFL, flags | O_DIRECT) == 0;
   return {};
 }
@@ -228,22 +232,23 @@ Result<FileDevice*> FileDevice::create(void* place, World& world, const FileDevi
     explain(error, options.path != nullptr ? options.path : "swap file", "options out of range");
     return Errno::inval;
   }
+  OpenFile file;
   long fd = -1;
   switch (options.origin) {
     case FileOrigin::create: fd = open_at(options.path, O_CREAT | O_EXCL | O_RDWR | O_NOFOLLOW); break;
     case FileOrigin::unnamed: fd = open_unnamed(options.path); break;
     case FileOrigin::existing: fd = open_at(options.path, O_RDWR); break;
-    case FileOrigin::descriptor: fd = open_again(options.descriptor); break;
+    case FileOrigin::descriptor: fd = open_again(options.descriptor, file.own); break;
   }
   if (fd < 0) {
     explain(error, options.path, options.origin == FileOrigin::existing ? "cannot be opened" : "cannot be created");
     return errno_of(fd);
   }
-  OpenFile file;
   file.fd = move_up(static_cast<int>(fd), options.lowest_descriptor);
   const bool theirs = options.origin == FileOrigin::descriptor;
   if (theirs) {
-    const long plain = open_again(options.descriptor);
+    bool plain_own = true;
+    const long plain = open_again(options.descriptor, plain_own);
     if (plain >= 0) file.plain_fd = move_up(static_cast<int>(plain), options.lowest_descriptor);
   }
   Result<void> ready = theirs ? prepare_theirs(file, options, error) : prepare(file, options, error);

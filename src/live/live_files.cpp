@@ -22,6 +22,16 @@ constexpr uint64_t MAX_FILE_PAGES = LiveMachine::MAX_FILE_BYTES >> PAGE_SHIFT;
 /// Threads for a file's I/O.
 constexpr unsigned IO_THREADS = 2;
 
+/// What the host says to the same wish for one page: rights, seals, kinds of files, offsets. EBADF, EACCES, EPERM,
+/// ENODEV, EOVERFLOW, …
+Result<void> host_would_map(int fd, uint64_t offset, int prot, LiveMachine::Sharing sharing) {
+  const int flags = sharing == LiveMachine::Sharing::shared ? MAP_SHARED : MAP_PRIVATE | MAP_NORESERVE;
+  const long at = raw_syscall(SYS_mmap, 0L, PAGE_SIZE, prot, flags, fd, static_cast<long>(offset));
+  if (at < 0 && at > -4096) return static_cast<Errno>(-at);
+  raw_syscall(SYS_munmap, at, PAGE_SIZE);
+  return {};
+}
+
 }  // namespace
 
 /// fn(File&, first page, last page, address, shared) for each part of [start, end) that maps a file; its File stays
@@ -145,11 +155,8 @@ Result<void*> LiveMachine::map_file(int fd, uint64_t offset, size_t length, int 
   if (length > range_bytes_) return Errno::nomem;
   length = page_align_up(length);
   if (offset > MAX_FILE_BYTES || length > MAX_FILE_BYTES - offset) return Errno::overflow;
-  const long flags = raw_syscall(SYS_fcntl, fd, F_GETFL);
-  if (flags < 0) return static_cast<Errno>(-flags);
-  if ((flags & O_PATH) != 0) return Errno::badf;
   const bool to_write = sharing == Sharing::shared && (prot & PROT_WRITE) != 0;
-  if ((flags & O_ACCMODE) == O_WRONLY || (to_write && (flags & O_ACCMODE) != O_RDWR)) return Errno::acces;
+  WEIR_TRY_VOID(host_would_map(fd, offset + length - PAGE_SIZE, prot, sharing));
   return parts_->in_engine([&]() -> Result<void*> {
     Parts& p = *parts_;
     ScopedLock guard(p.layout);
