@@ -73,6 +73,9 @@ class BlockDevice {
     }
   }
   [[nodiscard]] virtual bool batches() const { return false; }
+  /// The program's: how long it takes, and whether it ever answers, nobody knows. Who faults waits for it without
+  /// mmap_sem, and it has its share of the dirty pages and no more (Linux: BDI_CAP_STRICTLIMIT, as FUSE's).
+  [[nodiscard]] virtual bool foreign() const { return false; }
   /// The same for a list that nobody waits for: not by this thread.
   virtual void queue_bios(Bio* first) {
     while (first != nullptr) {

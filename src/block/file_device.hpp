@@ -104,6 +104,7 @@ class FileDevice final : public BlockDevice {
   void submit_bios(Bio* first) override;
   void queue_bios(Bio* first) override;
   [[nodiscard]] bool batches() const override { return engine_ == FileEngine::kthreads; }
+  [[nodiscard]] bool foreign() const override { return options_.origin == FileOrigin::descriptor; }
   [[nodiscard]] bool congested() const override;
   [[nodiscard]] bool can_discard() const override {
     return options_.discard == FileDiscard::punch && engine_ != FileEngine::io_uring;

@@ -29,6 +29,12 @@ int64_t wb_position_ratio(const DirtyControl& c) {
   if (c.dirty >= c.thresh) return 0;
   const int64_t limit = c.thresh, setpoint = (c.freerun() + limit) / 2;
   int64_t ratio = pos_ratio_polynom(setpoint, c.dirty, limit);
+  if (c.strict) {
+    // With less than this a device cannot be kept busy.
+    if (c.wb_dirty < 8) return 2 * ONE;
+    if (c.wb_dirty >= c.wb_thresh) return 0;
+    return std::min(ratio, pos_ratio_polynom((c.wb_freerun() + c.wb_thresh) / 2, c.wb_dirty, c.wb_thresh));
+  }
 
   // A device that has shown nothing yet may begin.
   const int64_t wb_thresh = std::max(std::min(c.wb_thresh, c.thresh), (limit - c.dirty) / 8);

@@ -28,11 +28,15 @@ inline constexpr unsigned MAX_BDIS = 16;
 struct DirtyControl {
   int64_t thresh = 0, bg_thresh = 0;
   int64_t dirty = 0;  ///< and under writeback; of all
-  int64_t wb_thresh = 0;
+  int64_t wb_thresh = 0, wb_bg_thresh = 0;
   int64_t wb_dirty = 0;  ///< of the device
+  bool strict = false;   ///< it is not to have more than wb_thresh, however few others have
   int64_t write_bw = INIT_BW;
   int64_t pos_ratio = 0;  ///< 1024 where dirty is as it should be
   [[nodiscard]] int64_t freerun() const { return (thresh + bg_thresh) / 2; }
+  [[nodiscard]] int64_t wb_freerun() const { return (wb_thresh + wb_bg_thresh) / 2; }
+  /// Nobody is slowed.
+  [[nodiscard]] bool runs_free() const { return strict ? wb_dirty <= wb_freerun() : dirty <= freerun(); }
 };
 
 /// How much faster or slower than its share a writer may be, so that `dirty` comes to lie half way between freerun and

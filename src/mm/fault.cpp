@@ -67,7 +67,7 @@ FaultResult Fault::serve(Task& task, VirtAddr address, uint32_t error_code) WEIR
       flags = (flags & ~FAULT_FLAG_ALLOW_RETRY) | FAULT_FLAG_TRIED;
       continue;
     }
-    mm.mmap_sem.up_read();
+    if ((fault & VM_FAULT_COMPLETED) == 0) mm.mmap_sem.up_read();
     WEIR_STATE(fault_return, address, 0, fault);
     if ((fault & VM_FAULT_KILLED) != 0) return FaultResult::killed;
     if ((fault & VM_FAULT_OOM) != 0) {

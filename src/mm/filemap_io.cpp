@@ -324,15 +324,15 @@ Result<uint64_t> FilemapIo::read_tag(File& file, uint64_t index) {
 
 // ---- Faults --------------------------------------------------------------------------------------------------------
 
-void FilemapIo::do_sync_mmap_readahead(const VmArea& vma, File& file, uint64_t index) {
+void FilemapIo::do_sync_mmap_readahead(uint64_t vm_flags, File& file, uint64_t index) {
   WEIR_FLOW(index);
-  mmap_readahead(vma, file, index);
+  mmap_readahead(vm_flags, file, index);
 }
 
-void FilemapIo::mmap_readahead(const VmArea& vma, File& file, uint64_t index) {
-  if ((vma.vm_flags & VM_RAND_READ) != 0 || file.ra_pages == 0) return;
+void FilemapIo::mmap_readahead(uint64_t vm_flags, File& file, uint64_t index) {
+  if ((vm_flags & VM_RAND_READ) != 0 || file.ra_pages == 0) return;
   AddressSpace& mapping = file.f_inode->i_data;
-  if ((vma.vm_flags & VM_SEQ_READ) != 0) {
+  if ((vm_flags & VM_SEQ_READ) != 0) {
     readahead_.page_missing(mapping, file, index, file.ra_pages);
     return;
   }
@@ -342,8 +342,8 @@ void FilemapIo::mmap_readahead(const VmArea& vma, File& file, uint64_t index) {
   readahead_.read_around(mapping, file, index);
 }
 
-void FilemapIo::do_async_mmap_readahead(const VmArea& vma, File& file, Page& page, uint64_t index) {
-  if ((vma.vm_flags & VM_RAND_READ) != 0) return;
+void FilemapIo::do_async_mmap_readahead(uint64_t vm_flags, File& file, Page& page, uint64_t index) {
+  if ((vm_flags & VM_RAND_READ) != 0) return;
   if (file.mmap_miss > 0) --file.mmap_miss;
   if (!readahead_.due(page)) return;
   WEIR_FLOW(index);
@@ -403,11 +403,13 @@ uint32_t FilemapIo::filemap_fault(FaultRequest& request) {
   }
   Page* page = find_page(inode, index);
   if (page != nullptr) {
-    if ((request.flags & FAULT_FLAG_TRIED) == 0) do_async_mmap_readahead(vma, file, *page, index);
+    if ((request.flags & FAULT_FLAG_TRIED) == 0) do_async_mmap_readahead(vma.vm_flags, file, *page, index);
   } else {
-    (this->*mmap_missed_)(vma, file, index);
     vmstat_.count_vm_event(VmEvent::pgmajfault);
     result = VM_FAULT_MAJOR;
+    if (inode.bdev->foreign() && (request.flags & FAULT_FLAG_ALLOW_RETRY) != 0)
+      return result | read_without_mmap_sem(vma, index);
+    (this->*mmap_missed_)(vma.vm_flags, file, index);
     page = filemap_.find_get_page(mapping, index);
   }
   for (;; page = filemap_.find_get_page(mapping, index)) {
@@ -447,6 +449,27 @@ uint32_t FilemapIo::filemap_fault(FaultRequest& request) {
   return result | VM_FAULT_LOCKED;
 }
 
+/// The read is this thread's own: others may change the address space meanwhile. RETRY; what fails fails again, and is
+/// told then.
+uint32_t FilemapIo::read_without_mmap_sem(const VmArea& vma, uint64_t index) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  File& file = *vma.vm_file;
+  Mm& mm = *vma.vm_mm;
+  const uint64_t vm_flags = vma.vm_flags;
+  AddressSpace& mapping = file.f_inode->i_data;
+  get_file(file);
+  mm.mmap_sem.up_read();
+  (this->*mmap_missed_)(vm_flags, file, index);
+  Page* page = filemap_.find_get_page(mapping, index);
+  if (page == nullptr) {
+    (void)page_cache_read(mapping, index, mapping.gfp_mask);
+  } else {
+    (void)filemap_.wait_on_page_locked_killable(*page);
+    filemap_.lru().put_page(*page);
+  }
+  fput(file);
+  return VM_FAULT_RETRY;
+}
+
 uint32_t FilemapIo::filemap_page_mkwrite(FaultRequest& request) {
   WEIR_FLOW(request.address, request.pgoff);
   Page& page = *request.page;
@@ -456,6 +479,6 @@ uint32_t FilemapIo::filemap_page_mkwrite(FaultRequest& request) {
   return 0;
 }
 
-void FilemapIo::balance_dirty(VmArea& vma) { writeback_.balance_dirty_pages_ratelimited(vma.vm_file->f_inode->i_data); }
+void FilemapIo::balance_dirty(File& file) { writeback_.balance_dirty_pages_ratelimited(file.f_inode->i_data); }
 
 }  // namespace weir

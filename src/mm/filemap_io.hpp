@@ -93,7 +93,7 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   uint32_t fault(FaultRequest& request) override { return filemap_fault(request); }
   [[nodiscard]] bool has_page_mkwrite() const override { return true; }
   uint32_t page_mkwrite(FaultRequest& request) override { return filemap_page_mkwrite(request); }
-  void balance_dirty(VmArea& vma) override;
+  void balance_dirty(File& file) override;
   // AddressSpaceOps
   Result<void> writepage(Page& page, WritebackControl& wbc) override;
   Result<void> readpage(AddressSpace& mapping, Page& page) override;
@@ -141,9 +141,10 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   // fault
   uint32_t filemap_fault(FaultRequest& request);
   uint32_t filemap_page_mkwrite(FaultRequest& request);
-  void mmap_readahead(const VmArea& vma, File& file, uint64_t index);
-  void do_sync_mmap_readahead(const VmArea& vma, File& file, uint64_t index);
-  void do_async_mmap_readahead(const VmArea& vma, File& file, Page& page, uint64_t index);
+  void mmap_readahead(uint64_t vm_flags, File& file, uint64_t index);
+  void do_sync_mmap_readahead(uint64_t vm_flags, File& file, uint64_t index);
+  void do_async_mmap_readahead(uint64_t vm_flags, File& file, Page& page, uint64_t index);
+  uint32_t read_without_mmap_sem(const VmArea& vma, uint64_t index);
   bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags) WEIR_NO_THREAD_SAFETY_ANALYSIS;
 
   void fput_final(File& file);
@@ -157,7 +158,7 @@ class FilemapIo final : public FileOperations, public VmOps, public AddressSpace
   VmStat& vmstat_;
   Mmu& mmu_;
   Result<void> (FilemapIo::*const check_errors_)(File& file);  ///< what fsync says, as the kernel does
-  void (FilemapIo::*const mmap_missed_)(const VmArea& vma, File& file, uint64_t index);  ///< under the kernel's name
+  void (FilemapIo::*const mmap_missed_)(uint64_t vm_flags, File& file, uint64_t index);  ///< under the kernel's name
   OndemandReadahead ondemand_;
   TwoWindowReadahead two_window_;
   Readahead& readahead_;  ///< the kernel's

@@ -1,6 +1,8 @@
 // src/mm/memory.cpp: faults. See memory.hpp; copying and zapping: memory_ranges.cpp
 #include "mm/memory.hpp"
 
+#include "mm/inode.hpp"
+
 namespace weir {
 
 namespace {
@@ -112,6 +114,29 @@ bool Memory::lock_page_or_retry(Page& page, Mm& mm, uint32_t flags) WEIR_NO_THRE
   return true;
 }
 
+/// A page, referenced: locked; and a file's is not being written, where it has one place only. False: mmap_sem and the
+/// reference were dropped when that had been waited for; the fault begins anew.
+bool Memory::lock_still_page(Page& page, Mm& mm, uint32_t flags) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  if (caps_.has_alias || PageAnon(page) || (flags & FAULT_FLAG_ALLOW_RETRY) == 0) {
+    filemap_.lock_page(page);
+    return true;
+  }
+  if (filemap_.trylock_page(page)) {
+    if (!page.test(PageFlag::writeback)) return true;
+    filemap_.unlock_page(page);
+  }
+  wait_for_its_disk(page, mm);
+  return false;
+}
+
+/// Drops mmap_sem and the reference: others may change the address space while a disk takes its time.
+void Memory::wait_for_its_disk(Page& page, Mm& mm) WEIR_NO_THREAD_SAFETY_ANALYSIS {
+  mm.mmap_sem.up_read();
+  filemap_.wait_on_page_locked(page);
+  filemap_.wait_on_page_writeback(page);
+  filemap_.lru().put_page(page);
+}
+
 // ---- Dispatch -------------------------------------------------------------------------------------------------------
 
 uint32_t Memory::handle_mm_fault(VmArea& vma, VirtAddr address, uint32_t flags) {
@@ -150,7 +175,8 @@ uint32_t Memory::present_fault(FaultContext& ctx, PteLock ptl) {
   PageAllocator::get_page(*page);
   ptl.unlock();
 
-  filemap_.lock_page(*page);  // whoever changes what hardware knows of the page has this lock
+  // Whoever changes what hardware knows of the page has its lock.
+  if (!lock_still_page(*page, ctx.mm, ctx.flags)) return VM_FAULT_RETRY;
   uint32_t ret = VM_FAULT_OK;
   ptl = tables_.pte_offset_map_lock(ctx.mm, ctx.address);
   const Pte now = *ptl;
@@ -236,8 +262,14 @@ uint32_t Memory::ask_owner(FaultContext& ctx) {
   FaultRequest request{.vma = &ctx.vma, .address = ctx.address, .pgoff = ctx.pgoff, .flags = ctx.flags};
   const uint32_t ret = ctx.vma.vm_ops->fault(request);
   if ((ret & (VM_FAULT_ERROR | VM_FAULT_NOPAGE | VM_FAULT_RETRY)) != 0) return ret;
-  ctx.page = request.page;
-  if ((ret & VM_FAULT_LOCKED) == 0) filemap_.lock_page(*ctx.page);
+  Page& page = *request.page;
+  if ((ret & VM_FAULT_LOCKED) == 0) filemap_.lock_page(page);
+  if (!caps_.has_alias && page.test(PageFlag::writeback) && (ctx.flags & FAULT_FLAG_ALLOW_RETRY) != 0) {
+    filemap_.unlock_page(page);
+    wait_for_its_disk(page, ctx.mm);
+    return (ret & ~VM_FAULT_LOCKED) | VM_FAULT_RETRY;
+  }
+  ctx.page = &page;
   return (ret & ~VM_FAULT_LOCKED);
 }
 
@@ -324,10 +356,21 @@ uint32_t Memory::may_become_writable(FaultContext& ctx) {
 }
 
 /// The page is mapped writable, locked, and about to be written: its owner learns it now, and the writer may be slowed.
-void Memory::dirty_shared_page(FaultContext& ctx, Page& page) {
+/// Where others wait for real, without mmap_sem: COMPLETED.
+uint32_t Memory::dirty_shared_page(FaultContext& ctx, Page& page) WEIR_NO_THREAD_SAFETY_ANALYSIS {
   rmap_.set_page_dirty(page);
   unlock_put(page);
-  ctx.vma.vm_ops->balance_dirty(ctx.vma);
+  VmOps& vm_ops = *ctx.vma.vm_ops;
+  File& file = *ctx.vma.vm_file;
+  if (caps_.has_alias || (ctx.flags & FAULT_FLAG_ALLOW_RETRY) == 0) {
+    vm_ops.balance_dirty(file);
+    return VM_FAULT_OK;
+  }
+  get_file(file);
+  ctx.mm.mmap_sem.up_read();
+  vm_ops.balance_dirty(file);
+  fput(file);
+  return VM_FAULT_COMPLETED;
 }
 
 uint32_t Memory::shared_fault(FaultContext& ctx) {
@@ -343,7 +386,7 @@ uint32_t Memory::shared_fault(FaultContext& ctx) {
     unlock_put(page);
     return ret;
   }
-  era_->dirty_shared_page(ctx, page);
+  ret |= era_->dirty_shared_page(ctx, page);
   return ret & ~MAPPED;
 }
 
@@ -491,7 +534,7 @@ uint32_t Memory::do_wp_page(FaultContext& ctx, PteLock ptl) {
 /// A file's page in a private mapping, where what is mapped cannot be copied: it goes, and the fault is one on nothing.
 /// Consumes the caller's reference.
 uint32_t Memory::copy_unmapped(FaultContext& ctx, Page& page) {
-  filemap_.lock_page(page);
+  if (!lock_still_page(page, ctx.mm, ctx.flags)) return VM_FAULT_RETRY;
   const bool unmapped = unmap_elsewhere(page);
   unlock_put(page);
   if (!unmapped) return VM_FAULT_SIGBUS;
@@ -518,7 +561,7 @@ Pte Memory::reuse_page(FaultContext& ctx, PteLock& ptl) {
 uint32_t Memory::reuse_shared_page(FaultContext& ctx, Page& page, PteLock ptl) {
   PageAllocator::get_page(page);
   ptl.unlock();
-  filemap_.lock_page(page);
+  if (!lock_still_page(page, ctx.mm, ctx.flags)) return VM_FAULT_RETRY;
   uint32_t ret = VM_FAULT_OK;
   if (Filemap::file_mapping(page) != nullptr) {  // else truncated meanwhile: look again
     ctx.page = &page;
@@ -529,8 +572,7 @@ uint32_t Memory::reuse_shared_page(FaultContext& ctx, Page& page, PteLock ptl) {
         const Pte entry = era_->reuse_page(ctx, ptl);
         ptl.unlock();
         ret |= make_known(ctx, entry, page);
-        era_->dirty_shared_page(ctx, page);
-        return ret;
+        return ret | era_->dirty_shared_page(ctx, page);
       }
       ptl.unlock();
     }

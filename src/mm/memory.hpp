@@ -55,7 +55,7 @@ class Memory {
   Memory& operator=(const Memory&) = delete;
   Result<void> init();  ///< the zero page, where the Mmu has one
 
-  /// mmap_sem held for reading; dropped if VM_FAULT_RETRY comes back. VmFault bits. PGFAULT counts every call, as
+  /// mmap_sem held for reading; dropped if VM_FAULT_RETRY or VM_FAULT_COMPLETED comes back. VmFault bits. PGFAULT counts every call, as
   /// in 4.14.
   uint32_t handle_mm_fault(VmArea& vma, VirtAddr address, uint32_t flags);
 
@@ -154,11 +154,13 @@ class Memory {
   void cow_user_page(Page& to, Page& from);
   uint32_t make_known(FaultContext& ctx, Pte pte, Page& page);
   [[nodiscard]] bool lock_page_or_retry(Page& page, Mm& mm, uint32_t flags);
+  [[nodiscard]] bool lock_still_page(Page& page, Mm& mm, uint32_t flags);
+  void wait_for_its_disk(Page& page, Mm& mm);
   [[nodiscard]] Result<void> anon_vma_prepare(VmArea& vma);
   [[nodiscard]] VmArea* mergeable_neighbour(VmArea& vma) const;
   [[nodiscard]] Page* alloc_locked_page();
   void unlock_put(Page& page);
-  void dirty_shared_page(FaultContext& ctx, Page& page);
+  [[nodiscard]] uint32_t dirty_shared_page(FaultContext& ctx, Page& page);
 
   // memory_nonlinear.cpp
   bool install_file_pte(VmArea& vma, VirtAddr address, uint64_t pgoff);
@@ -264,7 +266,9 @@ class MemoryEra {
     return memory_.set_file_pte(ctx, page, ptl, entry);
   }
   virtual uint32_t ask_mkwrite(Context& ctx) { return memory_.ask_mkwrite(ctx); }
-  virtual void dirty_shared_page(Context& ctx, Page& page) { memory_.dirty_shared_page(ctx, page); }
+  [[nodiscard]] virtual uint32_t dirty_shared_page(Context& ctx, Page& page) {
+    return memory_.dirty_shared_page(ctx, page);
+  }
   virtual uint32_t copy_page(Context& ctx, Page* old_page) { return memory_.copy_page(ctx, old_page); }
   virtual Pte reuse_page(Context& ctx, PteLock& ptl) { return memory_.reuse_page(ctx, ptl); }
   virtual uint32_t reuse_shared_page(Context& ctx, Page& page, PteLock ptl) {

@@ -33,7 +33,7 @@ class Memory_4_14 final : public MemoryEra {
     return alloc_set_pte(ctx, page, ptl, entry);
   }
   uint32_t ask_mkwrite(Context& ctx) override { return do_page_mkwrite(ctx); }
-  void dirty_shared_page(Context& ctx, Page& page) override { fault_dirty_shared_page(ctx, page); }
+  uint32_t dirty_shared_page(Context& ctx, Page& page) override { return fault_dirty_shared_page(ctx, page); }
   uint32_t copy_page(Context& ctx, Page* old_page) override { return wp_page_copy(ctx, old_page); }
   Pte reuse_page(Context& ctx, PteLock& ptl) override { return wp_page_reuse(ctx, ptl); }
   uint32_t reuse_shared_page(Context& ctx, Page& page, PteLock ptl) override {
@@ -90,9 +90,9 @@ class Memory_4_14 final : public MemoryEra {
     WEIR_FLOW(ctx.address);
     return MemoryEra::ask_mkwrite(ctx);
   }
-  void fault_dirty_shared_page(Context& ctx, Page& page) {
+  uint32_t fault_dirty_shared_page(Context& ctx, Page& page) {
     WEIR_FLOW(ctx.address);
-    MemoryEra::dirty_shared_page(ctx, page);
+    return MemoryEra::dirty_shared_page(ctx, page);
   }
   uint32_t wp_page_copy(Context& ctx, Page* old_page) {
     WEIR_FLOW(ctx.address, ctx.orig_pte);

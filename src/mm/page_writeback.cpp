@@ -200,7 +200,17 @@ DirtyControl PageWriteback::dirty_control(BdiWriteback& wb) {
   const DirtyLimits limits = global_dirty_limits();
   DirtyControl control{.thresh = limits.dirty.v, .bg_thresh = limits.background.v, .dirty = dirty_and_writeback().v};
   control.wb_thresh = wb_calc_thresh(wb, control.thresh);
+  control.wb_bg_thresh = wb_calc_thresh(wb, control.bg_thresh);
   control.wb_dirty = wb.reclaimable.load(std::memory_order_relaxed) + wb.writeback.load(std::memory_order_relaxed);
+  control.strict = wb.bdi != nullptr && wb.bdi->foreign();
+  if (control.strict) {
+    // One that has not written anything yet, and one whose share others have, may have as much as it leaves; and none
+    // has what others hold.
+    if (wb.written.load(std::memory_order_relaxed) == 0) control.wb_thresh = control.wb_bg_thresh = 0;
+    const int64_t room = std::max<int64_t>(control.thresh - control.dirty, 0);
+    control.wb_thresh = std::min(std::max(control.wb_thresh, room), control.wb_dirty + room);
+    control.wb_bg_thresh = std::min(std::max(control.wb_bg_thresh, room / 2), control.wb_thresh / 2);
+  }
   {
     ScopedLock guard(wbs_lock_);
     control.write_bw = wb.avg_write_bandwidth;
@@ -222,8 +232,7 @@ void PageWriteback::wb_update_bandwidth(BdiWriteback& wb, const DirtyControl& co
 
 bool PageWriteback::wb_over_bg_thresh(BdiWriteback& wb) {
   if (over_background_thresh()) return true;
-  const int64_t background = global_dirty_limits().background.v;
-  return wb.reclaimable.load(std::memory_order_relaxed) > wb_calc_thresh(wb, background);
+  return wb.reclaimable.load(std::memory_order_relaxed) > dirty_control(wb).wb_bg_thresh;
 }
 
 // ---- Writing -------------------------------------------------------------------------------------------------------

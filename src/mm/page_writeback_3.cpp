@@ -90,10 +90,11 @@ class DirtyEra_3 final : public DirtyEra {
       const Nanos now = world().now();
       const DirtyControl control = self.dirty_control(wb);
       self.set_ratelimit(PageCount(control.thresh));
-      if (control.dirty <= control.freerun()) {
+      if (control.runs_free()) {
         task.dirty_paused_when = now;
-        task.nr_dirtied_pause =
-            std::min<uint64_t>(dirty_poll_interval(control.dirty, control.thresh), DIRTY_RATELIMIT_PAGES);
+        const uint64_t interval = control.strict ? dirty_poll_interval(control.wb_dirty, control.wb_thresh)
+                                                 : dirty_poll_interval(control.dirty, control.thresh);
+        task.nr_dirtied_pause = std::min<uint64_t>(interval, DIRTY_RATELIMIT_PAGES);
         break;
       }
       if (flusher != nullptr && flusher->has_thread()) {
@@ -105,7 +106,7 @@ class DirtyEra_3 final : public DirtyEra {
         wbc.range_cyclic = true;
         self.write_cache_pages(mapping, wbc);
       }
-      exceeded = control.wb_dirty > control.wb_thresh && control.dirty > control.thresh;
+      exceeded = control.wb_dirty > control.wb_thresh && (control.strict || control.dirty > control.thresh);
       wb.dirty_exceeded.store(exceeded, std::memory_order_relaxed);
       self.wb_update_bandwidth(wb, control, start);
 

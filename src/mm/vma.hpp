@@ -32,8 +32,8 @@ class VmOps {
     (void)request;
     return 0;
   }
-  /// Something shared was made dirty through this VMA: its writer may be slowed. Holds only mmap_sem for reading.
-  virtual void balance_dirty(VmArea& vma) { (void)vma; }
+  /// Something shared of `file` was made dirty by a mapping: its writer may be slowed. Holds at most mmap_sem for reading.
+  virtual void balance_dirty(File& file) { (void)file; }
 
  protected:
   ~VmOps() = default;

@@ -631,7 +631,8 @@ struct Vmscan::Era_4_14 final : Era {
 
   void under_writeback(Page& page, Stat& stat) override {
     // Met for the second time before its write has ended: the scan is faster than the device.
-    if (current_is_kswapd() && page.test(PageFlag::reclaim) && self.pgdat_writeback_.load(std::memory_order_relaxed)) {
+    if (current_is_kswapd() && page.test(PageFlag::reclaim) && self.pgdat_writeback_.load(std::memory_order_relaxed) &&
+        !on_foreign_disk(page)) {
       ++stat.nr_immediate;
     } else {
       // The end of the write puts it at the tail.

@@ -1,10 +1,18 @@
 // src/mm/vmscan_era.hpp: what each kernel's own reclaim implements; only the files of vmscan include it
 #pragma once
 
+#include "mm/inode.hpp"
 #include "mm/page_private.hpp"
 #include "mm/vmscan.hpp"
 
 namespace weir {
+
+/// A file's page, locked, on a disk that may never answer: reclaim takes other pages, and does not wait for that disk.
+[[nodiscard]] inline bool on_foreign_disk(const Page& page) {
+  const AddressSpace* mapping = Filemap::file_mapping(page);
+  return mapping != nullptr && mapping->host != nullptr && mapping->host->bdev != nullptr &&
+         mapping->host->bdev->foreign();
+}
 
 struct Vmscan::Era {
   explicit Era(Vmscan& vmscan) : self(vmscan) {}

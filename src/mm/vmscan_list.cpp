@@ -284,7 +284,7 @@ bool Vmscan::prepare_page(Page& page, ScanControl& sc, Stat& stat, FlushBatch& u
   if (dirty || writeback) ++stat.nr_dirty;
   if (dirty && !writeback) ++stat.nr_unqueued_dirty;
   bool may_enter_fs = sc.gfp_mask.has(__GFP_FS) || (PageSwapCache(page) && sc.gfp_mask.has(__GFP_IO));
-  if (writeback && page.test(PageFlag::reclaim)) ++stat.nr_congested;
+  if (writeback && page.test(PageFlag::reclaim) && !on_foreign_disk(page)) ++stat.nr_congested;
   if (writeback) return era_->under_writeback(page, stat), false;
 
   candidate = {.page = &page};

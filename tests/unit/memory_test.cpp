@@ -415,7 +415,7 @@ class Counting final : public VmOps {
   uint32_t fault(FaultRequest& request) override { return ++faults, inner_.fault(request); }
   [[nodiscard]] bool has_page_mkwrite() const override { return true; }
   uint32_t page_mkwrite(FaultRequest& request) override { return ++mkwrites, inner_.page_mkwrite(request); }
-  void balance_dirty(VmArea& vma) override { ++balanced, inner_.balance_dirty(vma); }
+  void balance_dirty(File& file) override { ++balanced, inner_.balance_dirty(file); }
   int faults = 0, mkwrites = 0, balanced = 0;
 
  private:

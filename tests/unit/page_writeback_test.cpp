@@ -298,6 +298,29 @@ TEST(PositionRatio, ADeviceWithMoreThanItsShareIsSlowedAndOneWithHardlyAnyIsNot)
   EXPECT_GE(ratio(1500, 1000, 10), fair * 8);
 }
 
+TEST(PositionRatio, AStrictDeviceStopsAtItsShareHoweverLittleOthersHave) {
+  const auto control = [](int64_t wb_dirty) {
+    return DirtyControl{.thresh = 2000,
+                        .bg_thresh = 1000,
+                        .dirty = wb_dirty,
+                        .wb_thresh = 200,
+                        .wb_bg_thresh = 100,
+                        .wb_dirty = wb_dirty,
+                        .strict = true};
+  };
+  EXPECT_TRUE(control(150).runs_free());
+  EXPECT_FALSE(control(151).runs_free());
+  EXPECT_EQ(wb_position_ratio(control(200)), 0);
+  EXPECT_NEAR(static_cast<double>(wb_position_ratio(control(175))), 1024, 40) << "half way from free to its share";
+  EXPECT_EQ(wb_position_ratio(control(5)), 2048) << "enough to keep it busy";
+  DirtyControl full = control(5);
+  full.dirty = 2000;
+  EXPECT_EQ(wb_position_ratio(full), 0) << "the limit of all is one for it too";
+  full.strict = false;
+  full.dirty = 1000;
+  EXPECT_TRUE(full.runs_free());
+}
+
 // 1000 pages were dirtied at once; the device takes 25600 a second: the writer is 39 ms ahead.
 TEST_F(PageWritebackTest, AWriterPausesForWhatItIsAhead) {
   Task task;
