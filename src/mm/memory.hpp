@@ -55,8 +55,8 @@ class Memory {
   Memory& operator=(const Memory&) = delete;
   Result<void> init();  ///< the zero page, where the Mmu has one
 
-  /// mmap_sem held for reading; dropped if VM_FAULT_RETRY or VM_FAULT_COMPLETED comes back. VmFault bits. PGFAULT counts every call, as
-  /// in 4.14.
+  /// mmap_sem held for reading; dropped if VM_FAULT_RETRY or VM_FAULT_COMPLETED comes back. VmFault bits. PGFAULT counts
+  /// every call, as in 4.14.
   uint32_t handle_mm_fault(VmArea& vma, VirtAddr address, uint32_t flags);
 
   /// fork: dst gets src's mappings; private writable ones become read-only on both sides. Both mmap_sems held for

@@ -304,7 +304,7 @@ enum VmFault : uint32_t {
   VM_FAULT_RETRY = 1u << 10,  ///< mmap_lock was dropped: look everything up again
   VM_FAULT_DONE_COW = 1u << 12,
   VM_FAULT_COMPLETED = 1u << 14,  ///< done, and mmap_lock was dropped. Linux 6.0
-  VM_FAULT_KILLED = 1u << 16,  ///< the task is dying
+  VM_FAULT_KILLED = 1u << 16,     ///< the task is dying
 };
 
 enum FaultFlag : uint32_t {
