@@ -51,7 +51,7 @@ enum class Delivery : uint8_t {
 struct LiveOptions {
   Bytes ram{};  ///< at least 4 MiB; everything the engine needs is in it
   std::span<const SwapSpec>
-      swap;  ///< first = used first; looked at during create() alone; may be empty: then what does not fit is killed
+      swap{};  ///< first = used first; looked at during create() alone; may be empty: then what does not fit is killed
   Delivery delivery = Delivery::signal;
   Bytes address_space{uint64_t{1} << 38};  ///< for managed memory; costs nothing until mapped. Less where limits are
   Bytes least_address_space{};             ///< but not less than that, and twice `ram`

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "live/host_file.hpp"
-#include "live/live_machine.hpp"
+#include "live/live_fixture.hpp"
 
 namespace weir::test {
 
@@ -16,27 +16,10 @@ constexpr size_t PAGE = 4096;
 constexpr int READ = PROT_READ, WRITE = PROT_READ | PROT_WRITE;
 
 /// A machine for each test, in both deliveries where the host allows it; all is as it should be when it ends.
-class LiveFile : public testing::TestWithParam<Delivery> {
+class LiveFile : public LiveFixture<testing::TestWithParam<Delivery>> {
  protected:
   static constexpr Bytes RAM = 16_MiB;
-  void SetUp() override {
-    const std::string_view swap[] = {"zram", "file:/var/tmp:64M"};
-    specs_ = std::get<std::vector<SwapSpec>>(parse_swap_specs({std::begin(swap), std::end(swap)}, RAM));
-    LiveOptions o;
-    o.ram = RAM;
-    o.swap = specs_;
-    o.delivery = GetParam();
-    o.quiet_boot = true;
-    LiveError error;
-    live = LiveMachine::create(o, error);
-    if (live == nullptr && GetParam() == Delivery::thread) GTEST_SKIP() << error.text;
-    ASSERT_NE(live, nullptr) << error.text;
-  }
-  void TearDown() override {
-    if (live == nullptr) return;
-    EXPECT_EQ(live->verify(), 0u);
-    LiveMachine::destroy(live);
-  }
+  void SetUp() override { make({"zram", "file:/var/tmp:64M"}, RAM, GetParam(), {.quiet_boot = true}); }
 
   std::byte* map(const HostFile& file, uint64_t offset, size_t length, int prot = WRITE,
                  LiveMachine::Sharing sharing = LiveMachine::Sharing::shared) {
@@ -46,12 +29,6 @@ class LiveFile : public testing::TestWithParam<Delivery> {
   }
   Errno sync(void* at, size_t length, int flags = MS_SYNC) { return live->sync_file(at, length, flags).error(); }
   Errno unmap(void* at, size_t length) { return live->unmap_file(at, length).error(); }
-  LiveStats stats() {
-    LiveStats s;
-    live->stats(s);
-    return s;
-  }
-  int64_t node(NodeStat which) { return stats().node[static_cast<unsigned>(which)]; }
   /// Bytes of [at, at + n) that are not those of `seed` from `pos` on.
   static uint64_t wrong(const std::byte* at, uint64_t n, uint64_t pos, uint64_t seed = 1) {
     uint64_t found = 0;
@@ -73,9 +50,6 @@ class LiveFile : public testing::TestWithParam<Delivery> {
     for (size_t i = 0; i < bytes; i += PAGE) static_cast<std::byte*>(*at)[i] = std::byte{1};
     ASSERT_TRUE(live->unmap(*at, bytes));
   }
-
-  std::vector<SwapSpec> specs_;
-  LiveMachine* live = nullptr;
 };
 
 }  // namespace weir::test

@@ -103,7 +103,6 @@ class LiveSlowDisk : public LiveFile {
   std::byte* slow = nullptr;
 };
 
-const auto delivery_name = [](const auto& info) { return info.param == Delivery::signal ? "signal" : "thread"; };
 INSTANTIATE_TEST_SUITE_P(, LiveFile, testing::Values(Delivery::signal, Delivery::thread), delivery_name);
 INSTANTIATE_TEST_SUITE_P(, LiveSlowDisk, testing::Values(Delivery::signal, Delivery::thread), delivery_name);
 

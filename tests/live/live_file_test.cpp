@@ -18,8 +18,7 @@ using namespace weir;
 using namespace weir::test;
 using Sharing = LiveMachine::Sharing;
 
-INSTANTIATE_TEST_SUITE_P(, LiveFile, testing::Values(Delivery::signal, Delivery::thread),
-                         [](const auto& info) { return info.param == Delivery::signal ? "signal" : "thread"; });
+INSTANTIATE_TEST_SUITE_P(, LiveFile, testing::Values(Delivery::signal, Delivery::thread), delivery_name);
 
 // ---- Reading and writing --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@
 #include <memory>
 
 #include "live/host_file.hpp"
-#include "live/live_machine.hpp"
+#include "live/live_fixture.hpp"
 #include "model/fsx_seeds.hpp"
 
 namespace weir::model {
@@ -155,19 +155,12 @@ class LiveFile final : public FsxTarget {
   std::byte *shared_ = nullptr, *private__ = nullptr, *ballast_ = nullptr;
 };
 
-class LiveFsx : public testing::TestWithParam<Delivery> {
+class LiveFsx : public test::LiveFixture<testing::TestWithParam<Delivery>> {
  protected:
   void SetUp() override { signal(SIGXFSZ, SIG_IGN); }
-  void make(Bytes ram) {
-    const std::string_view swap[] = {"zram"};
-    specs_ = std::get<std::vector<SwapSpec>>(parse_swap_specs({std::begin(swap), std::end(swap)}, ram));
-    LiveError error;
-    live_ = LiveMachine::create({.ram = ram, .swap = specs_, .delivery = GetParam(), .quiet_boot = true}, error);
-    if (live_ == nullptr && GetParam() == Delivery::thread) GTEST_SKIP() << error.text;
-    ASSERT_NE(live_, nullptr) << error.text;
-  }
+  void make(Bytes ram) { LiveFixture::make({"zram"}, ram, GetParam(), {.quiet_boot = true}); }
   void TearDown() override {
-    if (live_ != nullptr) LiveMachine::destroy(live_);
+    LiveFixture::TearDown();
     signal(SIGXFSZ, SIG_DFL);
   }
   std::string run(uint64_t seed, bool may_fail, FsxTotals& all) {
@@ -175,7 +168,7 @@ class LiveFsx : public testing::TestWithParam<Delivery> {
     Fsx fsx(options, 1);
     const HostFile file(0);
     {
-      LiveFile target(*live_, file, options.max_bytes, may_fail);
+      LiveFile target(*live, file, options.max_bytes, may_fail);
       const auto look = [&] {
         const std::vector<std::byte> disk = file.bytes(0, options.max_bytes);
         fsx.look_at_disk([&](uint64_t at) { return at < disk.size() ? disk[at] : std::byte{0}; });
@@ -192,26 +185,22 @@ class LiveFsx : public testing::TestWithParam<Delivery> {
     }
     all.add(fsx.totals);
     std::string found = fsx.failure();
-    if (const unsigned broken = live_->verify(); broken != 0) found += " verify: " + std::to_string(broken);
+    if (const unsigned broken = live->verify(); broken != 0) found += " verify: " + std::to_string(broken);
     return found;
   }
-
-  std::vector<SwapSpec> specs_;
-  LiveMachine* live_ = nullptr;
 };
 
-INSTANTIATE_TEST_SUITE_P(, LiveFsx, testing::Values(Delivery::signal, Delivery::thread),
-                         [](const auto& info) { return info.param == Delivery::signal ? "signal" : "thread"; });
+INSTANTIATE_TEST_SUITE_P(, LiveFsx, testing::Values(Delivery::signal, Delivery::thread), test::delivery_name);
 
 TEST_P(LiveFsx, a_mapped_file_is_a_byte_array_and_what_msync_promised_is_on_the_disk) {
   make(RAM);
-  if (live_ == nullptr) return;
+  if (live == nullptr) return;
   run_seeds("a mapped file", 15, [this](uint64_t seed, FsxTotals& all) { return run(seed, false, all); });
 }
 
 TEST_P(LiveFsx, so_it_is_where_writes_fail) {
   make(RAM_TO_KEEP);
-  if (live_ == nullptr) return;
+  if (live == nullptr) return;
   run_seeds("failing writes", 15, [this](uint64_t seed, FsxTotals& all) { return run(seed, true, all); });
 }
 

@@ -20,6 +20,7 @@
 #include <thread>
 #include <vector>
 
+#include "live/live_fixture.hpp"
 #include "record/reader.hpp"
 #include "record/ring.hpp"
 
@@ -42,37 +43,19 @@ bool holds(const uint64_t* at, uint64_t page, uint64_t value) {
 }
 
 /// A machine of its own for each test, in both deliveries where the host allows it.
-class LiveTest : public testing::TestWithParam<Delivery> {
+class LiveTest : public test::LiveFixture<testing::TestWithParam<Delivery>> {
  protected:
-  void SetUp() override { make({"zram", "file:/var/tmp:128M"}); }
-  void make(std::vector<std::string_view> swap, Bytes ram = 16_MiB) {
-    if (live != nullptr) LiveMachine::destroy(live);
-    specs = std::get<std::vector<SwapSpec>>(parse_swap_specs(swap, ram));
+  void SetUp() override { make(16_MiB); }
+  void make(Bytes ram) {
     LiveOptions o;
-    o.ram = ram;
-    o.swap = specs;
-    o.delivery = GetParam();
     o.ring = ring;
     o.record_events = RECORD_EVENTS;
-    LiveError error;
-    live = LiveMachine::create(o, error);
-    if (live == nullptr && GetParam() == Delivery::thread) GTEST_SKIP() << error.text;
-    ASSERT_NE(live, nullptr) << error.text;
-  }
-  void TearDown() override {
-    if (live == nullptr) return;
-    EXPECT_EQ(live->verify(), 0u);
-    LiveMachine::destroy(live);
+    LiveFixture::make({"zram", "file:/var/tmp:128M"}, ram, GetParam(), o);
   }
   uint64_t* map(size_t bytes, int prot = PROT_READ | PROT_WRITE) {
     Result<void*> r = live->map(bytes, prot);
     EXPECT_TRUE(r.ok()) << errno_name(r.error());
     return r ? static_cast<uint64_t*>(*r) : nullptr;
-  }
-  uint64_t event(VmEvent e) {
-    LiveStats s;
-    live->stats(s);
-    return s.event[static_cast<unsigned>(e)];
   }
   /// Touches so much else that everything that can leave has left.
   void push_everything_out() {
@@ -81,8 +64,6 @@ class LiveTest : public testing::TestWithParam<Delivery> {
     EXPECT_TRUE(live->unmap(other, 32 << 20).ok());
   }
 
-  std::vector<SwapSpec> specs;
-  LiveMachine* live = nullptr;
   static constexpr uint64_t RECORD_EVENTS = 16384;
   std::span<std::byte> ring;  ///< empty: nothing is recorded
 };
@@ -217,7 +198,7 @@ TEST_P(LiveTest, a_pinned_page_that_is_given_up_reads_zero) {
 }
 
 TEST_P(LiveTest, the_budget_can_be_lowered_and_raised) {
-  make({"zram", "file:/var/tmp:128M"}, 32_MiB);
+  make(32_MiB);
   if (live == nullptr) return;
   constexpr uint64_t pages = (24 << 20) / PAGE;
   uint64_t* p = map(pages * PAGE);
@@ -304,9 +285,7 @@ TEST_P(LiveTest, forks_while_other_threads_fault) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Deliveries, LiveTest, testing::Values(Delivery::signal, Delivery::thread),
-                         [](const testing::TestParamInfo<Delivery>& info) {
-                           return info.param == Delivery::signal ? "signal" : "thread";
-                         });
+                         test::delivery_name);
 
 class RecordedLive : public LiveTest {
  protected:

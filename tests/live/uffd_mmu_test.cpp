@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "arch/uffd/uffd_open.hpp"
-#include "live/live_machine.hpp"
+#include "live/live_fixture.hpp"
 
 namespace {
 
@@ -22,29 +22,13 @@ using namespace weir;
 constexpr size_t PAGE = 4096, WORDS = PAGE / 8;
 constexpr uint64_t PAGES = (32 << 20) / PAGE;
 
-class UffdMmuTest : public testing::Test {
+class UffdMmuTest : public test::LiveFixture<testing::Test> {
  protected:
-  void create(std::vector<std::string_view> swap, Bytes ram = 8_MiB) {
-    specs_ = std::get<std::vector<SwapSpec>>(parse_swap_specs(swap, ram));
-    LiveOptions o;
-    o.ram = ram;
-    o.swap = specs_;
-    LiveError error;
-    live = LiveMachine::create(o, error);
-    ASSERT_NE(live, nullptr) << error.text;
+  void create(const std::vector<std::string_view>& swap) {
+    ASSERT_NO_FATAL_FAILURE(make(swap, 8_MiB, Delivery::signal));
     Result<void*> r = live->map(PAGES * PAGE, PROT_READ | PROT_WRITE);
     ASSERT_TRUE(r.ok());
     memory = static_cast<uint64_t*>(*r);
-  }
-  void TearDown() override {
-    if (live == nullptr) return;
-    EXPECT_EQ(live->verify(), 0u);
-    LiveMachine::destroy(live);
-  }
-  LiveStats stats() {
-    LiveStats s;
-    live->stats(s);
-    return s;
   }
   uint64_t* page(uint64_t n) { return memory + n * WORDS; }
   static void store(uint64_t* at, uint64_t value) {
@@ -56,8 +40,6 @@ class UffdMmuTest : public testing::Test {
     return true;
   }
 
-  std::vector<SwapSpec> specs_;
-  LiveMachine* live = nullptr;
   uint64_t* memory = nullptr;
 };
 
